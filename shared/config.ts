@@ -1,0 +1,252 @@
+/**
+ * Configuration from the environment. Producers need `REDIS_URL` alone; workers need PVE's credentials too.
+ * Every bad variable is reported at once, with its name, its problem and the way out, never with its value.
+ */
+import { readFileSync } from "node:fs";
+import { BlockList, isIP } from "node:net";
+import { z } from "zod";
+import { FleetError } from "./errors.ts";
+import { NodeName } from "./ids.ts";
+import { StorageName } from "./jobs/fields.ts";
+
+type Env = Readonly<Record<string, string | undefined>>;
+
+const integer = (least: number, most: number) =>
+  z.coerce.number({ error: "must be a whole number" }).int("must be a whole number").min(least).max(most);
+const flag = z
+  .enum(["1", "0", "true", "false"], { error: "must be 1, 0, true or false" })
+  .transform((v) => v === "1" || v === "true");
+const list = z.string().transform((text) =>
+  text
+    .split(",")
+    .map((part) => part.trim())
+    .filter(Boolean),
+);
+
+const httpUrls = list.refine(
+  (urls) => urls.length > 0 && urls.every((url) => /^https?:\/\/[^/?#@]+\/?$/.test(url) && URL.canParse(url)),
+  { error: "must be one or more of https://host:8006, comma-separated, without a path" },
+);
+
+const Cidrs = list.refine((all) => all.length > 0 && all.every(isCidr), {
+  error: "must be networks such as 10.0.0.0/8,fd00::/8",
+});
+
+function isCidr(text: string): boolean {
+  const [address = "", bits = ""] = text.split("/");
+  const family = isIP(address);
+  return family !== 0 && /^\d{1,3}$/.test(bits) && Number(bits) <= (family === 4 ? 32 : 128);
+}
+
+const Range = (least: number, most: number) =>
+  z
+    .string()
+    .regex(/^\d+-\d+$/, "must be FIRST-LAST, such as 20000-29999")
+    .transform((text) => {
+      const [first = 0, last = 0] = text.split("-").map(Number);
+      return { first, last };
+    })
+    .refine(({ first, last }) => first >= least && last <= most && first <= last, {
+      error: `must lie between ${least} and ${most}, the smaller first`,
+    });
+
+/** FIRST-LAST/BITS of IPv4 addresses. */
+const IpRange = z
+  .string()
+  .regex(/^\d+(\.\d+){3}-\d+(\.\d+){3}\/\d+$/, "must be FIRST-LAST/BITS, such as 10.0.0.100-10.0.0.199/24")
+  .transform((text) => {
+    const [span = "", bits = ""] = text.split("/");
+    const [first = "", last = ""] = span.split("-");
+    return { first, last, bits: Number(bits) };
+  })
+  .refine(
+    ({ first, last, bits }) => isIP(first) === 4 && isIP(last) === 4 && bits <= 32 && toNumber(first) <= toNumber(last),
+    {
+      error: "must be two IPv4 addresses, the smaller first, and a prefix length up to 32",
+    },
+  )
+  .refine(({ first, last }) => toNumber(last) - toNumber(first) < 65_536, {
+    error: "must hold at most 65,536 addresses",
+  });
+
+const toNumber = (ip: string) => ip.split(".").reduce((sum, part) => sum * 256 + Number(part), 0);
+
+const Fingerprint = z
+  .string()
+  .regex(/^([0-9a-fA-F]{2}:){31}[0-9a-fA-F]{2}$/, "must be a SHA-256 fingerprint: 32 hex pairs with ':' between")
+  .transform((text) => text.toUpperCase());
+
+/** 32 bytes as hex or base64; the first seals, all open (rotation). */
+const SecretKeys = list
+  .transform((keys) => keys.map(toKey))
+  .refine((keys): keys is Buffer[] => keys.length > 0 && keys.every((key) => key?.length === 32), {
+    error: "must be 32 bytes as 64 hex digits or base64; make one with: openssl rand -hex 32",
+  });
+
+function toKey(text: string): Buffer | null {
+  if (/^[0-9a-fA-F]{64}$/.test(text)) return Buffer.from(text, "hex");
+  return /^[A-Za-z0-9+/]{43}=?$/.test(text) ? Buffer.from(text, "base64") : null;
+}
+
+const CaFile = z.string().transform((path, context) => {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    context.addIssue({ code: "custom", message: "must be a readable PEM file" });
+    return z.NEVER;
+  }
+});
+
+/** Variables that both sides know. */
+const SharedEnv = z.object({
+  REDIS_URL: z
+    .string({ error: "is missing; give redis://host:6379, or rediss:// for TLS" })
+    .refine(
+      (url) =>
+        /^(rediss?|redis-sentinel|redis-cluster|rediss-sentinel|rediss-cluster):\/\//.test(url) &&
+        URL.canParse(url.split(",")[0] ?? ""),
+      {
+        error:
+          "must be redis://host:6379/0, rediss:// for TLS, redis-sentinel://host:26379,host:26379?master=name, or redis-cluster://host:6379,host:6379",
+      },
+    ),
+  FLEET_PREFIX: z
+    .string()
+    .regex(
+      /^\{[a-zA-Z0-9_.-]{1,40}\}$/,
+      "must be a name in braces, such as {fleet} (the braces keep a cluster's keys together)",
+    )
+    .default("{fleet}"),
+  FLEET_SECRET_KEY: SecretKeys.optional(),
+  FLEET_RETENTION_HOURS: integer(1, 8760).default(24),
+  LOG_LEVEL: z.enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"]).default("info"),
+});
+
+const PatternText = z
+  .string()
+  .regex(
+    /^([a-z0-9.-]|\{(service|port|vmid|id|domain)\})+$/,
+    "may hold lower-case letters, digits, '.', '-' and {service} {port} {vmid} {id} {domain}",
+  )
+  .refine((text) => /\{service\}|\{port\}/.test(text), {
+    error: "needs {service} or {port}, else two services share a host",
+  })
+  .refine((text) => /\{vmid\}|\{id\}/.test(text), { error: "needs {vmid} or {id}, else two sandboxes share a host" });
+
+const Domain = z
+  .string()
+  .regex(
+    /^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}$|^localhost$/,
+    "must be a domain name, such as sandbox.example.com",
+  );
+
+/** What only workers need. */
+const WorkerEnv = SharedEnv.extend({
+  FLEET_SECRET_KEY: SecretKeys,
+  PVE_API_URL: httpUrls,
+  PVE_API_TOKEN: z
+    .string({ error: "is missing; make one with: pveum user token add USER@REALM TOKENID" })
+    .regex(/^[^\s@!=]+@[^\s@!=]+![^\s@!=]+=[0-9a-fA-F-]{36}$/, "must be USER@REALM!TOKENID=UUID"),
+  PVE_VERIFY_TLS: flag.default(true),
+  PVE_CA_FILE: CaFile.optional(),
+  PVE_TLS_FINGERPRINT: Fingerprint.optional(),
+  PVE_CONNECTIONS_PER_NODE: integer(1, 32).default(4),
+  PVE_NODE: NodeName.optional(),
+  PVE_STORAGE: StorageName.optional(),
+  PVE_BRIDGE: z
+    .string()
+    .regex(/^[a-zA-Z][a-zA-Z0-9_.-]{0,14}$/, "must be a bridge's name, such as vmbr0")
+    .optional(),
+  PVE_GATEWAY: z.ipv4("must be an IPv4 address").optional(),
+  PVE_IP_RANGE: IpRange.optional(),
+  PVE_POOL: z
+    .string()
+    .regex(/^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$/, "must be a pool's name")
+    .optional(),
+  PVE_VMID_RANGE: Range(100, 999_999_999).prefault("20000-29999"),
+  PVE_HOSTNAME_PATTERN: z
+    .string()
+    .regex(/^([a-z0-9-]|\{vmid\}|\{id\})+$/, "may hold lower-case letters, digits, hyphens, {vmid} and {id}")
+    .refine((text) => /\{vmid\}|\{id\}/.test(text), { error: "needs {vmid} or {id}, else names repeat" })
+    .default("cmux-{vmid}"),
+  PVE_ALLOW_PRIVILEGED: flag.default(false),
+  PVE_HOOKSCRIPT_VOLUME: z
+    .string()
+    .regex(/^[a-zA-Z][\w.-]*:snippets\/[\w.-]+$/, "must be like local:snippets/name.sh")
+    .optional(),
+  PVE_PUBLIC_DOMAIN: Domain.optional(),
+  PVE_URL_PATTERN: PatternText.default("{service}-{vmid}.{domain}"),
+  PVE_PROXY_TYPE: z.enum(["caddy", "cloudflare", "none"]).default("none"),
+  SANDBOX_CIDRS: Cidrs.prefault("10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fd00::/8"),
+  FLEET_NODE_SLOTS: integer(1, 64).default(4),
+  FLEET_EXEC_SLOTS: integer(1, 4096).default(64),
+  FLEET_STORAGE_SLOTS: integer(1, 16).default(2),
+  FLEET_MEMORY_OVERCOMMIT: z.coerce.number({ error: "must be a number" }).min(0.1).max(20).default(1.5),
+  FLEET_DISK_OVERCOMMIT: z.coerce.number({ error: "must be a number" }).min(0.1).max(50).default(4),
+  FLEET_ROLES: list
+    .refine((roles) => roles.length > 0 && roles.every((role) => role === "worker" || role === "ops"), {
+      error: "must be of worker, ops",
+    })
+    .transform((roles) => new Set(roles as ("worker" | "ops")[])) // just checked
+    .prefault("worker,ops"),
+  FLEET_SHUTDOWN_SECONDS: integer(0, 600).default(20),
+  OPS_HOST: z.string().default("127.0.0.1"),
+  OPS_PORT: integer(0, 65_535).default(3000),
+});
+
+export type SharedConfig = z.output<typeof SharedEnv>;
+export type WorkerConfig = z.output<typeof WorkerEnv> & { sandboxNetworks: BlockList };
+
+/**
+ * What a producer needs, from an environment such as `process.env`.
+ * Throws `not_configured`; `facts.variables` names every bad variable.
+ */
+export function loadSharedConfig(env: Env): SharedConfig {
+  return parse(SharedEnv, env);
+}
+
+/** What a worker needs; see `loadSharedConfig`. */
+export function loadWorkerConfig(env: Env): WorkerConfig {
+  const config = parse(WorkerEnv, env, (raw) => {
+    const problems: Problem[] = [];
+    const leased = raw["PVE_IP_RANGE"];
+    if (leased && !raw["PVE_GATEWAY"])
+      problems.push({ name: "PVE_GATEWAY", text: "is missing; leased addresses of PVE_IP_RANGE need it" });
+    return problems;
+  });
+  const sandboxNetworks = new BlockList();
+  for (const cidr of config.SANDBOX_CIDRS) {
+    const [address = "", bits = ""] = cidr.split("/");
+    sandboxNetworks.addSubnet(address, Number(bits), isIP(address) === 6 ? "ipv6" : "ipv4");
+  }
+  return { ...config, sandboxNetworks };
+}
+
+interface Problem {
+  name: string;
+  text: string;
+}
+
+function parse<S extends z.ZodType>(schema: S, env: Env, check?: (raw: Env) => Problem[]): z.output<S> {
+  // An empty variable is one that is not set: compose files and unit files write them so.
+  const set = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== undefined && value !== ""));
+  const parsed = schema.safeParse(set);
+  const problems: Problem[] = [
+    ...(parsed.success
+      ? []
+      : parsed.error.issues.map((issue) => ({ name: String(issue.path[0]), text: missingOr(issue, set) }))),
+    ...(check?.(set) ?? []),
+  ];
+  if (!parsed.success || problems.length > 0) {
+    throw new FleetError("not_configured", problems.map(({ name, text }) => `${name} ${text}`).join("; "), {
+      facts: { variables: problems.map(({ name }) => name) },
+    });
+  }
+  return parsed.data;
+}
+
+function missingOr(issue: z.core.$ZodIssue, env: Env): string {
+  const name = String(issue.path[0]);
+  if (env[name] === undefined && !issue.message.startsWith("is missing")) return `is missing; it ${issue.message}`;
+  return issue.message;
+}

@@ -1,0 +1,66 @@
+/** Branded ids. Each is checked once, at the door where it comes in. */
+import { randomBytes } from "node:crypto";
+import { z } from "zod";
+
+const random = (prefix: string) =>
+  z.string().regex(new RegExp(`^${prefix}_[0-9a-z]{16}$`), `must look like ${prefix}_…`);
+
+/** What a producer asked for. */
+export const OperationId = random("op").brand<"OperationId">();
+export type OperationId = z.infer<typeof OperationId>;
+
+/** What we give out; never reused. */
+export const SandboxId = random("sbx").brand<"SandboxId">();
+export type SandboxId = z.infer<typeof SandboxId>;
+
+/** A PVE snapshot taken through the fleet; `provision` takes it as a template. */
+export const SnapshotId = random("snap").brand<"SnapshotId">();
+export type SnapshotId = z.infer<typeof SnapshotId>;
+
+/** A container's number in PVE. PVE itself allows 100 to 999999999. */
+export const Vmid = z.number().int().min(100).max(999_999_999).brand<"Vmid">();
+export type Vmid = z.infer<typeof Vmid>;
+
+/** A PVE node's name: a host name label. */
+export const NodeName = z
+  .string()
+  .regex(/^[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?$/, "must be a node's name: letters, digits and inner hyphens")
+  .brand<"NodeName">();
+export type NodeName = z.infer<typeof NodeName>;
+
+/** Whom a sandbox counts for. */
+export const TeamId = z
+  .string()
+  .regex(
+    /^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$/,
+    "must be 1 to 64 letters, digits, '_', '.' or '-', a letter or digit first",
+  )
+  .brand<"TeamId">();
+export type TeamId = z.infer<typeof TeamId>;
+
+/** A named port of a sandbox; it becomes part of a host name. */
+export const ServiceName = z
+  .string()
+  .regex(
+    /^[a-z]([a-z0-9-]{0,30}[a-z0-9])?$/,
+    "must be 1 to 32 lower-case letters, digits or inner hyphens, a letter first",
+  )
+  .brand<"ServiceName">();
+export type ServiceName = z.infer<typeof ServiceName>;
+
+const ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz";
+
+/** 16 characters of 36: 82 bits, enough that no two meet. */
+function randomId(): string {
+  let id = "";
+  while (id.length < 16) {
+    for (const byte of randomBytes(24)) if (byte < 252 && id.length < 16) id += ALPHABET[byte % 36];
+  }
+  return id;
+}
+
+export const newOperationId = (): OperationId => OperationId.parse(`op_${randomId()}`);
+export const newSandboxId = (): SandboxId => SandboxId.parse(`sbx_${randomId()}`);
+export const newSnapshotId = (): SnapshotId => SnapshotId.parse(`snap_${randomId()}`);
+/** A run's fencing token: compared for equality only. */
+export const newFence = (): string => randomId();

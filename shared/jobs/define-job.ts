@@ -1,0 +1,28 @@
+import type { z } from "zod";
+
+/**
+ * Which queue carries a kind (see `shared/queues.ts`):
+ * `place` waits for a node, `node` changes a container, `exec` only talks to one.
+ */
+export type QueueClass = "place" | "node" | "exec";
+
+/** What a job kind is, as data. The steps are in `workers/handlers/<kind>.ts`. */
+export interface JobSpec<Input extends z.ZodType = z.ZodType, Output extends z.ZodType = z.ZodType> {
+  /** One line for help texts. */
+  summary: string;
+  input: Input;
+  output: Output;
+  queue: QueueClass;
+  /** Tries before a healing error becomes final; runs cut short by a crash count apart. */
+  attempts: number;
+  /** From the first run to the end, in ms; then the operation ends as `timeout` and is undone. */
+  timeoutMs: number;
+  /** Names of input fields that are sealed in Redis and never stored with the record. */
+  secret?: readonly string[];
+}
+
+export function defineJob<Input extends z.ZodType, Output extends z.ZodType>(
+  spec: JobSpec<Input, Output>,
+): JobSpec<Input, Output> {
+  return spec;
+}

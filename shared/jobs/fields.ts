@@ -1,0 +1,108 @@
+/** Field schemas that several kinds share. Ranges are PVE's own (official API schema of 8.4 and 9.1). */
+import { isIPv4, isIPv6 } from "node:net";
+import { z } from "zod";
+import { ServiceName } from "../ids.ts";
+
+/** execd's own port; never exposed. */
+export const EXECD_PORT = 39_375;
+
+export const Port = z.number().int().min(1).max(65_535);
+export const ExposablePort = Port.refine((port) => port !== EXECD_PORT, {
+  error: `${EXECD_PORT} is the exec daemon's port and is never exposed; choose the port of your own service`,
+});
+
+export const Service = z.strictObject({ name: ServiceName, port: ExposablePort });
+
+/** A service with the address that people use. `level` says how good it is, `reason` why not better. */
+export const ExposedService = z.object({
+  name: ServiceName,
+  port: Port,
+  url: z.string(),
+  level: z.enum(["public", "lan_name", "lan_address"]),
+  reason: z.string().optional(),
+});
+export type ExposedService = z.infer<typeof ExposedService>;
+
+export const Metadata = z
+  .record(z.string().min(1).max(64), z.string().max(512))
+  .refine((data) => Object.keys(data).length <= 32, { error: "at most 32 entries" });
+
+/** Environment of a command; sealed, never in job data. */
+export const Env = z
+  .record(
+    z.string().regex(/^[A-Za-z_][A-Za-z0-9_]{0,127}$/, "a variable name: letters, digits and '_'"),
+    z
+      .string()
+      .max(32_768)
+      .refine((value) => !value.includes("\0"), { error: "must not hold a NUL byte" }),
+  )
+  .refine((env) => Object.keys(env).length <= 128, { error: "at most 128 variables" });
+
+export const Command = z
+  .string()
+  .min(1)
+  .max(1_000_000, "at most 1,000,000 characters (execd takes 1 MiB)")
+  .refine((text) => !text.includes("\0"), { error: "must not hold a NUL byte" });
+
+/** Resources of a container; the same for `provision` and `configure`. */
+export const resources = {
+  cores: z.number().int().min(1).max(8192).optional(),
+  /** CPU time limit in cores; 0 is none. */
+  cpulimit: z.number().min(0).max(8192).optional(),
+  /** CPU weight. cgroup v2 takes 1 to 10000 (default 100), v1 2 to 500000 (default 1024); checked against the node. */
+  cpuunits: z.number().int().min(1).max(500_000).optional(),
+  memoryMib: z.number().int().min(16).max(8_388_608).optional(),
+  swapMib: z.number().int().min(0).max(8_388_608).optional(),
+  /** Size of the root disk in GiB; it can grow, never shrink. */
+  diskGib: z.number().int().min(1).max(131_072).optional(),
+  /** Start the container when its node boots. */
+  onboot: z.boolean().optional(),
+};
+
+const cidr = (family: "4" | "6", isAddress: (text: string) => boolean, most: number) =>
+  z.string().refine(
+    (text) => {
+      const [address, bits, ...rest] = text.split("/");
+      return rest.length === 0 && isAddress(address ?? "") && /^\d{1,3}$/.test(bits ?? "") && Number(bits) <= most;
+    },
+    {
+      error: `must be an IPv${family} address with prefix length, such as ${family === "4" ? "10.0.0.5/24" : "fd00::5/64"}`,
+    },
+  );
+
+export const Network = z.strictObject({
+  bridge: z
+    .string()
+    .regex(/^[a-zA-Z][a-zA-Z0-9_.-]{0,14}$/, "must be a bridge's name, such as vmbr0")
+    .optional(),
+  /** `dhcp`, an address with prefix length, or `lease` for one from `PVE_IP_RANGE`. */
+  ip: z.union([z.literal(["dhcp", "manual", "lease"]), cidr("4", isIPv4, 32)]).optional(),
+  ip6: z.union([z.literal(["dhcp", "auto", "manual"]), cidr("6", isIPv6, 128)]).optional(),
+  gateway: z.ipv4().optional(),
+  gateway6: z.ipv6().optional(),
+  hwaddr: z
+    .string()
+    .regex(/^[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}$/, "must be a unicast MAC address, such as BC:24:11:00:00:01")
+    .optional(),
+  vlan: z.number().int().min(1).max(4094).optional(),
+  /** Rate limit in MB/s (PVE's unit). */
+  rateMbps: z.number().positive().max(100_000).optional(),
+  firewall: z.boolean().optional(),
+  mtu: z.number().int().min(576).max(65_535).optional(),
+});
+export type Network = z.infer<typeof Network>;
+
+export const StorageName = z
+  .string()
+  .regex(/^[a-zA-Z][a-zA-Z0-9_.-]{0,63}$/, "must be a storage's name, such as local-lvm");
+
+export const MountPoint = z.strictObject({
+  storage: StorageName,
+  sizeGib: z.number().int().min(1).max(131_072),
+  path: z
+    .string()
+    .max(255)
+    .regex(/^(\/[A-Za-z0-9_][A-Za-z0-9_.-]*)+$/, "must be an absolute path without '..', such as /data"),
+  backup: z.boolean().optional(),
+  readOnly: z.boolean().optional(),
+});

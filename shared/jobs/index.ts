@@ -1,0 +1,52 @@
+/** The catalog of job kinds. A kind is one file here, one handler in `workers/handlers/`, one line in each index. */
+import type { z } from "zod";
+import { FleetError } from "../errors.ts";
+import { configure } from "./configure.ts";
+import { destroy } from "./destroy.ts";
+import { exec } from "./exec.ts";
+import { expose } from "./expose.ts";
+import { hide } from "./hide.ts";
+import { power } from "./power.ts";
+import { findRootOnly, provision } from "./provision.ts";
+import { snapshot } from "./snapshot.ts";
+
+export const jobs = { provision, exec, expose, hide, snapshot, power, configure, destroy } as const;
+
+export type JobName = keyof typeof jobs;
+export const JOB_NAMES = Object.keys(jobs) as JobName[]; // Object.keys loses the literal keys
+
+/** What a caller passes, defaults left out. */
+export type JobInput<N extends JobName> = z.input<(typeof jobs)[N]["input"]>;
+/** What a handler gets, defaults filled in. */
+export type ParsedInput<N extends JobName> = z.output<(typeof jobs)[N]["input"]>;
+export type JobOutput<N extends JobName> = z.output<(typeof jobs)[N]["output"]>;
+
+/**
+ * Checks an input before anything is stored.
+ * Throws `invalid_input` that names each field, its problem and the way out; `facts.fields` lists the fields.
+ */
+export function parseInput<N extends JobName>(kind: N, raw: unknown): ParsedInput<N> {
+  if (kind === "provision") {
+    const rootOnly = findRootOnly(raw);
+    if (rootOnly.length > 0) {
+      throw new FleetError(
+        "invalid_input",
+        `${rootOnly.join(", ")}: PVE lets only root@pam set this, never an API token; set it on the template`,
+        { facts: { fields: rootOnly } },
+      );
+    }
+  }
+  const parsed = jobs[kind].input.safeParse(raw);
+  if (!parsed.success) throw toInvalidInput(kind, parsed.error);
+  return parsed.data as ParsedInput<N>; // the catalog's union loses which schema parsed it
+}
+
+function toInvalidInput(kind: string, error: z.ZodError): FleetError {
+  const problems = error.issues.map((issue) => {
+    const at = issue.path.map(String).join(".");
+    return { field: at || kind, text: `${at || kind}: ${issue.message}` };
+  });
+  return new FleetError("invalid_input", problems.map(({ text }) => text).join("; "), {
+    facts: { fields: problems.map(({ field }) => field) },
+  });
+}

@@ -1,0 +1,154 @@
+import { z } from "zod";
+import { NodeName, OperationId, SandboxId, SnapshotId, Vmid } from "../ids.ts";
+import { defineJob } from "./define-job.ts";
+import {
+  Command,
+  Env,
+  ExposedService,
+  Metadata,
+  MountPoint,
+  Network,
+  resources,
+  Service,
+  StorageName,
+} from "./fields.ts";
+
+/** A template's name or tag in PVE. A number is a VMID, `snap_…` a snapshot taken through the fleet. */
+const TemplateName = z
+  .string()
+  .regex(
+    /^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$/,
+    "must be a template's name or tag, a VMID as a number, or a snapshot id snap_…",
+  );
+
+export const ProvisionInput = z
+  .strictObject({
+    template: z.union([Vmid, SnapshotId, TemplateName]),
+    /** Linked shares the template's disk; `linked_or_full` falls back where the storage can't. */
+    clone: z.enum(["linked", "full", "linked_or_full"]).default("linked"),
+    /** A PVE snapshot of the source to clone from (always a full clone). */
+    sourceSnapshot: z
+      .string()
+      .regex(/^[a-zA-Z][a-zA-Z0-9_-]{1,39}$/, "must be a snapshot's name")
+      .optional(),
+    node: NodeName.optional(),
+    /** Target storage; full clones only. */
+    storage: StorageName.optional(),
+    pool: z
+      .string()
+      .regex(/^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$/, "must be a pool's name")
+      .optional(),
+    /** May hold `{vmid}` and `{id}`. */
+    hostname: z
+      .string()
+      .max(80)
+      .regex(/^([a-z0-9-]|\{vmid\}|\{id\})+$/, "must be lower-case letters, digits, hyphens, {vmid} or {id}")
+      .refine((name) => !name.startsWith("-") && !name.endsWith("-"), { error: "must not begin or end with a hyphen" })
+      .optional(),
+    ...resources,
+    network: Network.optional(),
+    mountPoints: z
+      .array(MountPoint)
+      .max(16)
+      .refine((all) => new Set(all.map((one) => one.path)).size === all.length, { error: "paths must differ" })
+      .default([]),
+    startup: z
+      .strictObject({
+        order: z.number().int().min(0).max(65_535).optional(),
+        upDelaySec: z.number().int().min(0).max(86_400).optional(),
+        downDelaySec: z.number().int().min(0).max(86_400).optional(),
+      })
+      .optional(),
+    features: z.strictObject({ nesting: z.boolean().optional() }).optional(),
+    /** I/O limit of a full clone in KiB/s. */
+    bwlimitKib: z.number().int().min(0).optional(),
+    description: z
+      .string()
+      .max(2_048)
+      .refine((text) => !text.includes("\0"), { error: "must not hold a NUL byte" })
+      .optional(),
+    tags: z
+      .array(z.string().regex(/^[a-z0-9_][a-z0-9_+.-]{0,62}$/, "lower-case letters, digits, '_', '+', '.' or '-'"))
+      .max(16)
+      .default([]),
+    metadata: Metadata.default({}),
+    /** For `setup` and every later exec; sealed. */
+    env: Env.optional(),
+    /** Commands that run once, in order, before the sandbox is handed out; the first to fail fails the provision. */
+    setup: z.array(Command).max(32).default([]),
+    services: z
+      .array(Service)
+      .max(32)
+      .refine((all) => new Set(all.map((one) => one.name)).size === all.length, { error: "names must differ" })
+      .default([]),
+    /** Seconds from `running` until the sandbox is destroyed. */
+    ttlSeconds: z.number().int().min(10).max(31_536_000).optional(),
+    /** Batch work waits behind interactive work. */
+    priority: z.enum(["interactive", "batch"]).default("interactive"),
+  })
+  .refine((input) => !(input.storage !== undefined && input.clone === "linked" && input.sourceSnapshot === undefined), {
+    path: ["storage"],
+    error: 'a linked clone stays on its template\'s storage; ask for clone: "full" to choose one',
+  })
+  .refine((input) => !(input.network?.gateway && (input.network.ip === undefined || input.network.ip === "dhcp")), {
+    path: ["network", "gateway"],
+    error: "a gateway needs a fixed address in network.ip (dhcp brings its own)",
+  });
+export type ProvisionInput = z.infer<typeof ProvisionInput>;
+
+/**
+ * Settings that PVE keeps for root@pam itself: an API token can never set them.
+ * Each maps to the path in the input that people try.
+ */
+const ROOT_ONLY: readonly { path: readonly string[]; allowed?: (value: unknown) => boolean }[] = [
+  { path: ["hookscript"] },
+  { path: ["lxc"] },
+  { path: ["skiplock"] },
+  { path: ["devices"] },
+  { path: ["unprivileged"], allowed: (value) => value === true },
+  { path: ["features", "keyctl"] },
+  { path: ["features", "fuse"] },
+  { path: ["features", "mount"] },
+  { path: ["features", "mknod"] },
+];
+
+/**
+ * What of a raw provision input PVE would refuse to any token, as field paths.
+ * Source: PVE 8.4, "changing feature flags (except nesting) is only allowed for root@pam" and its kin.
+ */
+export function findRootOnly(raw: unknown): string[] {
+  const found = ROOT_ONLY.filter(({ path, allowed }) => {
+    const value = path.reduce<unknown>((at, key) => (isObject(at) ? at[key] : undefined), raw);
+    return value !== undefined && !allowed?.(value);
+  }).map(({ path }) => path.join("."));
+  const mounts = isObject(raw) && Array.isArray(raw["mountPoints"]) ? raw["mountPoints"] : [];
+  mounts.forEach((mount: unknown, index) => {
+    const source = isObject(mount) ? (mount["source"] ?? mount["volume"] ?? mount["storage"]) : undefined;
+    if (typeof source === "string" && source.startsWith("/")) found.push(`mountPoints.${index}`);
+  });
+  return found;
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+export const provision = defineJob({
+  summary: "Clone a template into a new sandbox, start it, wait until it answers, expose its services",
+  input: ProvisionInput,
+  output: z.object({
+    sandboxId: SandboxId,
+    operationId: OperationId,
+    node: NodeName,
+    vmid: Vmid,
+    hostname: z.string(),
+    address: z.string(),
+    services: z.array(ExposedService),
+    /** ms per step, from PVE's and our own clock. */
+    timings: z.record(z.string(), z.number()),
+  }),
+  queue: "place",
+  attempts: 8,
+  timeoutMs: 600_000,
+  secret: ["env"],
+});

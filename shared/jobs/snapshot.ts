@@ -1,0 +1,21 @@
+import { z } from "zod";
+import { NodeName, SandboxId, SnapshotId, Vmid } from "../ids.ts";
+import { defineJob } from "./define-job.ts";
+
+export const snapshot = defineJob({
+  summary: "Take a PVE snapshot of a sandbox; provision takes its id as a template",
+  input: z.strictObject({
+    sandboxId: SandboxId,
+    /** PVE's rule: a letter first, 2 to 40 letters, digits, '_' or '-'; made up when absent. */
+    name: z
+      .string()
+      .regex(/^[a-zA-Z][a-zA-Z0-9_-]{1,39}$/, "must be 2 to 40 letters, digits, '_' or '-', a letter first")
+      .refine((name) => name !== "current" && name !== "vzdump", { error: "is a name that PVE keeps for itself" })
+      .optional(),
+    description: z.string().max(1_024).optional(),
+  }),
+  output: z.object({ snapshotId: SnapshotId, name: z.string(), node: NodeName, vmid: Vmid }),
+  queue: "node",
+  attempts: 6,
+  timeoutMs: 300_000,
+});

@@ -1,0 +1,65 @@
+/** Queue names and options. Every Queue of ours comes from here: one made without these options resets them for all. */
+import { type JobsOptions, Queue } from "bullmq";
+import type { OperationId, SandboxId, TeamId } from "./ids.ts";
+import type { JobName } from "./jobs/index.ts";
+import type { RedisConnection } from "./redis/connect.ts";
+
+export const PLACE = "place";
+export const CONTROL = "control";
+export const nodeQueue = (node: string): string => `node-${node}`;
+export const execQueue = (node: string): string => `exec-${node}`;
+
+/** What a job carries: ids for the board. Everything else, secrets first, is in the operation's record. */
+export interface JobData {
+  operation: OperationId;
+  sandbox: SandboxId;
+  team: TeamId;
+}
+
+/** A BullMQ lock lives this long; each run renews it itself (BullMQ's renewal breaks when a process takes a job again). */
+export const LOCK_MS = 6_000;
+
+const JOB_OPTIONS: JobsOptions = {
+  // The run decides about retries and their delay (see workers/run/policy); BullMQ must never end a job by count.
+  attempts: 1_000_000,
+  backoff: { type: "custom" },
+  removeOnComplete: { age: 86_400, count: 10_000 },
+  removeOnFail: { age: 86_400, count: 10_000 },
+};
+
+export type FleetQueue = Queue<JobData, unknown, JobName | string>;
+
+export interface Queues {
+  get(name: string): FleetQueue;
+  /** Adds an operation's job; adding one that is there already changes nothing. */
+  add(queue: string, job: { id: string; kind: JobName; priority: number; data: JobData }): Promise<void>;
+  close(): Promise<void>;
+}
+
+export function createQueues(redis: RedisConnection, prefix: string): Queues {
+  const queues = new Map<string, FleetQueue>();
+  const get = (name: string): FleetQueue => {
+    const known = queues.get(name);
+    if (known) return known;
+    const queue: FleetQueue = new Queue(name, {
+      connection: redis,
+      prefix,
+      defaultJobOptions: JOB_OPTIONS,
+      streams: { events: { maxLen: 1_000 } },
+      skipVersionCheck: true,
+      skipWaitingForReady: true,
+    });
+    queues.set(name, queue);
+    return queue;
+  };
+  return {
+    get,
+    async add(queue, { id, kind, priority, data }) {
+      await get(queue).add(kind, data, { jobId: id, ...(priority > 0 ? { priority } : {}) });
+    },
+    async close() {
+      await Promise.all([...queues.values()].map((queue) => queue.close()));
+      queues.clear();
+    },
+  };
+}

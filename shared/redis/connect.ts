@@ -1,0 +1,75 @@
+/** One Redis server, Sentinel or Cluster, told by the URL. */
+import { Cluster, Redis } from "ioredis";
+
+export type RedisConnection = Redis | Cluster;
+
+/**
+ * Opens a connection to what `url` names:
+ * `redis://` or `rediss://` (TLS) for one server, `redis-sentinel://h1:26379,h2:26379/0?master=name`,
+ * `redis-cluster://h1:6379,h2:6379`; `rediss-sentinel://` and `rediss-cluster://` with TLS.
+ * Commands wait through a reconnect and are never given up by count, so callers bring their own deadlines.
+ */
+export function connectRedis(url: string): RedisConnection {
+  const options = {
+    maxRetriesPerRequest: null,
+    retryStrategy: (times: number) => Math.min(50 * 2 ** Math.min(times, 6), 2_000),
+  };
+  const target = parseRedisUrl(url);
+  const auth = {
+    ...(target.username ? { username: target.username } : {}),
+    ...(target.password ? { password: target.password } : {}),
+    ...(target.tls ? { tls: {} } : {}),
+  };
+  switch (target.kind) {
+    case "sentinel":
+      return new Redis({ ...options, ...auth, sentinels: target.hosts, name: target.master, db: target.db });
+    case "cluster":
+      return new Cluster(target.hosts, { redisOptions: { maxRetriesPerRequest: null, ...auth } });
+    case "single":
+      return new Redis({ ...options, ...auth, ...target.hosts[0], db: target.db });
+  }
+}
+
+interface RedisTarget {
+  kind: "single" | "sentinel" | "cluster";
+  hosts: { host: string; port: number }[];
+  master: string;
+  db: number;
+  username: string;
+  password: string;
+  tls: boolean;
+}
+
+/** Pure; exported for tests. Several hosts stand comma-separated, with the credentials before the first. */
+export function parseRedisUrl(url: string): RedisTarget {
+  const scheme = url.slice(0, url.indexOf("://"));
+  const [authority = "", ...rest] = url.slice(scheme.length + 3).split(/(?=[/?])/);
+  const at = authority.lastIndexOf("@");
+  const first = new URL(`redis://${at < 0 ? "" : authority.slice(0, at + 1)}x${rest.join("")}`);
+  const kind = scheme.endsWith("-sentinel") ? "sentinel" : scheme.endsWith("-cluster") ? "cluster" : "single";
+  const hosts = authority
+    .slice(at + 1)
+    .split(",")
+    .map((part) => new URL(`redis://${part}`))
+    .map(({ hostname, port }) => ({
+      host: hostname.replace(/^\[|\]$/g, ""),
+      port: port === "" ? (kind === "sentinel" ? 26_379 : 6_379) : Number(port),
+    }));
+  return {
+    kind,
+    hosts,
+    master: first.searchParams.get("master") ?? "mymaster",
+    db: Number(first.pathname.slice(1) || 0),
+    username: decodeURIComponent(first.username),
+    password: decodeURIComponent(first.password),
+    tls: scheme.startsWith("rediss"),
+  };
+}
+
+/** Closes without waiting for replies that may never come. */
+export async function closeRedis(redis: RedisConnection): Promise<void> {
+  if (redis.status === "end") return;
+  const ended = new Promise<void>((resolve) => redis.once("end", resolve));
+  redis.disconnect();
+  await ended;
+}

@@ -1,0 +1,27 @@
+import { createHash } from "node:crypto";
+import type { RedisConnection } from "./connect.ts";
+
+/** A Lua script, run by its digest; Redis runs it whole or not at all. */
+export interface Script {
+  readonly lua: string;
+  readonly sha: string;
+}
+
+export function defineScript(lua: string): Script {
+  return { lua, sha: createHash("sha1").update(lua).digest("hex") };
+}
+
+/** Runs a script; sends its text only where the server does not know it yet (after a restart or failover). */
+export async function runScript(
+  redis: RedisConnection,
+  script: Script,
+  keys: readonly string[],
+  args: readonly (string | number)[],
+): Promise<unknown> {
+  try {
+    return await redis.evalsha(script.sha, keys.length, ...keys, ...args);
+  } catch (error) {
+    if (!(error instanceof Error && error.message.startsWith("NOSCRIPT"))) throw error;
+    return redis.eval(script.lua, keys.length, ...keys, ...args);
+  }
+}

@@ -1,0 +1,57 @@
+/**
+ * How a record lies in a Redis hash: one field a property, text as it is, everything else as JSON.
+ * Parsed with zod where it is read, since Redis is a door like any other.
+ */
+import { z } from "zod";
+import { FleetError } from "../errors.ts";
+
+type Hash = Readonly<Record<string, string>>;
+export type Fields<T> = { [K in keyof T]?: T[K] | null | undefined };
+
+/** Properties as hash fields; `null` means: delete the field; `undefined`: leave it. */
+export function encodeFields(values: Readonly<Record<string, unknown>>): { set: string[]; unset: string[] } {
+  const set: string[] = [];
+  const unset: string[] = [];
+  for (const [name, value] of Object.entries(values)) {
+    if (value === undefined) continue;
+    if (value === null) unset.push(name);
+    else set.push(name, typeof value === "string" ? value : JSON.stringify(value));
+  }
+  return { set, unset };
+}
+
+/** A hash as a record. Throws `internal` that names the record and the field when it does not fit. */
+export function decodeHash<S extends z.ZodObject>(schema: S, hash: Hash, what: string): z.output<S> {
+  const raw: Record<string, unknown> = {};
+  for (const [name, field] of Object.entries(schema.shape)) {
+    const text = hash[name];
+    if (text !== undefined) raw[name] = isText(field) ? text : fromJson(text);
+  }
+  const parsed = schema.safeParse(raw);
+  if (parsed.success) return parsed.data;
+  const fields = parsed.error.issues.map((issue) => issue.path.map(String).join("."));
+  throw new FleetError("internal", `${what} in Redis is damaged: ${fields.join(", ")}`, { facts: { fields } });
+}
+
+/** Array of a hash reply (`HGETALL` from Lua) as an object. */
+export function toHash(flat: unknown): Hash {
+  const parts = z.array(z.string()).parse(flat);
+  const hash: Record<string, string> = {};
+  for (let at = 0; at + 1 < parts.length; at += 2) hash[parts[at] ?? ""] = parts[at + 1] ?? "";
+  return hash;
+}
+
+function fromJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
+
+/** Whether a field is stored as it is: strings, enums and literals, also when optional or branded. */
+function isText(type: unknown): boolean {
+  if (type instanceof z.ZodOptional || type instanceof z.ZodNullable || type instanceof z.ZodDefault)
+    return isText(type.unwrap());
+  return type instanceof z.ZodString || type instanceof z.ZodEnum || type instanceof z.ZodLiteral;
+}

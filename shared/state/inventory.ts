@@ -1,0 +1,75 @@
+/** What the fleet knows of the cluster: written by one worker every few seconds, read by placement and the CLI. */
+import { z } from "zod";
+import { NodeName, Vmid } from "../ids.ts";
+import type { RedisConnection } from "../redis/connect.ts";
+import type { Keys } from "./keys.ts";
+
+export const Storage = z.object({
+  name: z.string(),
+  type: z.string(),
+  shared: z.boolean(),
+  /** Can hold container disks. */
+  rootdir: z.boolean(),
+  active: z.boolean(),
+  totalBytes: z.number(),
+  usedBytes: z.number(),
+});
+export type Storage = z.output<typeof Storage>;
+
+export const NodeInventory = z.object({
+  name: NodeName,
+  online: z.boolean(),
+  cores: z.number(),
+  memoryBytes: z.number(),
+  memoryUsedBytes: z.number(),
+  cgroup: z.union([z.literal(1), z.literal(2)]),
+  dnsSearch: z.string().optional(),
+  storages: z.array(Storage),
+  /** Configured memory and disk of containers and VMs that are not ours. */
+  foreignMemoryBytes: z.number(),
+});
+export type NodeInventory = z.output<typeof NodeInventory>;
+
+/** One PVE template that a sandbox can be cloned from. */
+export const Replica = z.object({
+  name: z.string(),
+  tags: z.array(z.string()),
+  vmid: Vmid,
+  node: NodeName,
+  storage: z.string(),
+  /** Its storage is shared, so it can be cloned to every node that has the storage. */
+  shared: z.boolean(),
+  unprivileged: z.boolean(),
+  /** It carries a hookscript, which hands in the exec token on PVE before 9.1. */
+  hookscript: z.boolean(),
+  diskBytes: z.number(),
+  memoryMib: z.number(),
+  locked: z.boolean(),
+  config: z.record(z.string(), z.string()),
+});
+export type Replica = z.output<typeof Replica>;
+
+export const Inventory = z.object({
+  at: z.number(),
+  /** PVE's version, e.g. "8.4.1". */
+  version: z.string(),
+  nodes: z.array(NodeInventory),
+  replicas: z.array(Replica),
+});
+export type Inventory = z.output<typeof Inventory>;
+
+/** Null before any worker has written it. */
+export async function loadInventory(redis: RedisConnection, keys: Keys): Promise<Inventory | null> {
+  const text = await redis.get(keys.inventory);
+  return text === null ? null : Inventory.parse(JSON.parse(text));
+}
+
+export async function saveInventory(redis: RedisConnection, keys: Keys, inventory: Inventory): Promise<void> {
+  await redis.set(keys.inventory, JSON.stringify(inventory));
+}
+
+/** Whether this PVE takes a container's environment from its config (9.1 and later). */
+export function hasConfigEnv(version: string): boolean {
+  const [major = 0, minor = 0] = version.split(".").map(Number);
+  return major > 9 || (major === 9 && minor >= 1);
+}

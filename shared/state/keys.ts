@@ -1,0 +1,50 @@
+/** Every Redis key of ours. All carry the prefix's hash tag, so one script may touch them on a cluster too. */
+export interface Keys {
+  readonly prefix: string;
+  readonly open: string;
+  readonly events: string;
+  readonly sandboxes: string;
+  readonly aborting: string;
+  readonly vmids: string;
+  readonly vmidNext: string;
+  readonly ips: string;
+  readonly addresses: string;
+  readonly expiries: string;
+  readonly inventory: string;
+  /** Pub/sub channel that wakes whoever waits for a slot, a cancel or a place. */
+  readonly wake: string;
+  operation(id: string): string;
+  sandbox(id: string): string;
+  teamSandboxes(team: string): string;
+  snapshot(id: string): string;
+  secret(owner: string): string;
+  slot(name: string): string;
+  slotQueue(name: string): string;
+  reserved(node: string): string;
+}
+
+export function createKeys(prefix: string): Keys {
+  const key = (...parts: string[]) => [prefix, ...parts].join(":");
+  return {
+    prefix,
+    open: key("open"),
+    events: key("events"),
+    sandboxes: key("sandboxes"),
+    aborting: key("aborting"),
+    vmids: key("vmids"),
+    vmidNext: key("vmid-next"),
+    ips: key("ips"),
+    addresses: key("addresses"),
+    expiries: key("expiries"),
+    inventory: key("inventory"),
+    wake: key("wake"),
+    operation: (id) => key("op", id),
+    sandbox: (id) => key("sbx", id),
+    teamSandboxes: (team) => key("team", team),
+    snapshot: (id) => key("snap", id),
+    secret: (owner) => key("secret", owner),
+    slot: (name) => key("slot", name),
+    slotQueue: (name) => key("slot-queue", name),
+    reserved: (node) => key("reserved", node),
+  };
+}

@@ -1,0 +1,258 @@
+/** Operations and the sandboxes they change: accepted, claimed, written and ended in atomic, fenced steps. */
+import { createHash } from "node:crypto";
+import { z } from "zod";
+import { type ErrorRecord, FleetError, toErrorRecord } from "../errors.ts";
+import { type OperationId, SandboxId, type ServiceName, type TeamId, Vmid } from "../ids.ts";
+import { ExposedService } from "../jobs/fields.ts";
+import { type JobName, jobs } from "../jobs/index.ts";
+import type { RedisConnection } from "../redis/connect.ts";
+import { runScript, type Script } from "../redis/script.ts";
+import { decodeHash, encodeFields, type Fields, toHash } from "./codec.ts";
+import type { Keys } from "./keys.ts";
+import { OperationRecord, type OperationStatus, SandboxRecord, SnapshotRecord, serviceField } from "./records.ts";
+import { ABORT, ACCEPT, CLAIM, END, LEASE_ADDRESS, LEASE_VMID, WRITE } from "./scripts.ts";
+
+/** A Redis command that runs inside a fenced write. */
+export type Command = readonly (string | number)[];
+
+/** Changes that hold together or not at all. `null` deletes a property. */
+export interface Write {
+  operation?: Fields<OperationRecord>;
+  sandbox?: Fields<z.output<typeof SandboxRecord>>;
+  also?: readonly Command[];
+  /** The operation has left the waiting line of `place`. */
+  placed?: boolean;
+}
+
+export interface AcceptRequest {
+  id: OperationId;
+  kind: JobName;
+  sandbox: SandboxId;
+  team: TeamId;
+  /** Refuse sandboxes of other teams. */
+  scope: TeamId | undefined;
+  input: unknown;
+  /** The input with its secrets, for telling whether two requests are the same. */
+  fullInput: unknown;
+  idempotencyKey: string | undefined;
+  batch: boolean;
+  /** For `provision`: the record to begin with. */
+  newSandbox: Fields<z.output<typeof SandboxRecord>> | undefined;
+}
+
+export type Accepted = { id: OperationId; sandbox: SandboxId; existing: boolean; parked: boolean };
+export type Claim =
+  | { outcome: "claimed"; operation: OperationRecord; sandbox: SandboxRecord }
+  | { outcome: "ended"; operation: OperationRecord }
+  | { outcome: "unknown" | "stale" };
+
+export interface OperationStore {
+  /** Stores an operation once. Throws `idempotency_conflict`, `sandbox_not_found` or `sandbox_gone`. */
+  accept(request: AcceptRequest): Promise<Accepted>;
+  /** Makes `fence` the only one that may write. `job` empty: whatever job carries it. */
+  claim(id: OperationId, fence: string, job: string): Promise<Claim>;
+  /** Throws `lock_lost` when another run has claimed the operation, or it has ended. */
+  write(id: OperationId, fence: string, write: Write): Promise<void>;
+  /** Ends it; returns parked operations that may go now. Throws as `write`. */
+  end(id: OperationId, fence: string, end: OperationEnd, write?: Write): Promise<OperationId[]>;
+  /** Asks the operation to undo and end. */
+  abort(id: OperationId, error: ErrorRecord, scope: TeamId | undefined): Promise<"ok" | "ended" | "unknown">;
+  leaseVmid(id: OperationId, fence: string, range: { first: number; last: number }): Promise<Vmid>;
+  leaseAddress(id: OperationId, fence: string, addresses: readonly string[]): Promise<string>;
+  load(id: OperationId): Promise<OperationRecord | null>;
+  loadSandbox(id: SandboxId): Promise<SandboxRecord | null>;
+  loadSnapshot(id: string): Promise<SnapshotRecord | null>;
+}
+
+export type OperationEnd =
+  | { status: "succeeded"; result: unknown }
+  | { status: "failed" | "canceled"; error: FleetError };
+
+export interface StoreOptions {
+  /** How long an ended record is kept, in seconds. */
+  retentionSec: number;
+  now?: () => number;
+}
+
+/** Same input, same text, whatever the order of its keys. */
+export function hashInput(kind: JobName, input: unknown): string {
+  return createHash("sha256")
+    .update(`${kind} ${canonical(input)}`)
+    .digest("base64url");
+}
+
+function canonical(value: unknown): string {
+  if (Array.isArray(value)) return `[${value.map(canonical).join(",")}]`;
+  if (typeof value !== "object" || value === null) return JSON.stringify(value) ?? "null";
+  const entries = Object.entries(value).filter(([, one]) => one !== undefined);
+  entries.sort(([a], [b]) => (a < b ? -1 : 1));
+  return `{${entries.map(([key, one]) => `${JSON.stringify(key)}:${canonical(one)}`).join(",")}}`;
+}
+
+export function createOperationStore(redis: RedisConnection, keys: Keys, options: StoreOptions): OperationStore {
+  const now = options.now ?? Date.now;
+  const run = (script: Script, ...args: (string | number)[]) =>
+    runScript(redis, script, [keys.open], [keys.prefix, ...args]);
+  const runList = async (script: Script, ...args: (string | number)[]) =>
+    (await run(script, ...args)) as [string, ...unknown[]]; // shapes: scripts.ts
+  const ttl = options.retentionSec;
+
+  return {
+    async accept(request) {
+      const reply = await runList(ACCEPT, JSON.stringify(toAcceptArgs(request, now())));
+      const [outcome, id, sandbox, parked] = z.tuple([z.string(), z.string(), z.string(), z.string()]).parse(reply);
+      const facts = { operation: id, sandbox };
+      switch (outcome) {
+        case "accepted":
+        case "existing":
+          return {
+            id: id as OperationId,
+            sandbox: SandboxId.parse(sandbox),
+            existing: outcome === "existing",
+            parked: parked === "1",
+          };
+        case "conflict":
+          throw new FleetError(
+            "idempotency_conflict",
+            `this idempotency key belongs to ${id}, which had other input; use a new key`,
+            { facts },
+          );
+        case "sandbox_gone":
+          throw new FleetError("sandbox_gone", `sandbox ${sandbox} has ended`, { facts: { sandbox } });
+        default:
+          throw new FleetError("sandbox_not_found", `there is no sandbox ${sandbox}`, { facts: { sandbox } });
+      }
+    },
+
+    async claim(id, fence, job) {
+      const [outcome, operation, sandbox] = await runList(CLAIM, id, fence, job, now());
+      if (outcome === "claimed") {
+        return { outcome, operation: decodeOperation(toHash(operation)), sandbox: decodeSandbox(toHash(sandbox)) };
+      }
+      if (outcome === "ended") return { outcome, operation: decodeOperation(toHash(operation)) };
+      return { outcome: outcome === "stale" ? "stale" : "unknown" };
+    },
+
+    async write(id, fence, write) {
+      const outcome = await run(WRITE, id, fence, JSON.stringify(toWriteArgs(write)), now(), ttl);
+      if (outcome !== "ok") throw lockLost(id, String(outcome));
+    },
+
+    async end(id, fence, end, write = {}) {
+      const changes = toEndFields(end);
+      const args = {
+        ...toWriteArgs({ ...write, operation: { ...write.operation, ...changes } }),
+        status: end.status,
+        event: JSON.stringify(end.status === "succeeded" ? {} : { code: end.error.code }),
+      };
+      const [outcome, ...released] = await runList(END, id, fence, JSON.stringify(args), now(), ttl);
+      if (outcome !== "ok") throw lockLost(id, outcome);
+      return released as OperationId[]; // written by accept
+    },
+
+    async abort(id, error, scope) {
+      const outcome = await run(ABORT, id, JSON.stringify(error), scope ?? "");
+      return outcome === "ok" || outcome === "ended" ? outcome : "unknown";
+    },
+
+    async leaseVmid(id, fence, { first, last }) {
+      const [outcome, vmid] = await runList(LEASE_VMID, id, fence, first, last);
+      if (outcome === "ok") return Vmid.parse(Number(vmid));
+      if (outcome !== "exhausted") throw lockLost(id, outcome);
+      throw new FleetError(
+        "vmid_range_exhausted",
+        `all VMIDs from ${first} to ${last} are taken; widen PVE_VMID_RANGE`,
+      );
+    },
+
+    async leaseAddress(id, fence, addresses) {
+      const [outcome, address] = await runList(LEASE_ADDRESS, id, fence, ...addresses);
+      if (outcome === "ok") return String(address);
+      if (outcome !== "exhausted") throw lockLost(id, outcome);
+      throw new FleetError("address_range_exhausted", "all addresses of PVE_IP_RANGE are leased; widen it");
+    },
+
+    async load(id) {
+      const hash = await redis.hgetall(keys.operation(id));
+      return hash["id"] === undefined ? null : decodeOperation(hash);
+    },
+
+    async loadSandbox(id) {
+      const hash = await redis.hgetall(keys.sandbox(id));
+      return hash["id"] === undefined ? null : decodeSandbox(hash);
+    },
+
+    async loadSnapshot(id) {
+      const hash = await redis.hgetall(keys.snapshot(id));
+      return hash["id"] === undefined ? null : decodeHash(SnapshotRecord, hash, `snapshot ${id}`);
+    },
+  };
+}
+
+export function decodeOperation(hash: Readonly<Record<string, string>>): OperationRecord {
+  return decodeHash(OperationRecord, hash, `operation ${hash["id"]}`);
+}
+
+export function decodeSandbox(hash: Readonly<Record<string, string>>): SandboxRecord {
+  const services = Object.entries(hash)
+    .filter(([field]) => field.startsWith(serviceField("" as ServiceName))) // the bare prefix
+    .map(([, json]) => ExposedService.parse(JSON.parse(json)));
+  return { ...decodeHash(SandboxRecord, hash, `sandbox ${hash["id"]}`), services };
+}
+
+function toAcceptArgs(request: AcceptRequest, now: number) {
+  const spec = jobs[request.kind];
+  const operation: Fields<OperationRecord> = {
+    id: request.id,
+    kind: request.kind,
+    sandbox: request.sandbox,
+    input: request.input,
+    inputHash: hashInput(request.kind, request.fullInput),
+    status: "queued",
+    job: request.id,
+    seq: 0,
+    priority: 0,
+    claims: 0,
+    attempts: 0,
+    acceptedAt: now,
+  };
+  return {
+    id: request.id,
+    kind: request.kind,
+    sandbox: request.sandbox,
+    team: request.team,
+    scope: request.scope,
+    route: spec.queue,
+    destroys: request.kind === "destroy",
+    batch: request.batch,
+    hash: operation.inputHash,
+    // Hashed, since a caller's key may hold anything and becomes part of a Redis key.
+    idempotency:
+      request.idempotencyKey === undefined
+        ? undefined
+        : createHash("sha256").update(request.idempotencyKey).digest("base64url"),
+    now,
+    operationSet: encodeFields(operation).set,
+    sandboxSet: encodeFields(request.newSandbox ?? {}).set,
+  };
+}
+
+function toWriteArgs(write: Write) {
+  return {
+    operation: encodeFields(write.operation ?? {}),
+    ...(write.sandbox ? { sandbox: encodeFields(write.sandbox) } : {}),
+    also: (write.also ?? []).map((command) => command.map(String)),
+    placed: write.placed === true,
+  };
+}
+
+function toEndFields(end: OperationEnd): Fields<OperationRecord> & { status: OperationStatus } {
+  if (end.status === "succeeded") return { status: end.status, result: end.result, lastError: null, abort: null };
+  return { status: end.status, error: toErrorRecord(end.error) };
+}
+
+function lockLost(id: OperationId, why: string): FleetError {
+  return new FleetError("lock_lost", `this run may no longer write operation ${id} (${why})`, {
+    facts: { operation: id, why },
+  });
+}

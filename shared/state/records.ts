@@ -1,0 +1,118 @@
+/** What is kept of an operation and of a sandbox. */
+import { z } from "zod";
+import type { FleetErrorCode } from "../errors.ts";
+import { POLICY } from "../errors.ts";
+import { NodeName, OperationId, SandboxId, type ServiceName, SnapshotId, TeamId, Vmid } from "../ids.ts";
+import { type ExposedService, Metadata } from "../jobs/fields.ts";
+import { type JobName, jobs } from "../jobs/index.ts";
+
+const Kind = z.enum(Object.keys(jobs) as [JobName, ...JobName[]]); // Object.keys loses the literal keys
+const Code = z.enum(Object.keys(POLICY) as [FleetErrorCode, ...FleetErrorCode[]]); // as above
+
+export const ErrorRecordSchema = z.object({
+  code: Code,
+  message: z.string(),
+  facts: z.record(z.string(), z.union([z.string(), z.number(), z.boolean(), z.null(), z.array(z.string()).readonly()])),
+});
+
+export const OPERATION_STATUSES = ["queued", "running", "succeeded", "failed", "canceled"] as const;
+export type OperationStatus = (typeof OPERATION_STATUSES)[number];
+
+export const OperationRecord = z.object({
+  id: OperationId,
+  kind: Kind,
+  team: TeamId,
+  sandbox: SandboxId,
+  input: z.unknown(),
+  inputHash: z.string(),
+  status: z.enum(OPERATION_STATUSES),
+  /** BullMQ queue and job that carry it now. */
+  queue: z.string(),
+  job: z.string(),
+  /** How often it moved to another queue. */
+  seq: z.number().int(),
+  /** Set while it waits for another operation of its sandbox; it has no job then. */
+  parked: z.number().int(),
+  priority: z.number().int(),
+  /** Token of the run that may write; compared for equality only. */
+  fence: z.string().optional(),
+  /** Runs begun, those that died in the middle included. */
+  claims: z.number().int(),
+  /** Runs that ended in an error. */
+  attempts: z.number().int(),
+  /** Why it is not running yet, for people. */
+  waitingFor: z.string().optional(),
+  /** Set by cancel, destroy or time-out: the next run undoes and ends with this. */
+  abort: ErrorRecordSchema.optional(),
+  /** The last error that was retried. */
+  lastError: ErrorRecordSchema.optional(),
+  /** Kind-specific: what was last begun, e.g. `{ name: "clone", upid }`; written before PVE is asked. */
+  step: z.object({ name: z.string(), upid: z.string().optional(), at: z.number() }).optional(),
+  timings: z.record(z.string(), z.number()).default({}),
+  result: z.unknown().optional(),
+  error: ErrorRecordSchema.optional(),
+  acceptedAt: z.number(),
+  startedAt: z.number().optional(),
+  endedAt: z.number().optional(),
+});
+export type OperationRecord = z.output<typeof OperationRecord>;
+
+export const isEnded = (status: OperationStatus): status is "succeeded" | "failed" | "canceled" =>
+  status !== "queued" && status !== "running";
+
+/** While in one of these, a provision is at work; exec and its like wait. */
+export const PROVISIONAL_STATES = ["placing", "cloning", "configuring", "starting", "readying"] as const;
+/** No container (any more); the record stays for the retention time. */
+export const GONE_STATES = ["destroyed", "failed", "lost"] as const;
+export const SANDBOX_STATES = [
+  ...PROVISIONAL_STATES,
+  "running",
+  "paused",
+  "stopped",
+  "destroying",
+  "quarantined",
+  ...GONE_STATES,
+] as const;
+export type SandboxState = (typeof SANDBOX_STATES)[number];
+
+export const isGone = (state: SandboxState): boolean => (GONE_STATES as readonly string[]).includes(state);
+export const isProvisional = (state: SandboxState): boolean =>
+  (PROVISIONAL_STATES as readonly string[]).includes(state);
+
+export const SandboxRecord = z.object({
+  id: SandboxId,
+  /** The provision that made it. */
+  operation: OperationId,
+  team: TeamId,
+  template: z.string(),
+  state: z.enum(SANDBOX_STATES),
+  node: NodeName.optional(),
+  vmid: Vmid.optional(),
+  hostname: z.string().optional(),
+  /** What people and the gate reach it by; inside SANDBOX_CIDRS and on the MAC of net0. */
+  address: z.string().optional(),
+  hwaddr: z.string().optional(),
+  /** A leased address with prefix length, from PVE_IP_RANGE. */
+  leasedIp: z.string().optional(),
+  metadata: Metadata.default({}),
+  ttlSeconds: z.number().int().optional(),
+  expiresAt: z.number().optional(),
+  createdAt: z.number(),
+  runningAt: z.number().optional(),
+  endedAt: z.number().optional(),
+});
+export type SandboxRecord = z.output<typeof SandboxRecord> & { services: ExposedService[] };
+
+/** Hash field of one service; a field each, so that expose and hide never overwrite one another. */
+export const serviceField = (name: ServiceName): string => `service:${name}`;
+
+export const SnapshotRecord = z.object({
+  id: SnapshotId,
+  sandbox: SandboxId,
+  team: TeamId,
+  node: NodeName,
+  vmid: Vmid,
+  name: z.string(),
+  createdAt: z.number(),
+});
+export type SnapshotRecord = z.output<typeof SnapshotRecord>;

@@ -1,0 +1,272 @@
+/**
+ * The Lua behind operations and sandboxes: each script is one atomic step.
+ * KEYS[1] is the key of open operations; ARGV[1] the prefix, from which the other keys are built (all in its hash tag).
+ */
+import { defineScript } from "../redis/script.ts";
+import { GONE_STATES, PROVISIONAL_STATES } from "./records.ts";
+
+const luaSet = (names: readonly string[]) => `{${names.map((name) => `['${name}']=true`).join(",")}}`;
+
+const PRELUDE = `
+local P = ARGV[1]
+local PROVISIONAL = ${luaSet(PROVISIONAL_STATES)}
+local GONE = ${luaSet(GONE_STATES)}
+local ENDED = ${luaSet(["succeeded", "failed", "canceled"])}
+local EVENTS_KEPT = 100000
+local function opKey(id) return P..':op:'..id end
+local function sbxKey(id) return P..':sbx:'..id end
+local function emit(type, now, op, sandbox, team, data)
+  redis.call('XADD', P..':events', 'MAXLEN', '~', EVENTS_KEPT, '*',
+    'type', type, 'at', now, 'operation', op or '', 'sandbox', sandbox or '', 'team', team or '', 'data', data or '{}')
+end
+local function apply(key, set, unset)
+  if #set > 0 then redis.call('HSET', key, unpack(set)) end
+  if #unset > 0 then redis.call('HDEL', key, unpack(unset)) end
+end
+-- Fairness: a lane's waiting operations carry rising tags a team; a team with nothing waiting is forgotten.
+local function unplace(key)
+  local lane, team = unpack(redis.call('HMGET', key, 'lane', 'team'))
+  if not lane then return end
+  local tag = tonumber(redis.call('HGET', key, 'tag'))
+  redis.call('HDEL', key, 'lane', 'tag')
+  local v = P..':fair:'..lane
+  if redis.call('HINCRBY', v..':waiting', team, -1) <= 0 then
+    redis.call('HDEL', v..':waiting', team)
+    redis.call('HDEL', v..':last', team)
+  end
+  if redis.call('EXISTS', v..':waiting') == 0 then redis.call('DEL', v)
+  elseif tag > tonumber(redis.call('GET', v) or '0') then redis.call('SET', v, tag) end
+end
+-- The change of a sandbox's state, with its event and, at its end, its leaving of the indexes.
+local function setSandbox(id, change, now, op, ttl)
+  local key = sbxKey(id)
+  if redis.call('EXISTS', key) == 0 then return end
+  local before = redis.call('HGET', key, 'state')
+  apply(key, change.set, change.unset)
+  local state, team, node, vmid = unpack(redis.call('HMGET', key, 'state', 'team', 'node', 'vmid'))
+  if state ~= before then
+    emit('sandbox.changed', now, op, id, team, cjson.encode({state = state, before = before, node = node or nil, vmid = vmid and tonumber(vmid) or nil}))
+    if GONE[state] then
+      redis.call('HSET', key, 'endedAt', now)
+      redis.call('ZREM', P..':sandboxes', id)
+      redis.call('ZREM', P..':team:'..team, id)
+      redis.call('ZREM', P..':expiries', id)
+      redis.call('DEL', P..':secret:'..id)
+      redis.call('EXPIRE', key, ttl)
+    end
+  end
+end
+local function queueOf(route, sandbox)
+  local node = redis.call('HGET', sbxKey(sandbox), 'node')
+  if not node then return 'place' end
+  return route..'-'..node
+end
+-- Lets parked operations of a sandbox go: the head of its changes, and all that waited for it to be up.
+local function release(sandbox, out)
+  local function go(id)
+    local key = opKey(id)
+    if redis.call('HGET', key, 'parked') ~= '1' then return end
+    local queue = queueOf(redis.call('HGET', key, 'route'), sandbox)
+    redis.call('HSET', key, 'parked', 0, 'queue', queue)
+    redis.call('HDEL', key, 'waitingFor')
+    out[#out+1] = id
+  end
+  local head = redis.call('LINDEX', P..':changes:'..sandbox, 0)
+  if head then go(head) end
+  local state = redis.call('HGET', sbxKey(sandbox), 'state')
+  if not state or not PROVISIONAL[state] then
+    for _, id in ipairs(redis.call('LRANGE', P..':waiting:'..sandbox, 0, -1)) do go(id) end
+    redis.call('DEL', P..':waiting:'..sandbox)
+  end
+  return out
+end
+local function mayWrite(key, fence)
+  local holder, status = unpack(redis.call('HMGET', key, 'fence', 'status'))
+  if not status then return 'unknown' end
+  if ENDED[status] then return 'ended' end
+  if holder ~= fence then return 'fenced' end
+  return nil
+end
+`;
+
+const withPrelude = (body: string) => defineScript(PRELUDE + body);
+
+/** ARGV: request JSON → [outcome, operation, sandbox, parked]. */
+export const ACCEPT = withPrelude(`
+local r = cjson.decode(ARGV[2])
+local key = opKey(r.id)
+if redis.call('EXISTS', key) == 1 then return {'existing', r.id, r.sandbox, '1'} end
+local idem = r.idempotency and P..':idem:'..r.team..':'..r.idempotency or nil
+if idem then
+  local known = redis.call('GET', idem)
+  if known then
+    local hash, sandbox = unpack(redis.call('HMGET', opKey(known), 'inputHash', 'sandbox'))
+    if hash == r.hash then return {'existing', known, sandbox, '1'} end
+    if hash then return {'conflict', known, sandbox, '1'} end
+  end
+end
+local sk = sbxKey(r.sandbox)
+local parked = 0
+if r.route == 'place' then
+  redis.call('HSET', sk, unpack(r.sandboxSet))
+  redis.call('ZADD', P..':sandboxes', r.now, r.sandbox)
+  redis.call('ZADD', P..':team:'..r.team, r.now, r.sandbox)
+  redis.call('RPUSH', P..':changes:'..r.sandbox, r.id)
+else
+  local team, state, node = unpack(redis.call('HMGET', sk, 'team', 'state', 'node'))
+  if not team or (r.scope and r.scope ~= team) then return {'sandbox_not_found', r.id, r.sandbox, '0'} end
+  if GONE[state] and not r.destroys then return {'sandbox_gone', r.id, r.sandbox, '0'} end
+  r.team = team
+  if r.route == 'node' then
+    local changes = P..':changes:'..r.sandbox
+    if r.destroys then
+      for _, id in ipairs(redis.call('LRANGE', changes, 0, -1)) do
+        redis.call('HSETNX', opKey(id), 'abort', '{"code":"canceled","message":"the sandbox is being destroyed","facts":{}}')
+        redis.call('SADD', P..':aborting', id)
+        redis.call('PUBLISH', P..':wake', 'abort '..id)
+      end
+    end
+    if redis.call('RPUSH', changes, r.id) > 1 then parked = 1 end
+  elseif PROVISIONAL[state] then
+    redis.call('RPUSH', P..':waiting:'..r.sandbox, r.id)
+    parked = 1
+  end
+end
+redis.call('HSET', key, unpack(r.operationSet))
+redis.call('HSET', key, 'team', r.team, 'route', r.route, 'parked', parked, 'queue', queueOf(r.route, r.sandbox))
+if parked == 1 then redis.call('HSET', key, 'waitingFor', 'an earlier operation of this sandbox') end
+if r.route == 'place' then
+  local lane = r.batch and 'batch' or 'interactive'
+  local v = P..':fair:'..lane
+  local tag = math.max(tonumber(redis.call('GET', v) or '0'), tonumber(redis.call('HGET', v..':last', r.team) or '0')) + 1
+  redis.call('HSET', v..':last', r.team, tag)
+  redis.call('HINCRBY', v..':waiting', r.team, 1)
+  -- BullMQ takes priorities up to 2^21; past 2^20 a lane that never ran empty goes on first come, first served.
+  redis.call('HSET', key, 'lane', lane, 'tag', tag, 'priority', math.min(tag, 1048575) + (r.batch and 1048576 or 0))
+end
+if idem then
+  redis.call('SET', idem, r.id)
+  redis.call('HSET', key, 'idempotency', idem)
+end
+redis.call('ZADD', P..':open', r.now, r.id)
+emit('operation.accepted', r.now, r.id, r.sandbox, r.team, cjson.encode({kind = r.kind}))
+return {'accepted', r.id, r.sandbox, tostring(parked)}
+`);
+
+/** ARGV: id, fence, job, now → [outcome] or ['claimed', operation hash, sandbox hash]. */
+export const CLAIM = withPrelude(`
+local id, fence, job, now = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local key = opKey(id)
+local status, current = unpack(redis.call('HMGET', key, 'status', 'job'))
+if not status then return {'unknown'} end
+if ENDED[status] then return {'ended', redis.call('HGETALL', key)} end
+if job ~= '' and current ~= job then return {'stale'} end
+redis.call('HSET', key, 'fence', fence, 'status', 'running')
+redis.call('HINCRBY', key, 'claims', 1)
+redis.call('HSETNX', key, 'startedAt', now)
+redis.call('HDEL', key, 'waitingFor')
+return {'claimed', redis.call('HGETALL', key), redis.call('HGETALL', sbxKey(redis.call('HGET', key, 'sandbox')))}
+`);
+
+/**
+ * ARGV: id, fence, write JSON, now, ttl → outcome.
+ * write: { operation, sandbox?: {set, unset}, also: command[], placed?: true }.
+ */
+export const WRITE = withPrelude(`
+local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
+local w = cjson.decode(ARGV[4])
+local key = opKey(id)
+local refused = mayWrite(key, fence)
+if refused then return refused end
+if w.placed then unplace(key) end
+apply(key, w.operation.set, w.operation.unset)
+for _, command in ipairs(w.also) do redis.call(unpack(command)) end
+if w.sandbox then setSandbox(redis.call('HGET', key, 'sandbox'), w.sandbox, now, id, ttl) end
+return 'ok'
+`);
+
+/**
+ * The end of an operation and its event, in one step → [outcome, released operation…].
+ * ARGV as WRITE, with write.status and write.event besides.
+ */
+export const END = withPrelude(`
+local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
+local w = cjson.decode(ARGV[4])
+local key = opKey(id)
+local refused = mayWrite(key, fence)
+if refused then return {refused} end
+unplace(key)
+apply(key, w.operation.set, w.operation.unset)
+for _, command in ipairs(w.also) do redis.call(unpack(command)) end
+local sandbox, team, kind, idem = unpack(redis.call('HMGET', key, 'sandbox', 'team', 'kind', 'idempotency'))
+if w.sandbox then setSandbox(sandbox, w.sandbox, now, id, ttl) end
+redis.call('HSET', key, 'endedAt', now)
+redis.call('HDEL', key, 'waitingFor')
+redis.call('ZREM', P..':open', id)
+redis.call('SREM', P..':aborting', id)
+redis.call('DEL', P..':secret:'..id)
+redis.call('EXPIRE', key, ttl)
+if idem then redis.call('EXPIRE', idem, ttl) end
+redis.call('LREM', P..':changes:'..sandbox, 0, id)
+redis.call('LREM', P..':waiting:'..sandbox, 0, id)
+emit('operation.'..w.status, now, id, sandbox, team, w.event)
+redis.call('PUBLISH', P..':wake', 'ended '..id)
+return release(sandbox, {'ok'})
+`);
+
+/** ARGV: id, error JSON, team scope or '' → outcome. */
+export const ABORT = withPrelude(`
+local id, abort, scope = ARGV[2], ARGV[3], ARGV[4]
+local key = opKey(id)
+local status, team = unpack(redis.call('HMGET', key, 'status', 'team'))
+if not status or (scope ~= '' and scope ~= team) then return 'unknown' end
+if ENDED[status] then return 'ended' end
+redis.call('HSETNX', key, 'abort', abort)
+redis.call('SADD', P..':aborting', id)
+redis.call('PUBLISH', P..':wake', 'abort '..id)
+return 'ok'
+`);
+
+/** Leases a number from a range for the sandbox of a run, next-fit. ARGV: id, fence, first, last, now → ['ok', vmid] or [outcome]. */
+export const LEASE_VMID = withPrelude(`
+local id, fence, first, last = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local key = opKey(id)
+local refused = mayWrite(key, fence)
+if refused then return {refused} end
+local sandbox = redis.call('HGET', key, 'sandbox')
+local sk, leases, cursor = sbxKey(sandbox), P..':vmids', P..':vmid-next'
+local held = redis.call('HGET', sk, 'vmid')
+local at = tonumber(redis.call('GET', cursor) or first)
+if at < first or at > last then at = first end
+for _ = first, last do
+  local vmid = at
+  at = at + 1
+  if at > last then at = first end
+  if redis.call('HSETNX', leases, vmid, sandbox) == 1 then
+    redis.call('SET', cursor, at)
+    if held and redis.call('HGET', leases, held) == sandbox then redis.call('HDEL', leases, held) end
+    redis.call('HSET', sk, 'vmid', vmid)
+    return {'ok', tostring(vmid)}
+  end
+end
+return {'exhausted'}
+`);
+
+/** Leases the first free address. ARGV: id, fence, address… → ['ok', address] or [outcome]. */
+export const LEASE_ADDRESS = withPrelude(`
+local id, fence = ARGV[2], ARGV[3]
+local key = opKey(id)
+local refused = mayWrite(key, fence)
+if refused then return {refused} end
+local sandbox = redis.call('HGET', key, 'sandbox')
+local sk, leases = sbxKey(sandbox), P..':ips'
+local held = redis.call('HGET', sk, 'leasedIp')
+if held then return {'ok', held} end
+for i = 4, #ARGV do
+  if redis.call('HSETNX', leases, ARGV[i], sandbox) == 1 then
+    redis.call('HSET', sk, 'leasedIp', ARGV[i])
+    return {'ok', ARGV[i]}
+  end
+end
+return {'exhausted'}
+`);

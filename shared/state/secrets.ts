@@ -1,0 +1,74 @@
+/**
+ * Secrets of operations and sandboxes (environment, exec token), sealed with AES-256-GCM under keys of their own in Redis.
+ * They are deleted by the same atomic step that ends their owner.
+ */
+import { createCipheriv, createDecipheriv, createHash, randomBytes } from "node:crypto";
+import { z } from "zod";
+import { FleetError } from "../errors.ts";
+import type { RedisConnection } from "../redis/connect.ts";
+import type { Keys } from "./keys.ts";
+
+/** What is sealed for one owner. */
+const Sealed = z.object({
+  env: z.record(z.string(), z.string()).optional(),
+  execToken: z.string().optional(),
+});
+export type SecretValues = z.output<typeof Sealed>;
+
+export interface SecretStore {
+  /** Seals `values` for an operation or sandbox. Throws `not_configured` without a key. */
+  put(owner: string, values: SecretValues): Promise<void>;
+  /** Empty when there is nothing. Throws `not_configured` when no key opens it. */
+  get(owner: string): Promise<SecretValues>;
+}
+
+/** `keyring`: 32-byte keys; the first seals, all open. */
+export function createSecretStore(
+  redis: RedisConnection,
+  keys: Keys,
+  keyring: readonly Buffer[] | undefined,
+): SecretStore {
+  return {
+    async put(owner, values) {
+      const [key] = keyring ?? [];
+      if (!key) {
+        throw new FleetError(
+          "not_configured",
+          "FLEET_SECRET_KEY is missing; it seals env and tokens (openssl rand -hex 32)",
+          {
+            facts: { variables: ["FLEET_SECRET_KEY"] },
+          },
+        );
+      }
+      await redis.set(keys.secret(owner), seal(key, owner, JSON.stringify(values)));
+    },
+    async get(owner) {
+      const sealed = await redis.get(keys.secret(owner));
+      if (sealed === null) return {};
+      return Sealed.parse(JSON.parse(open(keyring ?? [], owner, sealed)));
+    },
+  };
+}
+
+const keyId = (key: Buffer) => createHash("sha256").update(key).digest("hex").slice(0, 8);
+
+/** keyId.nonce.tag.text; the owner is authenticated with it, so that one's secret can't be put under another's name. */
+export function seal(key: Buffer, owner: string, text: string): string {
+  const nonce = randomBytes(12);
+  const cipher = createCipheriv("aes-256-gcm", key, nonce).setAAD(Buffer.from(owner));
+  const body = Buffer.concat([cipher.update(text, "utf8"), cipher.final()]);
+  return [keyId(key), ...[nonce, cipher.getAuthTag(), body].map((part) => part.toString("base64url"))].join(".");
+}
+
+export function open(keyring: readonly Buffer[], owner: string, sealed: string): string {
+  const [id, ...parts] = sealed.split(".");
+  const [nonce, tag, body] = parts.map((part) => Buffer.from(part, "base64url"));
+  const key = keyring.find((one) => keyId(one) === id);
+  if (!key || !nonce || !tag || !body) {
+    throw new FleetError("not_configured", "a secret was sealed with another FLEET_SECRET_KEY; list that key too", {
+      facts: { variables: ["FLEET_SECRET_KEY"], owner },
+    });
+  }
+  const decipher = createDecipheriv("aes-256-gcm", key, nonce).setAAD(Buffer.from(owner)).setAuthTag(tag);
+  return Buffer.concat([decipher.update(body), decipher.final()]).toString("utf8");
+}

@@ -1,0 +1,75 @@
+/** Which URL a service gets: pure, so that every level and every reason can be tested. */
+import { FleetError } from "./errors.ts";
+import type { SandboxId, ServiceName } from "./ids.ts";
+import type { ExposedService } from "./jobs/fields.ts";
+
+export interface UrlSettings {
+  /** PVE_PUBLIC_DOMAIN. */
+  publicDomain: string | undefined;
+  /** PVE_URL_PATTERN, e.g. `{service}-{vmid}.{domain}`. */
+  pattern: string;
+}
+
+export interface UrlFacts {
+  id: SandboxId;
+  vmid: number;
+  hostname: string;
+  /** Search domain of the node, from PVE's `/nodes/{node}/dns`. */
+  dnsSearch: string | undefined;
+  /** An address that the container really has. */
+  address: string | undefined;
+}
+
+/**
+ * Resolves a service's URL, best first: public, LAN name, LAN address.
+ * Throws `url_unresolvable` when there is none: a URL that cannot work is never given out.
+ */
+export function resolveUrl(
+  service: { name: ServiceName; port: number },
+  facts: UrlFacts,
+  settings: UrlSettings,
+): ExposedService {
+  const { name, port } = service;
+  const noPublic = "PVE_PUBLIC_DOMAIN is not set";
+  if (settings.publicDomain !== undefined) {
+    const host = fillPattern(settings.pattern, service, facts, settings.publicDomain);
+    return { name, port, url: `https://${host}`, level: "public" };
+  }
+  if (facts.dnsSearch) {
+    return {
+      name,
+      port,
+      url: `http://${facts.hostname}.${facts.dnsSearch}:${port}`,
+      level: "lan_name",
+      reason: noPublic,
+    };
+  }
+  const noName = `${noPublic}; the node has no DNS search domain`;
+  if (facts.address) {
+    const host = facts.address.includes(":") ? `[${facts.address}]` : facts.address;
+    return { name, port, url: `http://${host}:${port}`, level: "lan_address", reason: noName };
+  }
+  throw new FleetError("url_unresolvable", `no URL can reach the service: ${noName}; the container has no address`, {
+    facts: { sandbox: facts.id, service: name },
+  });
+}
+
+/** Host names are lower case; `_` of a sandbox id is no host name character and becomes `-`. */
+export function fillPattern(
+  pattern: string,
+  service: { name: string; port: number },
+  facts: { id: string; vmid: number },
+  domain: string,
+): string {
+  const values: Record<string, string> = {
+    service: service.name,
+    port: String(service.port),
+    vmid: String(facts.vmid),
+    id: hostLabel(facts.id),
+    domain,
+  };
+  const host = pattern.replace(/\{(\w+)\}/g, (_, key: string) => values[key] ?? "");
+  return host.includes(domain) ? host : `${host}.${domain}`;
+}
+
+export const hostLabel = (id: string): string => id.replaceAll("_", "-").toLowerCase();
