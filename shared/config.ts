@@ -6,7 +6,7 @@ import { readFileSync } from "node:fs";
 import { BlockList, isIP } from "node:net";
 import { z } from "zod";
 import { FleetError } from "./errors.ts";
-import { NodeName } from "./ids.ts";
+import { NodeName, TeamId } from "./ids.ts";
 import { StorageName } from "./jobs/fields.ts";
 
 type Env = Readonly<Record<string, string | undefined>>;
@@ -77,7 +77,7 @@ const Fingerprint = z
   .transform((text) => text.toUpperCase());
 
 /** 32 bytes as hex or base64; the first seals, all open (rotation). */
-const SecretKeys = list
+export const SecretKeys = list
   .transform((keys) => keys.map(toKey))
   .refine((keys): keys is Buffer[] => keys.length > 0 && keys.every((key) => key?.length === 32), {
     error: "must be 32 bytes as 64 hex digits or base64; make one with: openssl rand -hex 32",
@@ -97,26 +97,31 @@ const CaFile = z.string().transform((path, context) => {
   }
 });
 
+export const RedisUrl = z
+  .string({ error: "is missing; give redis://host:6379, or rediss:// for TLS" })
+  .refine(
+    (url) =>
+      /^(rediss?|redis-sentinel|redis-cluster|rediss-sentinel|rediss-cluster):\/\//.test(url) &&
+      URL.canParse(url.split(",")[0] ?? ""),
+    {
+      error:
+        "must be redis://host:6379/0, rediss:// for TLS, redis-sentinel://host:26379,host:26379?master=name, or redis-cluster://host:6379,host:6379",
+    },
+  );
+
+export const Prefix = z
+  .string()
+  .regex(
+    /^\{[a-zA-Z0-9_.-]{1,40}\}$/,
+    "must be a name in braces, such as {fleet} (the braces keep a cluster's keys together)",
+  );
+
 /** Variables that both sides know. */
 const SharedEnv = z.object({
-  REDIS_URL: z
-    .string({ error: "is missing; give redis://host:6379, or rediss:// for TLS" })
-    .refine(
-      (url) =>
-        /^(rediss?|redis-sentinel|redis-cluster|rediss-sentinel|rediss-cluster):\/\//.test(url) &&
-        URL.canParse(url.split(",")[0] ?? ""),
-      {
-        error:
-          "must be redis://host:6379/0, rediss:// for TLS, redis-sentinel://host:26379,host:26379?master=name, or redis-cluster://host:6379,host:6379",
-      },
-    ),
-  FLEET_PREFIX: z
-    .string()
-    .regex(
-      /^\{[a-zA-Z0-9_.-]{1,40}\}$/,
-      "must be a name in braces, such as {fleet} (the braces keep a cluster's keys together)",
-    )
-    .default("{fleet}"),
+  REDIS_URL: RedisUrl,
+  FLEET_PREFIX: Prefix.default("{fleet}"),
+  /** Producers: whose sandboxes are in reach; all when absent. */
+  FLEET_TEAM: TeamId.optional(),
   FLEET_SECRET_KEY: SecretKeys.optional(),
   FLEET_RETENTION_HOURS: integer(1, 8760).default(24),
   LOG_LEVEL: z.enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"]).default("info"),

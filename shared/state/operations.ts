@@ -2,7 +2,7 @@
 import { createHash } from "node:crypto";
 import { z } from "zod";
 import { type ErrorRecord, FleetError, toErrorRecord } from "../errors.ts";
-import { type OperationId, SandboxId, type ServiceName, type TeamId, Vmid } from "../ids.ts";
+import { OperationId, SandboxId, type ServiceName, TeamId, Vmid } from "../ids.ts";
 import { ExposedService } from "../jobs/fields.ts";
 import { type JobName, jobs } from "../jobs/index.ts";
 import type { RedisConnection } from "../redis/connect.ts";
@@ -40,7 +40,19 @@ export interface AcceptRequest {
   newSandbox: Fields<z.output<typeof SandboxRecord>> | undefined;
 }
 
-export type Accepted = { id: OperationId; sandbox: SandboxId; existing: boolean; parked: boolean };
+export interface Accepted {
+  id: OperationId;
+  sandbox: SandboxId;
+  /** The sandbox's team. */
+  team: TeamId;
+  /** Another request with the same idempotency key made it. */
+  existing: boolean;
+  /** It waits for another operation of its sandbox and has no job yet. */
+  parked: boolean;
+  /** For its BullMQ job. */
+  queue: string;
+  priority: number;
+}
 export type Claim =
   | { outcome: "claimed"; operation: OperationRecord; sandbox: SandboxRecord }
   | { outcome: "ended"; operation: OperationRecord }
@@ -93,6 +105,8 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
   const now = options.now ?? Date.now;
   const run = (script: Script, ...args: (string | number)[]) =>
     runScript(redis, script, [keys.open], [keys.prefix, ...args]);
+const AcceptReply = z.tuple([z.string(), OperationId, SandboxId], z.string());
+
   const runList = async (script: Script, ...args: (string | number)[]) =>
     (await run(script, ...args)) as [string, ...unknown[]]; // shapes: scripts.ts
   const ttl = options.retentionSec;
@@ -100,17 +114,16 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
   return {
     async accept(request) {
       const reply = await runList(ACCEPT, JSON.stringify(toAcceptArgs(request, now())));
-      const [outcome, id, sandbox, parked] = z.tuple([z.string(), z.string(), z.string(), z.string()]).parse(reply);
+      const [outcome, id, sandbox, ...facets] = AcceptReply.parse(reply);
       const facts = { operation: id, sandbox };
       switch (outcome) {
         case "accepted":
-        case "existing":
-          return {
-            id: id as OperationId,
-            sandbox: SandboxId.parse(sandbox),
-            existing: outcome === "existing",
-            parked: parked === "1",
-          };
+        case "existing": {
+          const [parked, queue, priority, team] = z
+            .tuple([z.string(), z.string(), z.coerce.number(), TeamId])
+            .parse(facets);
+          return { id, sandbox, team, existing: outcome === "existing", parked: parked === "1", queue, priority };
+        }
         case "conflict":
           throw new FleetError(
             "idempotency_conflict",

@@ -91,18 +91,25 @@ end
 
 const withPrelude = (body: string) => defineScript(PRELUDE + body);
 
-/** ARGV: request JSON → [outcome, operation, sandbox, parked]. */
+/** ARGV: request JSON → [outcome, operation, sandbox], and for accepted and existing: parked, queue, priority, team. */
 export const ACCEPT = withPrelude(`
 local r = cjson.decode(ARGV[2])
 local key = opKey(r.id)
-if redis.call('EXISTS', key) == 1 then return {'existing', r.id, r.sandbox, '1'} end
+local function reply(outcome, id)
+  local sandbox, parked, queue, priority, team =
+    unpack(redis.call('HMGET', opKey(id), 'sandbox', 'parked', 'queue', 'priority', 'team'))
+  return {outcome, id, sandbox, parked, queue, priority, team}
+end
+-- The same request again: the connection broke before its reply came, and the client sent it once more.
+if redis.call('EXISTS', key) == 1 then return reply('accepted', r.id) end
 local idem = r.idempotency and P..':idem:'..r.team..':'..r.idempotency or nil
 if idem then
   local known = redis.call('GET', idem)
   if known then
-    local hash, sandbox = unpack(redis.call('HMGET', opKey(known), 'inputHash', 'sandbox'))
-    if hash == r.hash then return {'existing', known, sandbox, '1'} end
-    if hash then return {'conflict', known, sandbox, '1'} end
+    local hash, sandbox, owner = unpack(redis.call('HMGET', opKey(known), 'inputHash', 'sandbox', 'team'))
+    if hash and r.scope and r.scope ~= owner then return {'sandbox_not_found', r.id, r.sandbox} end
+    if hash == r.hash then return reply('existing', known) end
+    if hash then return {'conflict', known, sandbox} end
   end
 end
 local sk = sbxKey(r.sandbox)
@@ -114,8 +121,8 @@ if r.route == 'place' then
   redis.call('RPUSH', P..':changes:'..r.sandbox, r.id)
 else
   local team, state, node = unpack(redis.call('HMGET', sk, 'team', 'state', 'node'))
-  if not team or (r.scope and r.scope ~= team) then return {'sandbox_not_found', r.id, r.sandbox, '0'} end
-  if GONE[state] and not r.destroys then return {'sandbox_gone', r.id, r.sandbox, '0'} end
+  if not team or (r.scope and r.scope ~= team) then return {'sandbox_not_found', r.id, r.sandbox} end
+  if GONE[state] and not r.destroys then return {'sandbox_gone', r.id, r.sandbox} end
   r.team = team
   if r.route == 'node' then
     local changes = P..':changes:'..r.sandbox
@@ -150,7 +157,9 @@ if idem then
 end
 redis.call('ZADD', P..':open', r.now, r.id)
 emit('operation.accepted', r.now, r.id, r.sandbox, r.team, cjson.encode({kind = r.kind}))
-return {'accepted', r.id, r.sandbox, tostring(parked)}
+-- Sealed just before, with an expiry in case this step had never come.
+redis.call('PERSIST', P..':secret:'..r.id)
+return reply('accepted', r.id)
 `);
 
 /** ARGV: id, fence, job, now → [outcome] or ['claimed', operation hash, sandbox hash]. */

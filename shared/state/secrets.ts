@@ -16,8 +16,13 @@ const Sealed = z.object({
 export type SecretValues = z.output<typeof Sealed>;
 
 export interface SecretStore {
-  /** Seals `values` for an operation or sandbox. Throws `not_configured` without a key. */
-  put(owner: string, values: SecretValues): Promise<void>;
+  /**
+   * Seals `values` for an operation or sandbox. Throws `not_configured` without a key.
+   * With `expiresInSec` they go by themselves unless their owner is accepted in time.
+   */
+  put(owner: string, values: SecretValues, options?: { expiresInSec?: number }): Promise<void>;
+  /** For an owner that never came to be; others lose theirs at their end. */
+  remove(owner: string): Promise<void>;
   /** Empty when there is nothing. Throws `not_configured` when no key opens it. */
   get(owner: string): Promise<SecretValues>;
 }
@@ -29,7 +34,7 @@ export function createSecretStore(
   keyring: readonly Buffer[] | undefined,
 ): SecretStore {
   return {
-    async put(owner, values) {
+    async put(owner, values, { expiresInSec } = {}) {
       const [key] = keyring ?? [];
       if (!key) {
         throw new FleetError(
@@ -40,7 +45,12 @@ export function createSecretStore(
           },
         );
       }
-      await redis.set(keys.secret(owner), seal(key, owner, JSON.stringify(values)));
+      const sealed = seal(key, owner, JSON.stringify(values));
+      if (expiresInSec === undefined) await redis.set(keys.secret(owner), sealed);
+      else await redis.set(keys.secret(owner), sealed, "EX", expiresInSec);
+    },
+    async remove(owner) {
+      await redis.del(keys.secret(owner));
     },
     async get(owner) {
       const sealed = await redis.get(keys.secret(owner));
