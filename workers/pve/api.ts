@@ -1,55 +1,30 @@
 import type { z } from "zod";
+import { FleetError } from "../../shared/errors.ts";
 import type { NodeName, Vmid } from "../../shared/ids.ts";
+import { createLxcApi, type LxcApi, type Send } from "./api-lxc.ts";
 import type { Call, Params, PveHttp } from "./http.ts";
-import type * as replies from "./replies.ts";
-import type { Upid } from "./upid.ts";
+import * as replies from "./replies.ts";
+import { LxcEntry } from "./replies-lxc.ts";
+import { Nothing } from "./reply-fields.ts";
+import { parseUpid, type Upid } from "./upid.ts";
+import { encodeSegment } from "./wire.ts";
 
+export type { CloneParams, FirewallOptions, LxcApi } from "./api-lxc.ts";
 export type { Call, Params } from "./http.ts";
-
-type Reply<Name extends keyof typeof replies> = z.infer<(typeof replies)[Name]>;
-export type Version = Reply<"Version">;
-export type ClusterStatusEntry = Reply<"ClusterStatusEntry">;
-export type ClusterResource = Reply<"ClusterResource">;
-export type NodeDns = Reply<"NodeDns">;
-export type NodeStatus = Reply<"NodeStatus">;
-export type NodeStorage = Reply<"NodeStorage">;
-export type StorageConfig = Reply<"StorageConfig">;
-export type Pool = Reply<"Pool">;
-export type Permissions = Reply<"Permissions">;
-export type LxcEntry = Reply<"LxcEntry">;
-export type LxcStatus = Reply<"LxcStatus">;
-export type LxcConfig = Reply<"LxcConfig">;
-export type LxcInterface = Reply<"LxcInterface">;
-export type LxcSnapshot = Reply<"LxcSnapshot">;
-export type TaskStatus = Reply<"TaskStatus">;
-export type TaskEntry = Reply<"TaskEntry">;
-
-export interface CloneParams {
-  newid: Vmid;
-  hostname?: string;
-  /** Written before the task starts, as the hostname is. */
-  description?: string;
-  pool?: string;
-  /** A full copy; only with it may `storage` be given. */
-  full?: boolean;
-  storage?: string;
-  snapname?: string;
-  /** Another node; only from shared storage. */
-  target?: NodeName;
-  /** KiB/s */
-  bwlimit?: number;
-}
-
-export interface FirewallOptions {
-  enable?: boolean;
-  ipfilter?: boolean;
-  macfilter?: boolean;
-  dhcp?: boolean;
-  ndp?: boolean;
-  radv?: boolean;
-  policy_in?: "ACCEPT" | "DROP" | "REJECT";
-  policy_out?: "ACCEPT" | "DROP" | "REJECT";
-}
+export type {
+  ClusterResource,
+  ClusterStatusEntry,
+  NodeDns,
+  NodeStatus,
+  NodeStorage,
+  Permissions,
+  Pool,
+  StorageConfig,
+  TaskEntry,
+  TaskStatus,
+  Version,
+} from "./replies.ts";
+export type { LxcConfig, LxcEntry, LxcInterface, LxcSnapshot, LxcStatus } from "./replies-lxc.ts";
 
 export interface TaskFilter {
   /** Without it PVE lists archived tasks, the running ones left out. */
@@ -64,37 +39,9 @@ export interface TaskFilter {
   errors?: boolean;
 }
 
-/** Calls on one container. Those that start a task return it at once. */
-export interface LxcApi {
-  config(call: Call): Promise<LxcConfig>;
-  status(call: Call): Promise<LxcStatus>;
-  /** null while the container is stopped. */
-  interfaces(call: Call): Promise<LxcInterface[] | null>;
-  clone(params: CloneParams, call: Call): Promise<Upid>;
-  /** `delete` takes a comma-separated list of keys, `digest` refuses when the config has changed since. */
-  setConfig(params: Params, call: Call): Promise<void>;
-  start(call: Call): Promise<Upid>;
-  stop(options: { overruleShutdown?: boolean }, call: Call): Promise<Upid>;
-  shutdown(options: { timeoutSec?: number; forceStop?: boolean }, call: Call): Promise<Upid>;
-  reboot(options: { timeoutSec?: number }, call: Call): Promise<Upid>;
-  destroy(options: { purge?: boolean; force?: boolean }, call: Call): Promise<Upid>;
-  /** `size` is absolute ("8G") or an increase ("+1G"). */
-  resize(disk: string, size: string, call: Call): Promise<Upid>;
-  snapshot(name: string, options: { description?: string }, call: Call): Promise<Upid>;
-  snapshots(call: Call): Promise<LxcSnapshot[]>;
-  deleteSnapshot(name: string, options: { force?: boolean }, call: Call): Promise<Upid>;
-  /** Stops the container and leaves it stopped unless `start`. */
-  rollback(name: string, options: { start?: boolean }, call: Call): Promise<Upid>;
-  /** Whether the container's storages can do it. */
-  feature(feature: "snapshot" | "clone" | "copy", options: { snapname?: string }, call: Call): Promise<boolean>;
-  firewallOptions(options: FirewallOptions, call: Call): Promise<void>;
-  /** Works in a task whose UPID PVE does not tell: poll the config for `template`. */
-  template(call: Call): Promise<void>;
-}
-
 export interface TasksApi {
-  status(upid: Upid, call: Call): Promise<TaskStatus>;
-  list(node: NodeName, filter: TaskFilter, call: Call): Promise<TaskEntry[]>;
+  status(upid: Upid, call: Call): Promise<replies.TaskStatus>;
+  list(node: NodeName, filter: TaskFilter, call: Call): Promise<replies.TaskEntry[]>;
   /** Interrupts a task; PVE answers when it is gone, up to 5 s later. */
   stop(upid: Upid, call: Call): Promise<void>;
   /** The lines, 50 by default. */
@@ -103,17 +50,17 @@ export interface TasksApi {
 
 /** Typed calls to PVE. Each throws FleetError, or the reason of the signal that ended it. */
 export interface PveApi {
-  version(call: Call): Promise<Version>;
-  clusterStatus(call: Call): Promise<ClusterStatusEntry[]>;
+  version(call: Call): Promise<replies.Version>;
+  clusterStatus(call: Call): Promise<replies.ClusterStatusEntry[]>;
   /** Lags 7 to 10 s; `list` and `status` are live. */
-  clusterResources(filter: { type?: "vm" | "storage" | "node" }, call: Call): Promise<ClusterResource[]>;
-  nodeDns(node: NodeName, call: Call): Promise<NodeDns>;
-  nodeStatus(node: NodeName, call: Call): Promise<NodeStatus>;
-  storages(node: NodeName, call: Call): Promise<NodeStorage[]>;
-  storageConfig(call: Call): Promise<StorageConfig[]>;
-  pools(call: Call): Promise<Pool[]>;
+  clusterResources(filter: { type?: "vm" | "storage" | "node" }, call: Call): Promise<replies.ClusterResource[]>;
+  nodeDns(node: NodeName, call: Call): Promise<replies.NodeDns>;
+  nodeStatus(node: NodeName, call: Call): Promise<replies.NodeStatus>;
+  storages(node: NodeName, call: Call): Promise<replies.NodeStorage[]>;
+  storageConfig(call: Call): Promise<replies.StorageConfig[]>;
+  pools(call: Call): Promise<replies.Pool[]>;
   /** Of the token itself. */
-  permissions(call: Call): Promise<Permissions>;
+  permissions(call: Call): Promise<replies.Permissions>;
   /** All containers of a node that the token may see. */
   list(node: NodeName, call: Call): Promise<LxcEntry[]>;
   lxc(node: NodeName, vmid: Vmid): LxcApi;
@@ -121,5 +68,69 @@ export interface PveApi {
 }
 
 export function createPveApi(http: PveHttp): PveApi {
-  throw new Error(`not there yet: ${typeof http}`);
+  const send: Send = async (request, schema, call) => {
+    const data = await http.request({ ...request, ...call });
+    const parsed = schema.safeParse(data);
+    if (parsed.success) return parsed.data;
+    throw unexpectedData(request.method, request.path, parsed.error);
+  };
+  const get = <Schema extends z.ZodType>(path: string, schema: Schema, call: Call, params: Params = {}) =>
+    send({ method: "GET", path, params }, schema, call);
+  const getOf = <Schema extends z.ZodType>(node: NodeName, path: string, schema: Schema, call: Call) =>
+    send({ method: "GET", path: `${nodePath(node)}${path}`, node }, schema, call);
+
+  return {
+    version: (call) => get("/version", replies.Version, call),
+    clusterStatus: (call) => get("/cluster/status", replies.ClusterStatusEntry.array(), call),
+    clusterResources: ({ type }, call) => get("/cluster/resources", replies.ClusterResource.array(), call, { type }),
+    nodeDns: (node, call) => getOf(node, "/dns", replies.NodeDns, call),
+    nodeStatus: (node, call) => getOf(node, "/status", replies.NodeStatus, call),
+    storages: (node, call) => getOf(node, "/storage", replies.NodeStorage.array(), call),
+    storageConfig: (call) => get("/storage", replies.StorageConfig.array(), call),
+    pools: (call) => get("/pools", replies.Pool.array(), call),
+    permissions: (call) => get("/access/permissions", replies.Permissions, call),
+    list: (node, call) => getOf(node, "/lxc", LxcEntry.array(), call),
+    lxc: (node, vmid) => createLxcApi(send, node, vmid),
+    tasks: createTasksApi(send),
+  };
+}
+
+function createTasksApi(send: Send): TasksApi {
+  const of = (upid: Upid) => {
+    const { node } = parseUpid(upid);
+    return { node, path: `${nodePath(node)}/tasks/${encodeSegment(upid)}` };
+  };
+  return {
+    status: (upid, call) => {
+      const { node, path } = of(upid);
+      return send({ method: "GET", path: `${path}/status`, node }, replies.TaskStatus, call);
+    },
+    list: (node, filter, call) => {
+      const path = `${nodePath(node)}/tasks`;
+      return send({ method: "GET", path, node, params: { ...filter } }, replies.TaskEntry.array(), call);
+    },
+    stop: async (upid, call) => {
+      await send({ method: "DELETE", ...of(upid) }, Nothing, call);
+    },
+    log: async (upid, options, call) => {
+      const { node, path } = of(upid);
+      const lines = await send(
+        { method: "GET", path: `${path}/log`, node, params: { ...options } },
+        replies.TaskLog,
+        call,
+      );
+      return lines.map((line) => line.t);
+    },
+  };
+}
+
+const nodePath = (node: NodeName) => `/nodes/${encodeSegment(node)}`;
+
+/** Names the fields and what was wrong with them, never their values. */
+function unexpectedData(method: string, path: string, error: z.ZodError): FleetError {
+  const fields = error.issues.slice(0, 5).map((issue) => `${issue.path.join(".") || "data"} ${issue.code}`);
+  const code = method === "GET" ? "pve_bad_reply" : "outcome_unknown";
+  return new FleetError(code, `the answer to ${method} ${path} is not what PVE gives: ${fields.join("; ")}`, {
+    facts: { call: `${method} ${path}`, fields },
+  });
 }

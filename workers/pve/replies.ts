@@ -1,26 +1,12 @@
-/**
- * What we read of PVE's replies. Loose objects: PVE adds fields with every release, and we pass on what we name.
- * Perl decides at run time whether a number is written as 5 or as "5", so both are taken everywhere.
- */
+/** What we read of PVE's replies about the cluster, its nodes and their tasks. */
 import { z } from "zod";
-import { NodeName, Vmid } from "../../shared/ids.ts";
+import { NodeName } from "../../shared/ids.ts";
+import { flag, loose, num, text, vmid } from "./reply-fields.ts";
 
-const num = z.coerce.number();
-/** 1, "1", 0, "0", "", null. */
-const flag = z
-  .union([z.boolean(), z.number(), z.string(), z.null()])
-  .transform((value) => value !== null && value !== "" && value !== "0" && value !== 0 && value !== false);
-/** A number in a config, where PVE keeps whatever a client once wrote (`memory: " "` was seen); garbage is undefined. */
-const configNum = z.union([z.number(), z.string(), z.null()]).transform((value) => {
-  const parsed = typeof value === "string" && value.trim() !== "" ? Number(value) : value;
-  return typeof parsed === "number" && Number.isFinite(parsed) ? parsed : undefined;
-});
-const text = z.coerce.string();
-const vmid = z.coerce.number().pipe(Vmid);
+export const Version = loose({ version: text, release: text, repoid: text.optional() });
+export type Version = z.infer<typeof Version>;
 
-export const Version = z.looseObject({ version: text, release: text, repoid: text.optional() });
-
-export const ClusterStatusEntry = z.looseObject({
+export const ClusterStatusEntry = loose({
   type: z.string(),
   name: text,
   /** Of the cluster entry; a single node outside a cluster has none. */
@@ -31,9 +17,10 @@ export const ClusterStatusEntry = z.looseObject({
   nodeid: num.optional(),
   ip: text.optional(),
 });
+export type ClusterStatusEntry = z.infer<typeof ClusterStatusEntry>;
 
 /** Lags 7 to 10 s; a reused VMID shows for a while its predecessor's name as running. */
-export const ClusterResource = z.looseObject({
+export const ClusterResource = loose({
   id: text,
   type: z.string(),
   node: NodeName.optional(),
@@ -56,27 +43,30 @@ export const ClusterResource = z.looseObject({
   maxdisk: num.optional(),
   uptime: num.optional(),
 });
+export type ClusterResource = z.infer<typeof ClusterResource>;
 
-export const NodeDns = z.looseObject({
+export const NodeDns = loose({
   search: text.optional(),
   dns1: text.optional(),
   dns2: text.optional(),
   dns3: text.optional(),
 });
+export type NodeDns = z.infer<typeof NodeDns>;
 
-export const NodeStatus = z.looseObject({
+export const NodeStatus = loose({
   cpu: num.optional(),
-  cpuinfo: z.looseObject({ cpus: num }).optional(),
+  cpuinfo: loose({ cpus: num }).optional(),
   /** Bytes. */
-  memory: z.looseObject({ total: num, used: num, free: num.optional() }).optional(),
-  rootfs: z.looseObject({ total: num, used: num, avail: num.optional() }).optional(),
+  memory: loose({ total: num, used: num, free: num.optional() }).optional(),
+  rootfs: loose({ total: num, used: num, avail: num.optional() }).optional(),
   loadavg: z.array(num).optional(),
   uptime: num.optional(),
   pveversion: text.optional(),
 });
+export type NodeStatus = z.infer<typeof NodeStatus>;
 
 /** A storage as one node sees it. Bytes. */
-export const NodeStorage = z.looseObject({
+export const NodeStorage = loose({
   storage: text,
   type: text,
   content: text.optional(),
@@ -87,9 +77,10 @@ export const NodeStorage = z.looseObject({
   used: num.optional(),
   avail: num.optional(),
 });
+export type NodeStorage = z.infer<typeof NodeStorage>;
 
 /** A storage as the datacenter's configuration has it. */
-export const StorageConfig = z.looseObject({
+export const StorageConfig = loose({
   storage: text,
   type: text,
   content: text.optional(),
@@ -97,104 +88,16 @@ export const StorageConfig = z.looseObject({
   shared: flag.optional(),
   disable: flag.optional(),
 });
+export type StorageConfig = z.infer<typeof StorageConfig>;
 
-export const Pool = z.looseObject({ poolid: text, comment: text.optional() });
+export const Pool = loose({ poolid: text, comment: text.optional() });
+export type Pool = z.infer<typeof Pool>;
 
 /** ACL path → privilege → whether it also holds below. */
 export const Permissions = z.record(z.string(), z.record(z.string(), flag));
+export type Permissions = z.infer<typeof Permissions>;
 
-/** A line of `/nodes/{node}/lxc`, which is live. Bytes. */
-export const LxcEntry = z.looseObject({
-  vmid,
-  status: text,
-  name: text.optional(),
-  tags: text.optional(),
-  template: flag.optional(),
-  lock: text.optional(),
-  uptime: num.optional(),
-  cpu: num.optional(),
-  cpus: num.optional(),
-  mem: num.optional(),
-  maxmem: num.optional(),
-  disk: num.optional(),
-  maxdisk: num.optional(),
-});
-
-/** `status/current`, which is live. Bytes, seconds. */
-export const LxcStatus = z.looseObject({
-  status: z.enum(["running", "stopped"]),
-  vmid: vmid.optional(),
-  name: text.optional(),
-  lock: text.optional(),
-  template: flag.optional(),
-  tags: text.optional(),
-  uptime: num.optional(),
-  pid: num.optional(),
-  cpu: num.optional(),
-  cpus: num.optional(),
-  mem: num.optional(),
-  maxmem: num.optional(),
-  disk: num.optional(),
-  maxdisk: num.optional(),
-  netin: num.optional(),
-  netout: num.optional(),
-});
-
-/** A container's config. `netN` and `mpN` beyond those named here are there under their own names. */
-export const LxcConfig = z.looseObject({
-  digest: text,
-  hostname: text.optional(),
-  description: text.optional(),
-  lock: text.optional(),
-  tags: text.optional(),
-  template: flag.optional(),
-  unprivileged: flag.optional(),
-  protection: flag.optional(),
-  onboot: flag.optional(),
-  arch: text.optional(),
-  ostype: text.optional(),
-  /** MiB */
-  memory: configNum.optional(),
-  /** MiB */
-  swap: configNum.optional(),
-  cores: configNum.optional(),
-  cpulimit: configNum.optional(),
-  cpuunits: configNum.optional(),
-  rootfs: text.optional(),
-  net0: text.optional(),
-  features: text.optional(),
-  startup: text.optional(),
-  hookscript: text.optional(),
-  nameserver: text.optional(),
-  searchdomain: text.optional(),
-  /** Since PVE 9.1. */
-  env: text.optional(),
-});
-
-export const LxcInterface = z.looseObject({
-  name: text,
-  hwaddr: text.optional(),
-  "hardware-address": text.optional(),
-  /** Since PVE 8.4: all addresses. `inet` and `inet6`, in CIDR form, hold one each. */
-  "ip-addresses": z
-    .array(z.looseObject({ "ip-address": text, prefix: num.optional(), "ip-address-type": text.optional() }))
-    .nullish(),
-  inet: text.optional(),
-  inet6: text.optional(),
-});
-
-/** `current` is PVE's "You are here!", not a snapshot. */
-export const LxcSnapshot = z.looseObject({
-  name: text,
-  description: text.optional(),
-  parent: text.optional(),
-  /** Epoch seconds. */
-  snaptime: num.optional(),
-});
-
-export const Feature = z.looseObject({ hasFeature: flag });
-
-export const TaskStatus = z.looseObject({
+export const TaskStatus = loose({
   upid: text.optional(),
   status: z.enum(["running", "stopped"]),
   exitstatus: text.optional(),
@@ -204,22 +107,24 @@ export const TaskStatus = z.looseObject({
   /** Epoch seconds. */
   starttime: num.optional(),
 });
+export type TaskStatus = z.infer<typeof TaskStatus>;
 
-export const TaskEntry = z.looseObject({
+export const TaskEntry = loose({
   upid: text,
   type: text,
-  id: text.nullish(),
+  id: text.optional(),
   node: text,
   user: text,
   /** Epoch seconds. */
   starttime: num,
-  endtime: num.nullish(),
+  endtime: num.optional(),
   /** RUNNING, or the exit status. */
-  status: text.nullish(),
+  status: text.optional(),
 });
+export type TaskEntry = z.infer<typeof TaskEntry>;
 
 /** PVE answers an unknown UPID with one object in place of the list. */
 export const TaskLog = z.union([
-  z.array(z.looseObject({ n: num, t: z.coerce.string() })),
-  z.looseObject({ n: num, t: z.coerce.string() }).transform((line) => [line]),
+  z.array(loose({ n: num, t: text })),
+  loose({ n: num, t: text }).transform((line) => [line]),
 ]);

@@ -1,5 +1,11 @@
+import { FleetError } from "../../shared/errors.ts";
+import type { NodeName } from "../../shared/ids.ts";
 import type { PveApi } from "./api.ts";
-import type { Upid } from "./upid.ts";
+import { NodeTasks, type WatcherClock } from "./node-tasks.ts";
+import { Durations } from "./task-schedule.ts";
+import { parseUpid, type Upid } from "./upid.ts";
+
+export type { WatcherClock } from "./node-tasks.ts";
 
 export interface TaskWait {
   signal: AbortSignal;
@@ -17,14 +23,56 @@ export interface TaskWatcher extends AsyncDisposable {
    * `task_lost` when PVE does not know it any more, the signal's reason when aborted.
    */
   wait(upid: Upid, options: TaskWait): Promise<{ exitstatus: string }>;
+  /** Waits that are left throw `shutting_down`. */
   close(): Promise<void>;
 }
 
 export interface TaskWatcherOptions {
   /** How long a node may stay unreachable before its waits fail with that; 60 s by default. */
   giveUpMs?: number;
+  /** Up to so many tasks of a node are asked for by name, more by one list a tick; 3 by default. */
+  few?: number;
+  clock?: WatcherClock;
 }
 
+const TICK_MS = 100;
+
+const CLOCK: WatcherClock = {
+  now: () => performance.now(),
+  after: (ms, run) => {
+    const timer = setTimeout(run, ms);
+    return () => clearTimeout(timer);
+  },
+};
+
 export function createTaskWatcher(api: Pick<PveApi, "tasks">, options: TaskWatcherOptions = {}): TaskWatcher {
-  throw new Error(`not there yet: ${typeof api} ${Object.keys(options).join()}`);
+  const { giveUpMs = 60_000, few = 3, clock = CLOCK } = options;
+  const nodes = new Map<NodeName, NodeTasks>();
+  // Of all nodes together: they differ less than kinds do, and a node's first task of a kind is known at once.
+  const durations = new Durations();
+  let closed = false;
+
+  const nodeTasks = (node: NodeName): NodeTasks => {
+    const known = nodes.get(node);
+    if (known !== undefined) return known;
+    const onIdle = () => nodes.delete(node);
+    const made = new NodeTasks(node, { tasks: api.tasks, durations, clock, few, giveUpMs, tickMs: TICK_MS, onIdle });
+    nodes.set(node, made);
+    return made;
+  };
+  const close = async (): Promise<void> => {
+    closed = true;
+    const reason = new FleetError("shutting_down", "the task watcher was closed");
+    for (const node of [...nodes.values()]) node.close(reason);
+  };
+
+  return {
+    wait: async (upid, { kind, signal }) => {
+      signal.throwIfAborted();
+      if (closed) throw new FleetError("shutting_down", "the task watcher is closed");
+      return await nodeTasks(parseUpid(upid).node).wait(upid, kind, signal);
+    },
+    close,
+    [Symbol.asyncDispose]: close,
+  };
 }

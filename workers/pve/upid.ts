@@ -4,7 +4,7 @@ import { NodeName } from "../../shared/ids.ts";
 
 /** PVE::UPID: `UPID:node:pid:pstart:starttime:type:id:user[!token]:`; pid, pstart and starttime are hexadecimal. */
 const PATTERN =
-  /^UPID:([a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?):([0-9A-Fa-f]{8}):([0-9A-Fa-f]{8,9}):([0-9A-Fa-f]{8}):([^:\s]+):([^:\s]*):([^:\s]+):$/;
+  /^UPID:([a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?):([0-9A-Fa-f]{8}):([0-9A-Fa-f]{8,9}):([0-9A-Fa-f]{8}):([^:\s/]+):([^:\s/]*):([^:\s/]+):$/;
 
 /** The id of a PVE task, as PVE writes it. */
 export const Upid = z.string().regex(PATTERN, "must look like UPID:node:…:type:id:user:").brand<"Upid">();

@@ -1,0 +1,217 @@
+import { z } from "zod";
+import { type ErrorFacts, FleetError, type FleetErrorCode } from "../../shared/errors.ts";
+import { ConnectError } from "./connector.ts";
+import { findRule, looksTransient } from "./error-texts.ts";
+import type { Answer, BrokenExchange } from "./exchange.ts";
+import { parseUpid, type Upid } from "./upid.ts";
+import { redact } from "./wire.ts";
+
+/** Which call failed. */
+export interface PveCall {
+  method: string;
+  /** Without `/api2/json`. */
+  path: string;
+  node?: string;
+  /** `user@realm!tokenid`, for what an operator can do. */
+  tokenId?: string;
+  /** Texts that may not show up in the error. */
+  secrets?: readonly string[];
+}
+
+export interface PveFailure extends PveCall {
+  status: number;
+  /** The reason phrase. */
+  reason: string;
+  body: string;
+}
+
+const MAX_TEXT = 500;
+
+const ErrorBody = z.looseObject({
+  message: z.string().optional(),
+  errors: z.record(z.string(), z.coerce.string()).nullish(),
+});
+
+const Success = z.looseObject({ data: z.unknown() });
+
+/** PVE's `data`; throws what the answer means otherwise. */
+export function toData(answer: Answer, call: PveCall): unknown {
+  const json = parseJson(answer.body);
+  if (answer.status !== 200) throw toPveError({ ...answer, ...call });
+  const parsed = Success.safeParse(json);
+  if (!parsed.success || !("data" in parsed.data)) throw badReply({ ...answer, ...call }, "is not PVE's JSON");
+  return parsed.data.data;
+}
+
+/** What an answer with another status than 200 means. */
+export function toPveError(failure: PveFailure): FleetError {
+  const body = ErrorBody.safeParse(parseJson(failure.body));
+  const fields = body.success ? (body.data.errors ?? {}) : {};
+  // `message` exists since pve-http-server 5.2.0; before, the text was in the reason phrase only.
+  const text = clean((body.success && body.data.message) || failure.reason, failure);
+  const facts = { ...placeOf(failure), status: failure.status };
+
+  if (failure.status === 401) return unauthorized(text, facts);
+  if (failure.status >= 595 && failure.status <= 599) return fromProxy(failure, text, facts);
+  if (!body.success && /^\s*</.test(failure.body)) return badReply(failure, "is a page of something else than PVE");
+  if (failure.status >= 300 && failure.status < 400) return badReply(failure, "redirects");
+  if (failure.status === 403) return forbidden(failure, text, facts);
+  if (failure.status === 400 && Object.keys(fields).length > 0) return badParameters(failure, fields, facts);
+  if (text === "" || text === "Internal Server Error") return badReply(failure, "says nothing");
+
+  const found = fromText(text, isClone(failure), facts);
+  if (found !== undefined) return found;
+  if (failure.status === 500 && looksTransient(text)) return new FleetError("pve_failed", text, { facts });
+  return new FleetError("pve_rejected", text, { facts });
+}
+
+/** What it means that no host gave an answer. */
+export function toTransportError(
+  failures: readonly { host: string; broken: BrokenExchange }[],
+  call: PveCall,
+): FleetError {
+  const write = call.method !== "GET";
+  const facts = placeOf(call);
+  const sent = failures.find((failure) => failure.broken.sent);
+  const first = sent ?? failures[0];
+  if (first === undefined) return new FleetError("internal", "no PVE API host was tried", { facts });
+  const cause = first.broken.cause;
+  if (write && sent !== undefined) {
+    const text = `the connection to ${sent.host} broke before its answer to a change: ${sent.broken.message}`;
+    return new FleetError("outcome_unknown", clean(text, call), { cause, facts });
+  }
+  if (cause instanceof FleetError) return cause;
+  const causes = failures.map((failure) => failure.broken.cause);
+  const untrusted = causes.filter((each) => each instanceof ConnectError && each.kind === "tls_untrusted");
+  // Where only some hosts show a wrong certificate, the others may come back.
+  if (cause instanceof ConnectError && untrusted.length === failures.length) {
+    return new FleetError(cause.kind, cause.message, {
+      cause,
+      facts: { ...facts, host: first.host, ...(cause.fingerprint && { fingerprint: cause.fingerprint }) },
+    });
+  }
+  const text = failures.map(({ host, broken }) => `${host}: ${broken.message}`).join("; ");
+  return new FleetError("node_unreachable", clean(`no answer from PVE: ${text}`, call), { cause, facts });
+}
+
+/** PVE's own rule (UPID::status_is_error): a task with warnings has succeeded. */
+export function isTaskSuccess(exitstatus: string): boolean {
+  return exitstatus === "OK" || /^WARNINGS: \d+$/.test(exitstatus);
+}
+
+/** What it means that a task ended with anything but success. */
+export function taskError(exitstatus: string, upid: Upid): FleetError {
+  const task = parseUpid(upid);
+  const facts: ErrorFacts = { node: task.node, task: task.type, upid };
+  // A clone's id is its source's; which container is missing then is in the text.
+  if (/^\d+$/.test(task.id)) facts[task.type === "vzclone" ? "source" : "vmid"] = Number(task.id);
+  const text = clean(exitstatus, {});
+  return (
+    fromText(text, task.type === "vzclone" && isAboutSource(text, task.id), facts) ??
+    new FleetError("task_failed", text === "" ? "the task ended without saying how" : text, { facts })
+  );
+}
+
+function fromText(text: string, clone: boolean, facts: ErrorFacts): FleetError | undefined {
+  const found = findRule(text);
+  if (found === undefined) return undefined;
+  const code = (clone && found.rule.onClone) || found.rule.code;
+  return new FleetError(code, text, { facts: { ...facts, ...found.facts } });
+}
+
+function unauthorized(text: string, facts: ErrorFacts): FleetError {
+  const said = text === "" ? "PVE does not accept the API token" : `PVE does not accept the API token: ${text}`;
+  return new FleetError("unauthorized", `${said}. PVE_API_TOKEN is user@realm!tokenid=secret`, { facts });
+}
+
+/** 595 to 599 are AnyEvent::HTTP's own: the host that we asked could not get an answer from the node's daemon. */
+function fromProxy(failure: PveFailure, text: string, facts: ErrorFacts): FleetError {
+  const neverSent = failure.status === 595 && /^(?:No route to host|Connection refused)$/i.test(text);
+  if (failure.method === "GET" || neverSent) {
+    return new FleetError("node_unreachable", `${failure.node ?? "the node"} can't be reached: ${text}`, { facts });
+  }
+  return new FleetError("outcome_unknown", `no answer to a change, which may still be made: ${text}`, { facts });
+}
+
+/** RPCEnvironment: "Permission check failed (/vms/201, VM.Audit)"; several privileges are joined by '|'. */
+function forbidden(failure: PveFailure, text: string, facts: ErrorFacts): FleetError {
+  const missingPool = /pool '(?<pool>[^']*)' does not exist/.exec(text)?.groups?.["pool"];
+  if (missingPool !== undefined) {
+    return new FleetError("not_configured", `${text}. Make it: pveum pool add ${missingPool}`, {
+      facts: { ...facts, pool: missingPool },
+    });
+  }
+  const [, path, privilege] = /\((\/[^,()]*), ([\w.|, -]+)\)/.exec(text) ?? [];
+  if (path === undefined || privilege === undefined) return new FleetError("forbidden", text, { facts });
+  const token = failure.tokenId ?? "USER@REALM!TOKENID";
+  // On /vms rather than on one container: the next one has another VMID.
+  const where = path.startsWith("/vms/") ? "/vms" : path;
+  const wayOut = `pveum acl modify ${where} --tokens '${token}' --roles ${roleWith(privilege)}`;
+  return new FleetError("forbidden", `${text}. Give the token that right, and its user too: ${wayOut}`, {
+    facts: { ...facts, path, privilege },
+  });
+}
+
+/** A role of PVE's own that holds the privilege. */
+function roleWith(privilege: string): string {
+  if (privilege.startsWith("VM.")) return "PVEVMAdmin";
+  if (/^Datastore\.(?:Audit|AllocateSpace)\b/.test(privilege)) return "PVEDatastoreUser";
+  if (privilege.startsWith("Datastore.")) return "PVEDatastoreAdmin";
+  if (privilege.startsWith("Pool.")) return privilege === "Pool.Audit" ? "PVEPoolUser" : "PVEPoolAdmin";
+  if (privilege.startsWith("SDN.")) return privilege === "SDN.Use" ? "PVESDNUser" : "PVESDNAdmin";
+  return privilege === "Sys.Audit" ? "PVEAuditor" : "PVESysAdmin";
+}
+
+function badParameters(failure: PveFailure, fields: Record<string, string>, facts: ErrorFacts): FleetError {
+  const cleaned = Object.entries(fields).map(([name, text]) => [name, clean(text, failure)] as const);
+  for (const [, text] of cleaned) {
+    const known = fromText(text, false, facts);
+    if (known !== undefined) return known;
+  }
+  const texts = cleaned.map(([name, text]) => `${name}: ${text}`);
+  return new FleetError("invalid_input", `PVE does not take ${texts.join("; ")}`, {
+    facts: { ...facts, fields: Object.keys(fields), texts },
+  });
+}
+
+/** An answer that PVE does not give. After a change nobody knows what became of it. */
+function badReply(failure: PveFailure, what: string): FleetError {
+  const facts = { ...placeOf(failure), status: failure.status };
+  const code: FleetErrorCode = failure.method === "GET" ? "pve_bad_reply" : "outcome_unknown";
+  return new FleetError(code, `the answer to ${failure.method} ${failure.path} ${what}`, { facts });
+}
+
+function placeOf(call: PveCall): ErrorFacts {
+  const vmid = /\/lxc\/(\d+)/.exec(call.path)?.[1];
+  return {
+    call: `${call.method} ${call.path}`,
+    ...(call.node !== undefined && { node: call.node }),
+    ...(vmid !== undefined && { vmid: Number(vmid) }),
+  };
+}
+
+/** POST /nodes/{node}/lxc/{vmid}/clone, whose refusals are about the source. */
+function isClone(call: PveCall): boolean {
+  return call.method === "POST" && call.path.endsWith("/clone");
+}
+
+/** In a clone's task the target can be locked or gone just as well; only texts that name a VMID tell. */
+function isAboutSource(text: string, source: string): boolean {
+  const named = /(\d+)\.(?:conf|lock)\b/.exec(text)?.[1];
+  return named === undefined || named === source;
+}
+
+function clean(text: string, call: Pick<PveCall, "secrets">): string {
+  const line = redact(text, call.secrets ?? [])
+    .trim()
+    .replace(/\s+/g, " ");
+  return line.length > MAX_TEXT ? `${line.slice(0, MAX_TEXT)}…` : line;
+}
+
+function parseJson(body: string): unknown {
+  try {
+    return JSON.parse(body);
+  } catch {
+    return undefined;
+  }
+}

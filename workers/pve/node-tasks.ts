@@ -1,0 +1,261 @@
+import { type FleetError, toFleetError } from "../../shared/errors.ts";
+import type { NodeName } from "../../shared/ids.ts";
+import type { TasksApi } from "./api.ts";
+import { isTaskSuccess, taskError } from "./errors.ts";
+import { readTaskList } from "./task-list.ts";
+import { type Durations, FOUND, nextAskMs, type Plan } from "./task-schedule.ts";
+import type { Upid } from "./upid.ts";
+
+/** Milliseconds of a monotonic clock, and a timer that can be taken back. */
+export interface WatcherClock {
+  now(): number;
+  after(ms: number, run: () => void): () => void;
+}
+
+export interface NodeTasksOptions {
+  tasks: TasksApi;
+  durations: Durations;
+  clock: WatcherClock;
+  /** Up to so many tasks are asked for by name. */
+  few: number;
+  /** One request in so many ms while there are more. */
+  tickMs: number;
+  giveUpMs: number;
+  onIdle: () => void;
+}
+
+interface Wait {
+  upid: Upid;
+  kind: string | undefined;
+  plan: Plan;
+  startedAt: number;
+  asks: number;
+  asking: boolean;
+  nextAskAt: number;
+  /** When to ask by name although there are many. */
+  nameAt: number;
+  /** Seen running so long after the start; 0: never. */
+  ranMs: number;
+  /** Was one of many: how long it took says nothing about one alone. */
+  crowded: boolean;
+  waiters: Set<{ resolve(end: { exitstatus: string }): void; reject(reason: unknown): void }>;
+}
+
+/** A hung node answers 596 after 30 s only; one lost request shall not cost that. */
+const ASK_DEADLINE_MS = 10_000;
+const MAX_RETRY_MS = 5_000;
+/** Room in the list for tasks that have ended since the last one. */
+const LIST_MARGIN = 20;
+/**
+ * The list is what the daemons wrote down: a task whose pvedaemon worker was recycled meanwhile stays in it as running
+ * until another one begins or ends (RESTEnvironment::active_workers), while its own status looks at the process.
+ */
+const SUSPECT_MS = 10_000;
+/** Asking again will not help; anything else is the node's weather. */
+const FINAL = new Set(["task_lost", "forbidden", "invalid_input", "tls_untrusted"]);
+
+/** All waits for tasks of one node: one timer, and no request while nothing is due. */
+export class NodeTasks {
+  readonly #node: NodeName;
+  readonly #options: NodeTasksOptions;
+  readonly #waits = new Map<Upid, Wait>();
+  readonly #abort = new AbortController();
+  #disarm: () => void = () => {};
+  #ticking = false;
+  #lastSentAt = Number.NEGATIVE_INFINITY;
+  #lastWasByName = false;
+  /** Running tasks of others, which take up room in the list. */
+  #others = 0;
+  #failures = 0;
+  #failingSince = 0;
+
+  constructor(node: NodeName, options: NodeTasksOptions) {
+    this.#node = node;
+    this.#options = options;
+  }
+
+  async wait(upid: Upid, kind: string | undefined, signal: AbortSignal): Promise<{ exitstatus: string }> {
+    const { promise, resolve, reject } = Promise.withResolvers<{ exitstatus: string }>();
+    const wait = this.#waits.get(upid) ?? this.#begin(upid, kind);
+    const waiter = { resolve, reject };
+    wait.waiters.add(waiter);
+    const onAbort = () => {
+      wait.waiters.delete(waiter);
+      reject(signal.reason);
+      if (wait.waiters.size === 0) this.#drop(wait);
+    };
+    signal.addEventListener("abort", onAbort, { once: true });
+    try {
+      return await promise;
+    } finally {
+      signal.removeEventListener("abort", onAbort);
+    }
+  }
+
+  close(reason: unknown): void {
+    for (const wait of [...this.#waits.values()]) this.#reject(wait, reason);
+  }
+
+  #begin(upid: Upid, kind: string | undefined): Wait {
+    const plan = kind === undefined ? FOUND : this.#options.durations.plan(kind);
+    const startedAt = this.#options.clock.now();
+    const wait: Wait = {
+      upid,
+      kind,
+      plan,
+      startedAt,
+      asks: 0,
+      asking: false,
+      nextAskAt: startedAt + nextAskMs(plan, 0, 0),
+      nameAt: startedAt + Math.max(SUSPECT_MS, 3 * plan.dueUntilMs),
+      ranMs: 0,
+      crowded: false,
+      waiters: new Set(),
+    };
+    this.#waits.set(upid, wait);
+    this.#arm();
+    return wait;
+  }
+
+  get #many(): boolean {
+    return this.#waits.size > this.#options.few;
+  }
+
+  /** Sets the one timer to what is due next. */
+  #arm(): void {
+    this.#disarm();
+    this.#disarm = () => {};
+    if (this.#many && this.#ticking) return;
+    let dueAt = Number.POSITIVE_INFINITY;
+    for (const wait of this.#waits.values()) if (!wait.asking) dueAt = Math.min(dueAt, wait.nextAskAt);
+    if (dueAt === Number.POSITIVE_INFINITY) return;
+    const at = this.#many ? Math.max(dueAt, this.#lastSentAt + this.#options.tickMs) : dueAt;
+    this.#disarm = this.#options.clock.after(Math.max(0, at - this.#options.clock.now()), () => this.#fire());
+  }
+
+  #fire(): void {
+    if (this.#many) {
+      void this.#tick();
+    } else {
+      const now = this.#options.clock.now();
+      for (const wait of this.#waits.values()) if (!wait.asking && wait.nextAskAt <= now) void this.#ask(wait);
+    }
+    this.#arm();
+  }
+
+  /** One request for all, now and then one by name. */
+  async #tick(): Promise<void> {
+    const now = this.#options.clock.now();
+    this.#ticking = true;
+    const waits = [...this.#waits.values()];
+    for (const wait of waits) wait.crowded = true;
+    const named = this.#lastWasByName ? undefined : waits.find((wait) => !wait.asking && wait.nameAt <= now);
+    this.#lastWasByName = named !== undefined;
+    await (named === undefined ? this.#list(waits) : this.#ask(named));
+    this.#ticking = false;
+    this.#arm();
+  }
+
+  async #ask(wait: Wait): Promise<void> {
+    wait.asking = true;
+    const sentAt = this.#sending();
+    try {
+      const status = await this.#options.tasks.status(wait.upid, this.#call());
+      this.#failures = 0;
+      if (status.status === "stopped") this.#end(wait, status.exitstatus ?? "unexpected status");
+      else this.#running(wait, sentAt);
+      wait.nameAt = this.#options.clock.now() + Math.max(2_000, wait.ranMs / 4);
+    } catch (error) {
+      const failure = toFleetError(error);
+      if (FINAL.has(failure.code)) this.#reject(wait, failure.with({ upid: wait.upid }));
+      else this.#failed(failure, [wait]);
+    }
+    wait.asking = false;
+    this.#arm();
+  }
+
+  /**
+   * `all` rather than `active`: it names the running ones first, then the archive from its end, with exit statuses.
+   * So one request tells the end of any number of tasks, where `active` would leave one request for each.
+   */
+  async #list(waits: readonly Wait[]): Promise<void> {
+    const sentAt = this.#sending();
+    try {
+      const limit = waits.length + this.#others + LIST_MARGIN;
+      const entries = await this.#options.tasks.list(this.#node, { source: "all", limit }, this.#call());
+      this.#failures = 0;
+      const { exits, running } = readTaskList(entries);
+      this.#others = Math.max(0, running - waits.length);
+      for (const wait of waits) {
+        const exitstatus = exits.get(wait.upid);
+        if (exitstatus !== undefined) this.#end(wait, exitstatus);
+        else if (exits.has(wait.upid)) this.#running(wait, sentAt);
+        else wait.nameAt = this.#options.clock.now();
+      }
+    } catch (error) {
+      const failure = toFleetError(error);
+      if (failure.code === "tls_untrusted") for (const wait of waits) this.#reject(wait, failure);
+      else this.#failed(failure, waits);
+    }
+  }
+
+  #sending(): number {
+    this.#lastSentAt = this.#options.clock.now();
+    return this.#lastSentAt;
+  }
+
+  #call() {
+    return { signal: this.#abort.signal, deadlineMs: ASK_DEADLINE_MS };
+  }
+
+  #running(wait: Wait, sentAt: number): void {
+    const now = this.#options.clock.now();
+    wait.asks++;
+    wait.ranMs = sentAt - wait.startedAt;
+    const next = wait.startedAt + nextAskMs(wait.plan, wait.asks, wait.ranMs);
+    // A slow node is asked less often: it has the tasks themselves to do.
+    wait.nextAskAt = Math.max(next, now + (now - sentAt) / 2);
+  }
+
+  #failed(failure: FleetError, waits: readonly Wait[]): void {
+    const now = this.#options.clock.now();
+    if (this.#failures === 0) this.#failingSince = now;
+    const retryMs = Math.min(MAX_RETRY_MS, 100 * 2 ** this.#failures);
+    this.#failures++;
+    for (const wait of waits) {
+      const since = Math.max(this.#failingSince, wait.startedAt);
+      if (now - since >= this.#options.giveUpMs) this.#reject(wait, failure.with({ upid: wait.upid }));
+      else wait.nextAskAt = now + retryMs;
+    }
+  }
+
+  #end(wait: Wait, exitstatus: string): void {
+    if (!isTaskSuccess(exitstatus)) {
+      this.#reject(wait, taskError(exitstatus, wait.upid));
+      return;
+    }
+    if (wait.kind !== undefined && !wait.crowded) {
+      const byMs = this.#options.clock.now() - wait.startedAt;
+      this.#options.durations.learn(wait.kind, wait.plan, wait.ranMs, byMs);
+    }
+    for (const waiter of wait.waiters) waiter.resolve({ exitstatus });
+    this.#drop(wait);
+  }
+
+  #reject(wait: Wait, reason: unknown): void {
+    for (const waiter of wait.waiters) waiter.reject(reason);
+    this.#drop(wait);
+  }
+
+  #drop(wait: Wait): void {
+    if (this.#waits.get(wait.upid) !== wait) return;
+    this.#waits.delete(wait.upid);
+    if (this.#waits.size > 0) {
+      this.#arm();
+      return;
+    }
+    this.#disarm();
+    this.#abort.abort(new Error("nothing is waited for any more"));
+    this.#options.onIdle();
+  }
+}
