@@ -1,6 +1,25 @@
+import { mkdtemp } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { addToken } from "./access.ts";
+import { ApiServer } from "./api-server.ts";
+import { makeCertificate } from "./certificate.ts";
+import { now } from "./clock.ts";
+import type { Container } from "./container.ts";
+import { ControlServer } from "./control.ts";
+import { addNodes, addTemplate, nodeSpecs, templateSpecs } from "./default-cluster.ts";
+import { Exchange } from "./exchange.ts";
+import { FaultBox } from "./fault-box.ts";
 import type { Faults } from "./faults.ts";
+import { addressBase } from "./guest/addresses.ts";
+import { Guests } from "./guest/guests.ts";
 import type { PveOptions, TemplateSpec } from "./options.ts";
+import { RequestLog } from "./request-log.ts";
+import { Router } from "./router.ts";
+import { ROUTES } from "./routes.ts";
 import type { ContainerView, LogEntry, TaskEntry, TokenSpec } from "./views.ts";
+import { waitFor } from "./waiting.ts";
+import { World } from "./world.ts";
 
 export type { FaultHandle, Faults, NodeState, RequestFault, RequestMatch, TaskFault } from "./faults.ts";
 export type {
@@ -45,5 +64,107 @@ export interface Pve extends AsyncDisposable {
 
 /** Starts a stand-in that behaves like a real PVE; see options.ts for what can be decided. */
 export async function startPve(options: PveOptions = {}): Promise<Pve> {
-  throw new Error(`not there yet: ${Object.keys(options).join()}`);
+  const specs = nodeSpecs(options.nodes);
+  const world = new World({
+    version: options.version ?? "8.4",
+    timings: options.timings ?? {},
+    seed: options.seed ?? 1,
+  });
+  addNodes(world, specs);
+  for (const template of options.templates ?? templateSpecs(specs)) addTemplate(world, template);
+  const log = new RequestLog();
+  const certificate = await makeCertificate();
+  world.fingerprint = certificate.fingerprint;
+  const token = addToken(world, { user: "root@pam", id: "fleet", privileges: {}, all: true });
+  const dataDir = options.dataDir ?? (await mkdtemp(join(tmpdir(), "pve-stand-in-")));
+  const guests = new Guests(world, { dataDir, ownsDataDir: options.dataDir === undefined });
+  const faults = new FaultBox(world, guests);
+  faults.onHit = (what) => log.note(what, now());
+  const exchange = new Exchange({ world, guests, router: new Router(ROUTES), faults, log });
+  const api = new ApiServer(certificate, exchange);
+  const port = await api.listen(options.port ?? 0);
+  guests.useAddresses(options.guestAddressBase ?? addressBase(port));
+  const views = viewsOf(world, guests);
+  const surface = {
+    token,
+    caPem: certificate.cert,
+    fingerprint: certificate.fingerprint,
+    url: `https://127.0.0.1:${port}`,
+    nodes: specs.map(({ name }) => name),
+    log: () => log.entries,
+    ...views,
+    addToken: (spec: TokenSpec) => addToken(world, spec),
+    addTemplate: (spec: TemplateSpec) => addTemplate(world, spec).vmid,
+  };
+  const control = new ControlServer({
+    world,
+    guests,
+    faults,
+    addTemplate: surface.addTemplate,
+    addToken: surface.addToken,
+    views: {
+      "/info": () => ({ url: surface.url, token, fingerprint: surface.fingerprint, nodes: surface.nodes }),
+      "/log": surface.log,
+      "/tasks": surface.tasks,
+      "/containers": surface.containers,
+    },
+  });
+  const controlPort = await control.listen(options.controlPort ?? 0);
+  const close = once(async () => {
+    world.close();
+    await Promise.all([api.close(), control.close()]);
+    await guests.close();
+  });
+  return {
+    ...surface,
+    controlUrl: `http://127.0.0.1:${controlPort}`,
+    faults,
+    onTaskEnd: (listener) => {
+      world.taskListeners.add(listener);
+      return () => world.taskListeners.delete(listener);
+    },
+    waitForTask: (fits, signal) => {
+      const present = surface.tasks().filter((task) => task.endedAt !== undefined);
+      return waitFor({ present, listeners: world.taskListeners }, fits, signal);
+    },
+    waitForRequest: (fits, signal) => waitFor({ present: log.entries, listeners: log.listeners }, fits, signal),
+    close,
+    [Symbol.asyncDispose]: close,
+  };
+}
+
+function once(run: () => Promise<void>): () => Promise<void> {
+  let running: Promise<void> | undefined;
+  return () => {
+    running ??= run();
+    return running;
+  };
+}
+
+function viewsOf(world: World, guests: Guests) {
+  return {
+    tasks: (): TaskEntry[] => [...world.tasks.values()].map((task) => task.toEntry()),
+    containers: (): ContainerView[] =>
+      [...world.containers.values()].map((container) => viewOf(world, guests, container)),
+  };
+}
+
+function viewOf(world: World, guests: Guests, container: Container): ContainerView {
+  const { config, guest } = container;
+  const pool = world.poolOf(container.vmid);
+  return {
+    vmid: container.vmid,
+    node: container.node,
+    name: container.name,
+    status: guest === undefined ? "stopped" : "running",
+    frozen: guest?.frozen ?? false,
+    template: container.template,
+    config: Object.fromEntries(config.values),
+    snapshots: [...config.snapshots.keys()],
+    root: guests.root(container),
+    ...(config.lock === undefined ? {} : { lock: config.lock }),
+    ...(pool === undefined ? {} : { pool }),
+    ...(guest?.address === undefined ? {} : { address: guest.address }),
+    ...(guest?.token === undefined ? {} : { tokenInForce: guest.token }),
+  };
 }

@@ -109,6 +109,8 @@ export interface Timings {
   unreachableDelay: number;
   /** Until "596 Connection timed out". */
   hungTimeout: number;
+  /** How long an aborted shutdown takes to go away. */
+  taskAbort: number;
   /** How far cluster/resources lags behind. */
   resourcesLag: number;
 }
@@ -137,5 +139,6 @@ export const TIMINGS: Timings = {
   lockTimeout: 10_000,
   unreachableDelay: 3000,
   hungTimeout: 30_000,
+  taskAbort: 5000,
   resourcesLag: 8000,
 };

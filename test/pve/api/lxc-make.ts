@@ -1,0 +1,219 @@
+import { check, has } from "../access.ts";
+import { sleep } from "../clock.ts";
+import type { Container } from "../container.ts";
+import { parseProperties, printNetwork } from "../property-string.ts";
+import { forbidden, refuse } from "../refusal.ts";
+import { type Call, flagOf, type Route, route, vmidOf } from "../router.ts";
+import { createRules, NODE, VMID } from "../schema/lxc.ts";
+import type { Task } from "../task.ts";
+import { allowChange, uniqueTags } from "./lxc-config.ts";
+import { bringUp, locked } from "./lxc-power.ts";
+import { allocate } from "./lxc-volume.ts";
+
+const flag = { type: "boolean" } as const;
+
+export const makeRoutes: Route[] = [
+  route("POST", "/nodes/{node}/lxc", { pace: "task", rules: (world) => createRules(world.version) }, create),
+  route(
+    "DELETE",
+    "/nodes/{node}/lxc/{vmid}",
+    {
+      pace: "task",
+      rules: { node: NODE, vmid: VMID, force: flag, purge: flag, "destroy-unreferenced-disks": flag },
+      allow: (call) => check(call.world, call.by, `/vms/${call.params["vmid"]}`, "VM.Allocate"),
+    },
+    destroy,
+  ),
+  route(
+    "POST",
+    "/nodes/{node}/lxc/{vmid}/template",
+    {
+      pace: "task",
+      rules: { node: NODE, vmid: VMID },
+      allow: (call) => check(call.world, call.by, `/vms/${call.params["vmid"]}`, "VM.Allocate"),
+    },
+    toTemplate,
+  ),
+];
+
+/** Parameters of a create that are not lines of the config. */
+const NOT_CONFIG = new Set(
+  "node vmid ostemplate bwlimit force ignore-unpack-errors password pool restore ssh-public-keys start storage unique unprivileged rootfs".split(
+    " ",
+  ),
+);
+
+async function create(call: Call): Promise<string> {
+  const { world, node, params, by } = call;
+  const vmid = vmidOf(call);
+  world.checkQuorum();
+  const unprivileged = params["unprivileged"] ?? (world.version === "9.2" ? "1" : "0");
+  if (unprivileged === "0" && world.version === "9.2") check(world, by, "/", "Sys.Modify");
+  world.checkUnused(vmid);
+  allowCreate(call, vmid);
+  const storage = params["storage"] ?? "local";
+  const rootfs = params["rootfs"] ?? storage;
+  const rootStorage = rootfs.split(":")[0] ?? "";
+  if (!/^\d/.test(rootfs) && !node.storages.has(rootStorage)) throw refuse(`storage '${rootStorage}' does not exist`);
+  // Two creates at once both come this far; the claim decides.
+  await sleep(world.latency(1, 3), world.closing);
+  await new Promise((resolve) => setImmediate(resolve));
+  const container = claim(call, vmid);
+  fill(call, container, unprivileged);
+  if (call.noWorker) throw refuse("got no worker upid - start worker failed");
+  const facts = { type: "vzcreate", id: vmid, node, by, arrivedAt: call.arrivedAt, target: vmid };
+  const root = rootfs.includes(":") ? rootfs : /^\d/.test(rootfs) ? `${storage}:${rootfs}` : `${storage}:4`;
+  return world.fork(facts, (task) => build(call, task, container, root)).upid;
+}
+
+function allowCreate(call: Call, vmid: number): void {
+  const { world, by, params } = call;
+  const { pool } = params;
+  if (pool !== undefined && !world.pools.has(pool)) throw forbidden(`pool '${pool}' does not exist`);
+  const allowed =
+    has(world, by, `/vms/${vmid}`, "VM.Allocate") ||
+    (pool !== undefined && has(world, by, `/pool/${pool}`, "VM.Allocate"));
+  if (!allowed) throw forbidden();
+  for (const [key, value] of Object.entries(params)) if (!NOT_CONFIG.has(key)) allowChange(call, undefined, key, value);
+}
+
+function claim(call: Call, vmid: number): Container {
+  try {
+    return call.world.claim(vmid, call.node.name);
+  } catch (error) {
+    throw refuse(`unable to create CT ${vmid} - ${error instanceof Error ? error.message : error}`);
+  }
+}
+
+function fill(call: Call, container: Container, unprivileged: string): void {
+  const { config, vmid } = container;
+  const { params, world } = call;
+  config.set("arch", "amd64");
+  config.set("hostname", `CT${vmid}`);
+  config.set("memory", "512");
+  config.set("swap", "512");
+  config.set(
+    "ostype",
+    /(debian|ubuntu|alpine|fedora|centos|archlinux)/.exec(params["ostemplate"] ?? "")?.[1] ?? "unmanaged",
+  );
+  if (unprivileged === "1") config.set("unprivileged", "1");
+  for (const [key, value] of Object.entries(params)) {
+    if (NOT_CONFIG.has(key) || /^mp\d+$/.test(key)) continue;
+    if (/^net\d+$/.test(key)) {
+      const network = parseProperties(value);
+      if (!network.has("hwaddr")) network.set("hwaddr", world.newMac());
+      config.set(key, printNetwork(network));
+    } else config.set(key, key === "tags" ? uniqueTags(value) : value);
+  }
+  config.set("lock", "create");
+  world.see(container);
+}
+
+async function build(call: Call, task: Task, container: Container, root: string): Promise<void> {
+  const { world, node, guests, params } = call;
+  const { config, vmid } = container;
+  try {
+    const template = params["ostemplate"] ?? "";
+    if (!node.osTemplates.has(template)) {
+      await task.spend(world.takes(world.timings.create / 4), node.load);
+      throw new Error(`volume '${template}' does not exist`);
+    }
+    config.set("rootfs", allocate(call, container, root));
+    for (const [key, value] of Object.entries(params)) {
+      if (/^mp\d+$/.test(key)) config.set(key, allocate(call, container, value));
+    }
+    task.log("Creating filesystem with 262144 4k blocks and 65536 inodes");
+    await task.spend(world.takes(world.timings.create), node.load);
+    if (task.doomed !== undefined) throw new Error(task.doomed.text);
+    if (params["pool"] !== undefined) world.pools.get(params["pool"])?.members.add(vmid);
+    config.set("lock", undefined);
+    world.see(container);
+  } catch (error) {
+    if (!(error instanceof Error) || "how" in error || task.doomed?.leaveLocks) throw error;
+    world.freeVolumes(container);
+    world.forget(container);
+    throw new Error(`unable to create CT ${vmid} - ${error.message}`);
+  }
+  if (flagOf(call, "start")) {
+    await bringUp(world, guests, { task, container, ms: world.takes(world.timings.start), load: node.load });
+  }
+}
+
+function earlyChecks(container: Container): void {
+  if (container.config.get("protection") === "1") {
+    throw refuse(`can't remove CT ${container.vmid} - protection mode enabled`);
+  }
+  container.checkLock();
+}
+
+function destroy(call: Call): string {
+  const { world, node, by, arrivedAt } = call;
+  const vmid = vmidOf(call);
+  const container = world.container(node.name, vmid);
+  earlyChecks(container);
+  const runningText = `unable to destroy CT ${vmid} - container is running`;
+  if (!flagOf(call, "force") && container.running) throw refuse(runningText);
+  return world.fork({ type: "vzdestroy", id: vmid, node, by, arrivedAt }, (task) =>
+    locked(world, task, container, () => remove(call, task, container, runningText)),
+  ).upid;
+}
+
+async function remove(call: Call, task: Task, container: Container, runningText: string): Promise<void> {
+  const { world, node, guests } = call;
+  if (world.containers.get(container.vmid) !== container) world.container(node.name, container.vmid);
+  earlyChecks(container);
+  if (container.running) {
+    if (!flagOf(call, "force")) throw refuse(runningText);
+    task.log(`forced to stop CT ${container.vmid} before destroying!`);
+    await task.spend(world.takes(world.timings.stop), node.load);
+    await guests.stop(container);
+  }
+  const volumes = world.volumesOf(container);
+  const inUse = volumes.find((volume) => volume.storage.hasClones(volume.volid));
+  if (inUse !== undefined) throw new Error(`base volume '${inUse.volid}' is still in use by linked clones`);
+  await task.spend(world.takes(world.timings.destroy));
+  if (task.doomed !== undefined) throw new Error(task.doomed.text);
+  if (flagOf(call, "purge")) task.log(`purging CT ${container.vmid} from related configurations..`);
+  world.freeVolumes(container);
+  world.forget(container);
+  await guests.removeDisk(container);
+}
+
+/** Answers nothing and works in a task all the same. */
+async function toTemplate(call: Call): Promise<null> {
+  const { world, node, by, arrivedAt } = call;
+  const vmid = vmidOf(call);
+  const container = world.container(node.name, vmid);
+  await container.fileLock.hold(
+    () => {
+      checkTemplate(container);
+      world.checkQuorum();
+      world.fork({ type: "vztemplate", id: vmid, node, by, arrivedAt }, async (task) => {
+        await task.spend(world.takes(world.timings.template));
+        convert(call, container);
+      });
+    },
+    { timeoutMs: world.timings.lockTimeout, signal: world.closing },
+  );
+  return null;
+}
+
+function checkTemplate(container: Container): void {
+  container.checkLock();
+  if (container.config.snapshots.size > 0) throw refuse("unable to create template, because CT contains snapshots");
+  if (container.template) throw refuse("you can't convert a template to a template");
+  if (container.running) throw refuse("you can't convert a CT to template if the CT is running");
+}
+
+function convert({ world }: Call, container: Container): void {
+  for (const [index, volume] of world.volumesOf(container).entries()) {
+    const key = [...container.config.values].find(([, value]) => value.split(",")[0] === volume.volid)?.[0];
+    if (key === undefined) continue;
+    const base = volume.storage.volid(container.vmid, index, true);
+    volume.storage.remove(volume.volid);
+    volume.storage.add({ ...volume, volid: base });
+    container.config.set(key, [base, ...(container.config.get(key) ?? "").split(",").slice(1)].join(","));
+  }
+  container.config.set("template", "1");
+  world.see(container);
+}

@@ -1,0 +1,130 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { type ExecEvent, runCommand, type Shell, type Sink } from "./command.ts";
+
+export const EXECD_PORT = 39375;
+const MAX_BODY = 1024 * 1024;
+
+export interface ExecdSetup {
+  address: string;
+  /** Undefined: open to all. */
+  token: string | undefined;
+  shell: Shell;
+  workspace: string;
+  /** Resolves at once unless the guest is frozen. */
+  thawed: () => Promise<void>;
+  onCommand: () => void;
+}
+
+/** Opens execd; rejects with the listen error (EADDRINUSE, EADDRNOTAVAIL). */
+export async function startExecd(setup: ExecdSetup): Promise<Server> {
+  const server = createServer((request, response) => {
+    void setup
+      .thawed()
+      .then(() => route(setup, request, response))
+      .catch((error: unknown) => response.destroy(error instanceof Error ? error : undefined));
+  });
+  server.listen(EXECD_PORT, setup.address);
+  await once(server, "listening");
+  return server;
+}
+
+async function route(setup: ExecdSetup, request: IncomingMessage, response: ServerResponse): Promise<void> {
+  const path = (request.url ?? "").split("?")[0];
+  if (path === "/healthz") {
+    response.end("ok");
+    return;
+  }
+  if (path !== "/exec" && path !== "/files") return plain(response, 404, "404 page not found");
+  if (request.method !== "POST") return plain(response, 405, "Method Not Allowed");
+  if (setup.token !== undefined && request.headers.authorization !== `Bearer ${setup.token}`) {
+    return plain(response, 401, "Unauthorized");
+  }
+  if (path === "/files") return unpack(setup, request, response);
+  await exec(setup, request, response);
+}
+
+function plain(response: ServerResponse, status: number, text: string): void {
+  response.writeHead(status, { "Content-Type": "text/plain; charset=utf-8" }).end(`${text}\n`);
+}
+
+async function exec(setup: ExecdSetup, request: IncomingMessage, response: ServerResponse): Promise<void> {
+  if (!(request.headers["content-type"] ?? "").toLowerCase().includes("application/json")) {
+    return plain(response, 415, "Unsupported Content-Type");
+  }
+  const asked = parseExec(await readBody(request));
+  if ("error" in asked) return plain(response, 400, asked.error);
+  setup.onCommand();
+  const gone = new AbortController();
+  response.once("close", () => gone.abort());
+  response.writeHead(200, { "Content-Type": "application/jsonlines", "Cache-Control": "no-store" });
+  response.flushHeaders();
+  await runCommand(asked.command, setup.shell, {
+    timeoutMs: asked.timeoutMs,
+    sink: toSink(response),
+    signal: gone.signal,
+  });
+  response.end();
+}
+
+export function toSink(response: ServerResponse): Sink {
+  return {
+    write: (event: ExecEvent) => response.destroyed || response.write(`${JSON.stringify(event)}\n`),
+    drained: () =>
+      new Promise((resolve) => {
+        response.once("drain", resolve);
+        response.once("close", resolve);
+      }),
+  };
+}
+
+/** At most 1 MiB; the rest is cut off, and no longer parses. */
+async function readBody(request: IncomingMessage): Promise<string> {
+  const chunks: Buffer[] = [];
+  let size = 0;
+  for await (const chunk of request as AsyncIterable<Buffer>) {
+    if (size < MAX_BODY) chunks.push(chunk.subarray(0, MAX_BODY - size));
+    size += chunk.length;
+  }
+  return Buffer.concat(chunks).toString("utf8");
+}
+
+function parseExec(body: string): { command: string; timeoutMs: number } | { error: string } {
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(body);
+  } catch (error) {
+    return { error: `Invalid JSON body: ${error instanceof Error ? error.message : "?"}` };
+  }
+  const fields: { command?: unknown; timeout_ms?: unknown } =
+    typeof parsed === "object" && parsed !== null ? parsed : {};
+  const { command = "", timeout_ms = 0 } = fields;
+  if (typeof command !== "string") return { error: "Invalid JSON body: command is not a string" };
+  if (command.trim() === "") return { error: "Command is required" };
+  const timeoutMs = timeout_ms ?? 0;
+  if (typeof timeoutMs !== "number" || !Number.isInteger(timeoutMs)) {
+    return { error: "Invalid JSON body: timeout_ms is not an integer" };
+  }
+  if (timeoutMs < 0) return { error: "timeout_ms must be non-negative" };
+  return { command: command.trim(), timeoutMs };
+}
+
+async function unpack(setup: ExecdSetup, request: IncomingMessage, response: ServerResponse): Promise<void> {
+  setup.onCommand();
+  const tar = spawn("tar", ["-x", "-f", "-", "--no-same-owner", "-C", setup.workspace], {
+    env: setup.shell.env,
+    stdio: ["pipe", "ignore", "pipe"],
+  });
+  let complaint = "";
+  tar.stderr.on("data", (chunk: Buffer) => {
+    complaint += chunk.toString("utf8");
+  });
+  // tar may end before it has read everything.
+  tar.stdin.on("error", () => request.resume());
+  response.once("close", () => tar.kill("SIGKILL"));
+  request.pipe(tar.stdin);
+  const [code] = (await once(tar, "close")) as [number | null];
+  if (code === 0) response.end("ok");
+  else plain(response, 500, complaint.trim() || "tar failed");
+}
