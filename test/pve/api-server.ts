@@ -30,7 +30,7 @@ export class ApiServer {
         socket.unshift(first);
         // 22 opens a TLS handshake.
         (first[0] === 22 ? https : plain).emit("connection", socket);
-        socket.resume();
+        process.nextTick(() => socket.resume());
       });
     });
   }

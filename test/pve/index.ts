@@ -1,4 +1,4 @@
-import { mkdtemp } from "node:fs/promises";
+import { randomUUID } from "node:crypto";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { addToken } from "./access.ts";
@@ -76,7 +76,8 @@ export async function startPve(options: PveOptions = {}): Promise<Pve> {
   const certificate = await makeCertificate();
   world.fingerprint = certificate.fingerprint;
   const token = addToken(world, { user: "root@pam", id: "fleet", privileges: {}, all: true });
-  const dataDir = options.dataDir ?? (await mkdtemp(join(tmpdir(), "pve-stand-in-")));
+  // Made when the first guest starts, together with the guard that removes it whatever happens.
+  const dataDir = options.dataDir ?? join(tmpdir(), `pve-stand-in-${randomUUID()}`);
   const guests = new Guests(world, { dataDir, ownsDataDir: options.dataDir === undefined });
   const faults = new FaultBox(world, guests);
   faults.onHit = (what) => log.note(what, now());

@@ -83,6 +83,7 @@ export class Guests {
   }
 
   async #prepareDisk(container: Container): Promise<void> {
+    this.#guard ??= new Guard(`${OWNER_MARK}=${this.#id}`, this.#ownsDataDir ? this.#dataDir : "");
     if (existsSync(this.root(container))) return;
     await mkdir(this.root(container), { recursive: true });
     await mkdir(this.workspace(container), { recursive: true });
@@ -127,7 +128,9 @@ export class Guests {
       workspace: this.workspace(container),
       shell: this.shell(container, address),
       thawed: () => inside.thaw?.promise ?? Promise.resolve(),
-      onCommand: () => this.#use(inside),
+      onCommand: () => {
+        inside.used = true;
+      },
     });
   }
 
@@ -149,15 +152,10 @@ export class Guests {
     };
   }
 
-  #use(inside: Inside): void {
-    inside.used = true;
-    this.#guard ??= new Guard(`${OWNER_MARK}=${this.#id}`, this.#ownsDataDir ? this.#dataDir : "");
-  }
-
   /** For a command that does not come through execd (`pct exec`). */
   markUsed(container: Container): void {
     const inside = this.#inside.get(container);
-    if (inside !== undefined) this.#use(inside);
+    if (inside !== undefined) inside.used = true;
   }
 
   /** Ends the guest: its connections are cut, its processes killed. */
