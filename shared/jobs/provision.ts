@@ -81,6 +81,8 @@ export const ProvisionInput = z
       .max(32)
       .refine((all) => new Set(all.map((one) => one.name)).size === all.length, { error: "names must differ" })
       .default([]),
+    /** `address`: for templates without cmux-execd; such a sandbox can't exec or run `setup`. */
+    waitFor: z.enum(["execd", "address"]).default("execd"),
     /** Seconds from `running` until the sandbox is destroyed. */
     ttlSeconds: z.number().int().min(10).max(31_536_000).optional(),
     /** Batch work waits behind interactive work. */
@@ -89,6 +91,10 @@ export const ProvisionInput = z
   .refine((input) => !(input.storage !== undefined && input.clone === "linked" && input.sourceSnapshot === undefined), {
     path: ["storage"],
     error: 'a linked clone stays on its template\'s storage; ask for clone: "full" to choose one',
+  })
+  .refine((input) => input.waitFor === "execd" || input.setup.length === 0, {
+    path: ["setup"],
+    error: 'setup commands need the exec daemon; leave waitFor at "execd"',
   })
   .refine((input) => !(input.network?.gateway && (input.network.ip === undefined || input.network.ip === "dhcp")), {
     path: ["network", "gateway"],

@@ -45,7 +45,6 @@ export const Replica = z.object({
   diskBytes: z.number(),
   memoryMib: z.number(),
   locked: z.boolean(),
-  config: z.record(z.string(), z.string()),
 });
 export type Replica = z.output<typeof Replica>;
 

@@ -17,9 +17,13 @@ export interface Keys {
   sandbox(id: string): string;
   teamSandboxes(team: string): string;
   snapshot(id: string): string;
+  /** Ids of the snapshots taken of a sandbox. */
+  sandboxSnapshots(sandbox: string): string;
   secret(owner: string): string;
   slot(name: string): string;
   slotQueue(name: string): string;
+  /** Names of the slots that an operation holds. */
+  held(operation: string): string;
   reserved(node: string): string;
 }
 
@@ -42,9 +46,11 @@ export function createKeys(prefix: string): Keys {
     sandbox: (id) => key("sbx", id),
     teamSandboxes: (team) => key("team", team),
     snapshot: (id) => key("snap", id),
+    sandboxSnapshots: (sandbox) => key("snaps-of", sandbox),
     secret: (owner) => key("secret", owner),
     slot: (name) => key("slot", name),
     slotQueue: (name) => key("slot-queue", name),
+    held: (operation) => key("held", operation),
     reserved: (node) => key("reserved", node),
   };
 }

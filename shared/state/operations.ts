@@ -5,6 +5,7 @@ import { type ErrorRecord, FleetError, toErrorRecord } from "../errors.ts";
 import { OperationId, SandboxId, type ServiceName, TeamId, Vmid } from "../ids.ts";
 import { ExposedService } from "../jobs/fields.ts";
 import { type JobName, jobs } from "../jobs/index.ts";
+import { LOCK_MS } from "../queues.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript, type Script } from "../redis/script.ts";
 import { decodeHash, encodeFields, type Fields, toHash } from "./codec.ts";
@@ -56,13 +57,17 @@ export interface Accepted {
 export type Claim =
   | { outcome: "claimed"; operation: OperationRecord; sandbox: SandboxRecord }
   | { outcome: "ended"; operation: OperationRecord }
-  | { outcome: "unknown" | "stale" };
+  | { outcome: "unknown" }
+  | { outcome: "stale" };
 
 export interface OperationStore {
   /** Stores an operation once. Throws `idempotency_conflict`, `sandbox_not_found` or `sandbox_gone`. */
   accept(request: AcceptRequest): Promise<Accepted>;
-  /** Makes `fence` the only one that may write. `job` empty: whatever job carries it. */
-  claim(id: OperationId, fence: string, job: string): Promise<Claim>;
+  /**
+   * Makes `fence` the only one that may write. With `by`, only while that job carries the operation and holds its lock,
+   * which is renewed; without, for the fleet's own clockwork.
+   */
+  claim(id: OperationId, fence: string, by?: { job: string; lockKey: string; lockToken: string }): Promise<Claim>;
   /** Throws `lock_lost` when another run has claimed the operation, or it has ended. */
   write(id: OperationId, fence: string, write: Write): Promise<void>;
   /** Ends it; returns parked operations that may go now. Throws as `write`. */
@@ -101,12 +106,12 @@ function canonical(value: unknown): string {
   return `{${entries.map(([key, one]) => `${JSON.stringify(key)}:${canonical(one)}`).join(",")}}`;
 }
 
+const AcceptReply = z.tuple([z.string(), OperationId, SandboxId], z.string());
+
 export function createOperationStore(redis: RedisConnection, keys: Keys, options: StoreOptions): OperationStore {
   const now = options.now ?? Date.now;
   const run = (script: Script, ...args: (string | number)[]) =>
     runScript(redis, script, [keys.open], [keys.prefix, ...args]);
-const AcceptReply = z.tuple([z.string(), OperationId, SandboxId], z.string());
-
   const runList = async (script: Script, ...args: (string | number)[]) =>
     (await run(script, ...args)) as [string, ...unknown[]]; // shapes: scripts.ts
   const ttl = options.retentionSec;
@@ -137,13 +142,14 @@ const AcceptReply = z.tuple([z.string(), OperationId, SandboxId], z.string());
       }
     },
 
-    async claim(id, fence, job) {
-      const [outcome, operation, sandbox] = await runList(CLAIM, id, fence, job, now());
+    async claim(id, fence, by) {
+      const lock = [by?.lockKey ?? "", by?.lockToken ?? "", LOCK_MS];
+      const [outcome, operation, sandbox] = await runList(CLAIM, id, fence, by?.job ?? "", now(), ...lock);
       if (outcome === "claimed") {
         return { outcome, operation: decodeOperation(toHash(operation)), sandbox: decodeSandbox(toHash(sandbox)) };
       }
       if (outcome === "ended") return { outcome, operation: decodeOperation(toHash(operation)) };
-      return { outcome: outcome === "stale" ? "stale" : "unknown" };
+      return outcome === "stale" ? { outcome } : { outcome: "unknown" };
     },
 
     async write(id, fence, write) {

@@ -162,9 +162,16 @@ redis.call('PERSIST', P..':secret:'..r.id)
 return reply('accepted', r.id)
 `);
 
-/** ARGV: id, fence, job, now → [outcome] or ['claimed', operation hash, sandbox hash]. */
+/**
+ * ARGV: id, fence, job, now, lock key, lock token, lock ms → [outcome] or ['claimed', operation hash, sandbox hash].
+ * BullMQ's lock is checked and renewed in the same step, so a run that slept past its lock can't claim over its successor.
+ */
 export const CLAIM = withPrelude(`
-local id, fence, job, now = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local id, fence, job, now, lock = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+if lock ~= '' then
+  if redis.call('GET', lock) ~= ARGV[7] then return {'stale'} end
+  redis.call('PEXPIRE', lock, ARGV[8])
+end
 local key = opKey(id)
 local status, current = unpack(redis.call('HMGET', key, 'status', 'job'))
 if not status then return {'unknown'} end
@@ -218,6 +225,8 @@ redis.call('EXPIRE', key, ttl)
 if idem then redis.call('EXPIRE', idem, ttl) end
 redis.call('LREM', P..':changes:'..sandbox, 0, id)
 redis.call('LREM', P..':waiting:'..sandbox, 0, id)
+for _, name in ipairs(redis.call('SMEMBERS', P..':held:'..id)) do redis.call('HDEL', P..':slot:'..name, id) end
+redis.call('DEL', P..':held:'..id)
 emit('operation.'..w.status, now, id, sandbox, team, w.event)
 redis.call('PUBLISH', P..':wake', 'ended '..id)
 return release(sandbox, {'ok'})

@@ -23,7 +23,7 @@ const EXPIRED_MS = 30_000;
 
 /**
  * First come, first served: granted only to those who wait longest.
- * KEYS: holders, waiters, last seen. ARGV: holder, limit, now, gone after.
+ * KEYS: holders, waiters, last seen, what the holder holds. ARGV: holder, limit, now, gone after, name.
  */
 const TAKE = defineScript(`
 local holder, limit, now = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -31,11 +31,13 @@ if redis.call('HEXISTS', KEYS[1], holder) == 1 then
   redis.call('HSET', KEYS[1], holder, now)
   return 1
 end
-local free = limit - redis.call('HLEN', KEYS[1])
-if free > 0 and redis.call('ZCARD', KEYS[2]) == 0 then
+local function grant()
   redis.call('HSET', KEYS[1], holder, now)
+  redis.call('SADD', KEYS[4], ARGV[5])
   return 1
 end
+local free = limit - redis.call('HLEN', KEYS[1])
+if free > 0 and redis.call('ZCARD', KEYS[2]) == 0 then return grant() end
 redis.call('ZADD', KEYS[2], 'NX', now, holder)
 redis.call('HSET', KEYS[3], holder, now)
 if free <= 0 then return 0 end
@@ -53,8 +55,7 @@ end
 if rank >= free then return 0 end
 redis.call('ZREM', KEYS[2], holder)
 redis.call('HDEL', KEYS[3], holder)
-redis.call('HSET', KEYS[1], holder, now)
-return 1
+return grant()
 `);
 
 export interface Slots {
@@ -73,14 +74,15 @@ export function createSlots(redis: RedisConnection, keys: Keys, now: () => numbe
   const seen = (name: string) => `${keys.slotQueue(name)}:seen`;
   return {
     async take(name, limit, holder) {
-      const scriptKeys = [keys.slot(name), keys.slotQueue(name), seen(name)];
-      return (await runScript(redis, TAKE, scriptKeys, [holder, limit, now(), WAITER_GONE_MS])) === 1;
+      const scriptKeys = [keys.slot(name), keys.slotQueue(name), seen(name), keys.held(holder)];
+      return (await runScript(redis, TAKE, scriptKeys, [holder, limit, now(), WAITER_GONE_MS, name])) === 1;
     },
     async release(name, holder) {
       const pipeline = redis.pipeline();
       pipeline.hdel(keys.slot(name), holder);
       pipeline.zrem(keys.slotQueue(name), holder);
       pipeline.hdel(seen(name), holder);
+      pipeline.srem(keys.held(holder), name);
       pipeline.publish(keys.wake, `free ${name}`);
       await pipeline.exec();
     },

@@ -51,6 +51,8 @@ export interface LxcApi {
   resize(disk: string, size: string, call: Call): Promise<Upid>;
   snapshot(name: string, options: { description?: string }, call: Call): Promise<Upid>;
   snapshots(call: Call): Promise<replies.LxcSnapshot[]>;
+  /** Config keys whose change waits for the next start. */
+  pending(call: Call): Promise<string[]>;
   deleteSnapshot(name: string, options: { force?: boolean }, call: Call): Promise<Upid>;
   /** Stops the container and leaves it stopped unless `start`. */
   rollback(name: string, options: { start?: boolean }, call: Call): Promise<Upid>;
@@ -97,6 +99,10 @@ export function createLxcApi(send: Send, node: NodeName, vmid: Vmid): LxcApi {
     snapshots: async (call) => {
       const entries = await get("/snapshot", replies.LxcSnapshot.array(), call);
       return entries.filter((entry) => entry.name !== "current");
+    },
+    pending: async (call) => {
+      const entries = await get("/pending", replies.LxcPending.array(), call);
+      return entries.filter((entry) => entry.pending !== undefined || entry.delete === true).map(({ key }) => key);
     },
     deleteSnapshot: (name, { force }, call) => start("DELETE", snapshotPath(name), { force }, call),
     rollback: (name, options, call) => start("POST", `${snapshotPath(name)}/rollback`, { start: options.start }, call),

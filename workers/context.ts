@@ -1,0 +1,37 @@
+/** What every run and clockwork of a worker process works with; wired once, in `fleet.ts`. */
+import type { Logger } from "pino";
+import type { WorkerConfig } from "../shared/config.ts";
+import type { Queues } from "../shared/queues.ts";
+import type { RedisConnection } from "../shared/redis/connect.ts";
+import type { Inventory } from "../shared/state/inventory.ts";
+import type { Keys } from "../shared/state/keys.ts";
+import type { OperationStore } from "../shared/state/operations.ts";
+import type { SecretStore } from "../shared/state/secrets.ts";
+import type { Slots } from "../shared/state/slots.ts";
+import type { Execd } from "./exec/execd.ts";
+import type { PveApi } from "./pve/api.ts";
+import type { TaskWatcher } from "./pve/task-watcher.ts";
+import type { Wake } from "./wake.ts";
+
+export interface WorkerContext {
+  readonly config: WorkerConfig;
+  readonly redis: RedisConnection;
+  readonly keys: Keys;
+  readonly store: OperationStore;
+  readonly slots: Slots;
+  readonly secrets: SecretStore;
+  readonly queues: Queues;
+  readonly wake: Wake;
+  readonly pve: PveApi;
+  readonly tasks: TaskWatcher;
+  readonly execd: Execd;
+  readonly inventory: InventorySource;
+  readonly log: Logger;
+}
+
+export interface InventorySource {
+  /** The newest that this process knows; throws `node_unreachable` before there is one. */
+  current(): Inventory;
+  /** Reads the cluster anew, for a caller that did not find what it looks for. */
+  refresh(signal: AbortSignal): Promise<Inventory>;
+}

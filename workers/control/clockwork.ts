@@ -1,0 +1,95 @@
+/** The fleet's own recurring work, as jobs of `control`: each kind runs once at a time over all workers. */
+import { Queue, Worker } from "bullmq";
+import { CONTROL, execQueue, nodeQueue, PLACE } from "../../shared/queues.ts";
+import type { WorkerContext } from "../context.ts";
+import type { LiveInventory } from "../inventory/source.ts";
+import { expireSandboxes } from "./expire.ts";
+import { reapSlots } from "./reap-slots.ts";
+import { settleAborts, sweepOperations } from "./sweep.ts";
+
+interface Task {
+  everyMs: number;
+  run(context: WorkerContext, signal: AbortSignal): Promise<unknown>;
+}
+
+export const TASKS = {
+  expire: { everyMs: 1_000, run: (context) => expireSandboxes(context) },
+  abort: { everyMs: 1_000, run: (context) => settleAborts(context) },
+  sweep: { everyMs: 3_000, run: sweepOperations },
+  reap: { everyMs: 10_000, run: reapSlots },
+  limits: { everyMs: 60_000, run: (context) => assertLimits(context) },
+} as const satisfies Record<string, Task>;
+
+/** How often each process looks for a newer inventory and whether the schedulers are still there. */
+const LOOK_MS = 5_000;
+const INVENTORY_MS = 10_000;
+
+/** Global concurrency of every queue; somebody may have obliterated one, which deletes it. */
+export async function assertLimits(context: WorkerContext): Promise<void> {
+  const { config, queues } = context;
+  await queues.get(PLACE).setGlobalConcurrency(1);
+  for (const { name } of context.inventory.current().nodes) {
+    await queues.get(nodeQueue(name)).setGlobalConcurrency(config.FLEET_NODE_SLOTS);
+    await queues.get(execQueue(name)).setGlobalConcurrency(config.FLEET_EXEC_SLOTS);
+  }
+}
+
+export async function startClockwork(context: WorkerContext, inventory: LiveInventory): Promise<AsyncDisposable> {
+  const { config, redis, log } = context;
+  const stop = new AbortController();
+  const queue = new Queue(CONTROL, {
+    connection: redis,
+    prefix: config.FLEET_PREFIX,
+    streams: { events: { maxLen: 1_000 } },
+    defaultJobOptions: { removeOnComplete: { count: 20 }, removeOnFail: { count: 100 } },
+  });
+  const schedule = async () => {
+    for (const [name, { everyMs }] of Object.entries(TASKS))
+      await queue.upsertJobScheduler(name, { every: everyMs }, { name });
+  };
+  await schedule();
+  const running = new Set<string>();
+  const worker = new Worker(
+    CONTROL,
+    async (job) => {
+      const task: Task | undefined = Object.entries(TASKS).find(([name]) => name === job.name)?.[1];
+      if (!task || running.has(job.name)) return;
+      running.add(job.name);
+      try {
+        await task.run(context, stop.signal);
+      } finally {
+        running.delete(job.name);
+      }
+    },
+    {
+      connection: redis,
+      prefix: config.FLEET_PREFIX,
+      concurrency: Object.keys(TASKS).length,
+      drainDelay: 1,
+      stalledInterval: 5_000,
+    },
+  );
+  worker.on("error", (error) => log.warn({ queue: CONTROL, err: error }, "queue worker error"));
+  worker.on("failed", (job, error) => log.warn({ task: job?.name, err: error }, "control task failed; it runs again"));
+
+  let looking: Promise<void> = Promise.resolve();
+  const look = async () => {
+    await inventory.update(INVENTORY_MS, AbortSignal.any([stop.signal, AbortSignal.timeout(30_000)]));
+    if ((await queue.getJobSchedulersCount()) < Object.keys(TASKS).length) await schedule();
+  };
+  const timer = setInterval(() => {
+    looking = looking.then(look).catch((error: unknown) => {
+      if (!stop.signal.aborted) log.warn({ err: error }, "could not read the cluster");
+    });
+  }, LOOK_MS);
+
+  return {
+    async [Symbol.asyncDispose]() {
+      clearInterval(timer);
+      stop.abort(new Error("closing"));
+      await looking;
+      await worker.close();
+      await queue.close();
+    },
+  };
+}

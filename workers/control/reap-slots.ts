@@ -1,0 +1,37 @@
+/** Slots whose operation has gone: given back once PVE shows that nothing of it runs any more. */
+import type { NodeName } from "../../shared/ids.ts";
+import { isEnded } from "../../shared/state/records.ts";
+import { slotOf } from "../../shared/state/slots.ts";
+import type { WorkerContext } from "../context.ts";
+
+export async function reapSlots(context: WorkerContext, signal: AbortSignal): Promise<void> {
+  const { nodes, replicas } = context.inventory.current();
+  const names = [
+    ...nodes.map(({ name }) => ({ name: slotOf.node(name), node: name })),
+    ...replicas.map(({ node, vmid }) => ({ name: slotOf.replica(node, vmid), node })),
+    ...[
+      ...new Set(nodes.flatMap(({ storages }) => storages.filter(({ shared }) => shared).map(({ name }) => name))),
+    ].map((storage) => ({
+      name: slotOf.storage(storage),
+      node: null,
+    })),
+  ];
+  for (const { name, node } of names) {
+    for (const holder of await context.slots.expired(name)) {
+      const operation = await context.store.load(holder);
+      // An open operation has it for good: the run that takes it over goes on with it, and its end gives it back.
+      if (operation && !isEnded(operation.status)) continue;
+      if (node !== null && (await hasRunningTasks(context, node, signal))) continue;
+      context.log.warn({ slot: name, operation: holder }, "slot of an ended operation given back");
+      await context.slots.release(name, holder);
+    }
+  }
+}
+
+/** Without the operation's record we can't tell its task from others: any running one keeps the slot. */
+async function hasRunningTasks(context: WorkerContext, node: NodeName, signal: AbortSignal): Promise<boolean> {
+  const tasks = await context.pve.tasks.list(node, { source: "active" }, { signal });
+  return tasks.some(
+    ({ endtime, status }) => (endtime === undefined || endtime === null) && (status ?? "RUNNING") === "RUNNING",
+  );
+}

@@ -1,0 +1,118 @@
+/**
+ * The sweeper: holds open operations against their jobs, so that every accepted operation ends, whatever happened to its job
+ * (a crash between record and add, an obliterated queue, a removal by hand, a failure without a run).
+ */
+import { FleetError, fromErrorRecord } from "../../shared/errors.ts";
+import { newFence, OperationId } from "../../shared/ids.ts";
+import { isEnded, type OperationRecord } from "../../shared/state/records.ts";
+import type { WorkerContext } from "../context.ts";
+import { addJob, addReleased } from "../run/process-operation.ts";
+
+/** Younger operations may just be on their way from record to job. */
+const GRACE_MS = 3_000;
+const PAGE = 500;
+
+/** One round over all open operations. Returns how many needed help. */
+export async function sweepOperations(context: WorkerContext, signal: AbortSignal): Promise<number> {
+  const { redis, keys } = context;
+  let helped = 0;
+  for (let at = 0; ; at += PAGE) {
+    signal.throwIfAborted();
+    const ids = await redis.zrangebyscore(keys.open, "-inf", Date.now() - GRACE_MS, "LIMIT", at, PAGE);
+    for (const id of ids) helped += Number(await help(context, OperationId.parse(id)));
+    if (ids.length < PAGE) return helped;
+  }
+}
+
+async function help(context: WorkerContext, id: OperationId): Promise<boolean> {
+  const operation = await context.store.load(id);
+  if (!operation) {
+    await context.redis.zrem(context.keys.open, id);
+    return true;
+  }
+  if (isEnded(operation.status)) return false;
+  if (operation.parked === 1) return expireParked(context, operation);
+  const job = await context.queues.get(operation.queue).getJob(operation.job);
+  const state = job ? await job.getState() : "missing";
+  switch (state) {
+    case "completed":
+    case "failed":
+      await job?.remove();
+      break;
+    case "missing":
+    case "unknown":
+      break;
+    default:
+      return false;
+  }
+  context.log.warn(
+    { operation: id, job: operation.job, queue: operation.queue, state },
+    "operation had lost its job; added again",
+  );
+  await addJob(context, operation);
+  return true;
+}
+
+/** An exec that waits for its sandbox to come up does so no longer than its own time limit. */
+async function expireParked(context: WorkerContext, operation: OperationRecord): Promise<boolean> {
+  const { input } = operation;
+  const timeoutMs =
+    typeof input === "object" && input !== null && "timeoutMs" in input
+      ? Number(input.timeoutMs)
+      : Number.POSITIVE_INFINITY;
+  if (operation.kind !== "exec" || Date.now() - operation.acceptedAt < timeoutMs) return false;
+  const error = new FleetError("not_ready", `sandbox ${operation.sandbox} was not up within ${timeoutMs} ms`, {
+    facts: { sandbox: operation.sandbox },
+  });
+  await endWithoutRun(context, operation.id, error);
+  return true;
+}
+
+/** Aborted operations that no run will notice: they wait, or are parked. */
+export async function settleAborts(context: WorkerContext): Promise<void> {
+  for (const id of await context.redis.smembers(context.keys.aborting))
+    await settleAbort(context, OperationId.parse(id));
+}
+
+/** Ends an aborted operation that has made nothing; wakes one that has; leaves a running one to its run. */
+export async function settleAbort(context: WorkerContext, id: OperationId): Promise<void> {
+  const operation = await context.store.load(id);
+  if (!operation || isEnded(operation.status) || !operation.abort) {
+    await context.redis.srem(context.keys.aborting, id);
+    return;
+  }
+  const error = fromErrorRecord(operation.abort);
+  if (operation.parked === 1) return endWithoutRun(context, id, error);
+  const job = await context.queues.get(operation.queue).getJob(operation.job);
+  if (!job) return; // the sweeper adds it again, and its run undoes
+  const state = await job.getState();
+  if (operation.step === undefined && (state === "waiting" || state === "prioritized" || state === "delayed")) {
+    // Removal fails for a job that has just been taken: then its run ends the operation.
+    const removed = await job.remove().then(
+      () => true,
+      () => false,
+    );
+    if (removed) await endWithoutRun(context, id, error);
+  } else if (state === "delayed") {
+    await job.promote().catch(() => {}); // no longer delayed: just what we want
+  }
+}
+
+/** Ends an operation that has nothing in PVE. A run that claims it after us finds it ended. */
+async function endWithoutRun(context: WorkerContext, id: OperationId, error: FleetError): Promise<void> {
+  const fence = newFence();
+  const claim = await context.store.claim(id, fence);
+  if (claim.outcome !== "claimed") return;
+  const status = error.code === "canceled" ? "canceled" : "failed";
+  const provision = claim.operation.kind === "provision";
+  const { node, id: sandbox } = claim.sandbox;
+  const also = node === undefined ? [] : [["HDEL", context.keys.reserved(node), sandbox]];
+  const released = await context.store.end(
+    id,
+    fence,
+    { status, error },
+    provision ? { sandbox: { state: "failed" }, also } : {},
+  );
+  context.log.info({ operation: id, code: error.code, status }, "operation ended before it ran");
+  await addReleased(context, released);
+}

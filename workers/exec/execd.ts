@@ -1,0 +1,218 @@
+/** cmux-execd, the HTTP command daemon in every sandbox (port 39375). Source: cmux's README of execd, see docs. */
+import { Agent, request } from "undici";
+import { z } from "zod";
+import { FleetError } from "../../shared/errors.ts";
+import { EXECD_PORT } from "../../shared/jobs/fields.ts";
+
+/** The variable through which PVE 9.1 and later hand the token in. */
+export const EXECD_TOKEN_ENV = "CMUX_EXECD_AUTH_TOKEN";
+
+/** What a command ended with. Output past the limit is counted, not kept. */
+export interface ExecOutcome {
+  exitCode: number;
+  stdout: string;
+  stderr: string;
+  stdoutBytes: number;
+  stderrBytes: number;
+  truncated: boolean;
+}
+
+export interface ExecCall {
+  address: string;
+  token: string;
+  /** One shell text for /bin/bash -c. */
+  script: string;
+  timeoutMs: number;
+  /** Bytes to keep of each stream. */
+  keepBytes: number;
+  signal: AbortSignal;
+  /** Runs right before the request is sent. */
+  guard?: () => void;
+}
+
+export interface Execd extends AsyncDisposable {
+  /**
+   * Runs a command. Throws `execd_unreachable` when it was certainly not started, `execd_unauthorized` on a 401,
+   * `exec_interrupted` when the connection broke in the middle.
+   */
+  exec(call: ExecCall): Promise<ExecOutcome>;
+  /** Whether the daemon is up and refuses callers without our token: `open` means it takes everybody. */
+  probe(call: {
+    address: string;
+    token: string;
+    signal: AbortSignal;
+  }): Promise<"ready" | "open" | "wrong_token" | "down">;
+}
+
+const Line = z.discriminatedUnion("type", [
+  z.object({ type: z.literal("stdout"), data: z.string() }),
+  z.object({ type: z.literal("stderr"), data: z.string() }),
+  z.object({ type: z.literal("error"), message: z.string() }),
+  z.object({ type: z.literal("exit"), code: z.number().int() }),
+]);
+
+/** execd's own limits: a line is at most 1 MiB; JSON may need up to 6 times that. */
+const LINE_LIMIT = 8 * 1_048_576;
+const PROBE_MS = 3_000;
+
+export function createExecd(): Execd {
+  const agent = new Agent({
+    connections: 64,
+    pipelining: 1,
+    keepAliveTimeout: 4_000,
+    connect: { timeout: 3_000 },
+    bodyTimeout: 0,
+    headersTimeout: 30_000,
+  });
+
+  const post = (address: string, token: string | null, body: unknown, signal: AbortSignal) =>
+    request(`http://${address.includes(":") ? `[${address}]` : address}:${EXECD_PORT}/exec`, {
+      method: "POST",
+      dispatcher: agent,
+      signal,
+      headers: { "content-type": "application/json", ...(token === null ? {} : { authorization: `Bearer ${token}` }) },
+      body: JSON.stringify(body),
+    });
+
+  const status = async (address: string, token: string | null, signal: AbortSignal): Promise<number> => {
+    const reply = await post(address, token, { command: "true", timeout_ms: PROBE_MS }, signal);
+    await reply.body.dump();
+    return reply.statusCode;
+  };
+
+  return {
+    async exec({ address, token, script, timeoutMs, keepBytes, signal, guard }) {
+      guard?.();
+      const reply = await post(address, token, { command: script, timeout_ms: timeoutMs }, signal).catch(
+        (error: unknown) => {
+          signal.throwIfAborted();
+          if (neverSent(error))
+            throw new FleetError("execd_unreachable", `the exec daemon at ${address} can't be reached`, {
+              cause: error,
+            });
+          throw interrupted(error);
+        },
+      );
+      if (reply.statusCode !== 200) {
+        await reply.body.dump();
+        throw refused(reply.statusCode);
+      }
+      try {
+        return await collect(reply.body, keepBytes);
+      } catch (error) {
+        signal.throwIfAborted();
+        throw error instanceof FleetError ? error : interrupted(error);
+      }
+    },
+
+    async probe({ address, token, signal }) {
+      const limited = AbortSignal.any([signal, AbortSignal.timeout(PROBE_MS)]);
+      try {
+        // Both at once: the refusal without a token is as much a condition as the acceptance with it.
+        const [without, withToken] = await Promise.all([
+          status(address, null, limited),
+          status(address, token, limited),
+        ]);
+        if (without === 200) return "open";
+        if (withToken === 401) return "wrong_token";
+        return without === 401 && withToken === 200 ? "ready" : "down";
+      } catch {
+        signal.throwIfAborted();
+        return "down";
+      }
+    },
+
+    async [Symbol.asyncDispose]() {
+      await agent.destroy();
+    },
+  };
+}
+
+/** Reads the JSON lines of a reply; the last is the exit. */
+async function collect(body: AsyncIterable<Buffer>, keepBytes: number): Promise<ExecOutcome> {
+  const streams = { stdout: createKeeper(keepBytes), stderr: createKeeper(keepBytes) };
+  let exitCode: number | undefined;
+  for await (const text of lines(body)) {
+    const line = Line.parse(JSON.parse(text));
+    if (line.type === "exit") exitCode = line.code;
+    else if (line.type === "error") streams.stderr.add(line.message);
+    else streams[line.type].add(line.data);
+  }
+  if (exitCode === undefined) throw interrupted(undefined);
+  const { stdout, stderr } = streams;
+  return {
+    exitCode,
+    stdout: stdout.text(),
+    stderr: stderr.text(),
+    stdoutBytes: stdout.bytes(),
+    stderrBytes: stderr.bytes(),
+    truncated: stdout.truncated() || stderr.truncated(),
+  };
+}
+
+async function* lines(body: AsyncIterable<Buffer>): AsyncGenerator<string> {
+  let parts: Buffer[] = [];
+  let size = 0;
+  for await (const chunk of body) {
+    let rest = chunk;
+    for (let at = rest.indexOf(10); at >= 0; at = rest.indexOf(10)) {
+      parts.push(rest.subarray(0, at));
+      yield Buffer.concat(parts).toString("utf8");
+      parts = [];
+      size = 0;
+      rest = rest.subarray(at + 1);
+    }
+    size += rest.length;
+    if (size > LINE_LIMIT) throw new FleetError("exec_interrupted", "the exec daemon sent an endless line");
+    if (rest.length > 0) parts.push(rest);
+  }
+  if (size > 0) yield Buffer.concat(parts).toString("utf8");
+}
+
+/** Keeps the first `limit` bytes of a stream of lines and counts all. */
+function createKeeper(limit: number) {
+  const kept: string[] = [];
+  let keptBytes = 0;
+  let bytes = 0;
+  return {
+    add(line: string) {
+      const size = Buffer.byteLength(line) + 1;
+      bytes += size;
+      const room = limit - keptBytes;
+      if (room <= 0) return;
+      kept.push(
+        size <= room
+          ? `${line}\n`
+          : new TextDecoder().decode(Buffer.from(line).subarray(0, room)).replace(/\uFFFD$/, ""),
+      );
+      keptBytes += Math.min(size, room);
+    },
+    text: () => kept.join(""),
+    bytes: () => bytes,
+    truncated: () => bytes > keptBytes,
+  };
+}
+
+function refused(status: number): FleetError {
+  if (status === 401) return new FleetError("execd_unauthorized", "the exec daemon does not take the sandbox's token");
+  return new FleetError("invalid_input", `the exec daemon refused the command (${status})`, { facts: { status } });
+}
+
+const interrupted = (cause: unknown) =>
+  new FleetError("exec_interrupted", "the connection to the exec daemon broke; whether the command ended is unknown", {
+    cause,
+  });
+
+/** Failures that happen before the first byte of a request. */
+function neverSent(error: unknown): boolean {
+  const codes = [
+    "ECONNREFUSED",
+    "EHOSTUNREACH",
+    "ENETUNREACH",
+    "ETIMEDOUT",
+    "UND_ERR_CONNECT_TIMEOUT",
+    "EADDRNOTAVAIL",
+  ];
+  const code = error instanceof Error && "code" in error ? String(error.code) : "";
+  return codes.includes(code);
+}

@@ -1,0 +1,142 @@
+/** The worker side, wired: connections, clients, queues and their workers, clockwork. The one place where it is all put together. */
+import type { Worker } from "bullmq";
+import type { Logger } from "pino";
+import type { WorkerConfig } from "../shared/config.ts";
+import { FleetError } from "../shared/errors.ts";
+import { OperationId } from "../shared/ids.ts";
+import { createQueues, execQueue, nodeQueue, PLACE } from "../shared/queues.ts";
+import { closeRedis, connectRedis } from "../shared/redis/connect.ts";
+import type { Inventory } from "../shared/state/inventory.ts";
+import { createKeys } from "../shared/state/keys.ts";
+import { createOperationStore } from "../shared/state/operations.ts";
+import { createSecretStore } from "../shared/state/secrets.ts";
+import { createSlots } from "../shared/state/slots.ts";
+import type { WorkerContext } from "./context.ts";
+import { assertLimits, startClockwork } from "./control/clockwork.ts";
+import { settleAbort } from "./control/sweep.ts";
+import { createExecd } from "./exec/execd.ts";
+import { handlerOf } from "./handlers/index.ts";
+import { createCollector } from "./inventory/collect.ts";
+import { createInventorySource } from "./inventory/source.ts";
+import { createPveApi } from "./pve/api.ts";
+import { createPveHttp } from "./pve/http.ts";
+import { createTaskWatcher } from "./pve/task-watcher.ts";
+import { startOperationWorker } from "./run/operation-worker.ts";
+import type { LiveRuns } from "./run/process-operation.ts";
+import { startWake } from "./wake.ts";
+
+export interface FleetWorkers extends AsyncDisposable {
+  readonly context: WorkerContext;
+  /** Takes no new jobs, waits for the running ones up to FLEET_SHUTDOWN_SECONDS, hands the rest back, closes everything. */
+  close(): Promise<void>;
+}
+
+/** Starts taking jobs. Throws when Redis or PVE can't be used as configured: wrong token, untrusted certificate, no answer. */
+export async function startFleetWorkers(config: WorkerConfig, log: Logger): Promise<FleetWorkers> {
+  await using stack = new AsyncDisposableStack();
+  const redis = stack.adopt(connectRedis(config.REDIS_URL), closeRedis);
+  redis.on("error", (error) => log.warn({ err: error }, "redis connection"));
+  const keys = createKeys(config.FLEET_PREFIX);
+  const subscriber = connectRedis(config.REDIS_URL);
+  subscriber.on("error", (error) => log.warn({ err: error }, "redis connection"));
+  const wake = stack.use(await startWake(subscriber, keys));
+  const http = stack.use(createPveHttp(toPveTarget(config)));
+  const pve = createPveApi(http);
+  const tasks = stack.use(createTaskWatcher(pve));
+  const execd = stack.use(createExecd());
+  const inventory = createInventorySource(redis, keys, createCollector(pve, config.PVE_VMID_RANGE));
+  const queues = createQueues(redis, config.FLEET_PREFIX);
+  stack.defer(() => queues.close());
+  const context: WorkerContext = {
+    config,
+    redis,
+    keys,
+    store: createOperationStore(redis, keys, { retentionSec: config.FLEET_RETENTION_HOURS * 3_600 }),
+    slots: createSlots(redis, keys),
+    secrets: createSecretStore(redis, keys, config.FLEET_SECRET_KEY),
+    queues,
+    wake,
+    pve,
+    tasks,
+    execd,
+    inventory,
+    log,
+  };
+  await inventory.refresh(AbortSignal.timeout(30_000));
+  await assertLimits(context);
+  stack.use(await startClockwork(context, inventory));
+
+  const live: LiveRuns = new Set();
+  const workers = createQueueWorkers(context, live);
+  if (config.FLEET_ROLES.has("worker")) {
+    workers.follow(inventory.current());
+    inventory.onChange((latest) => workers.follow(latest));
+  }
+  wake.on((kind, subject) => {
+    if (kind !== "abort") return;
+    const run = [...live].find(({ id }) => id === subject);
+    const canceled = new FleetError("canceled", "the operation was canceled");
+    if (run) run.abort(canceled);
+    else
+      settleAbort(context, OperationId.parse(subject)).catch((error: unknown) =>
+        log.warn({ err: error }, "could not settle an abort yet"),
+      );
+  });
+
+  const resources = stack.move();
+  let closing: Promise<void> | null = null;
+  const close = async () => {
+    const patience = setTimeout(() => {
+      for (const run of live) run.abort(new FleetError("shutting_down", "the worker is shutting down"));
+    }, config.FLEET_SHUTDOWN_SECONDS * 1_000);
+    await workers.close();
+    clearTimeout(patience);
+    await resources.disposeAsync();
+  };
+  const closeOnce = () => (closing ??= close());
+  log.info(
+    { nodes: inventory.current().nodes.map(({ name }) => name), version: inventory.current().version },
+    "workers started",
+  );
+  return { context, close: closeOnce, [Symbol.asyncDispose]: closeOnce };
+}
+
+/** One worker for `place` and two a node; nodes may appear and vanish. */
+function createQueueWorkers(context: WorkerContext, live: LiveRuns) {
+  const { config } = context;
+  const workers = new Map<string, Worker>();
+  const ensure = (queue: string, concurrency: number) => {
+    if (workers.has(queue)) return;
+    workers.set(queue, startOperationWorker(context, { queue, concurrency, handlerOf, live }));
+  };
+  let closed = false;
+  return {
+    follow({ nodes }: Inventory) {
+      if (closed) return;
+      ensure(PLACE, 1);
+      for (const { name } of nodes) {
+        if (workers.has(nodeQueue(name))) continue;
+        ensure(nodeQueue(name), config.FLEET_NODE_SLOTS);
+        ensure(execQueue(name), config.FLEET_EXEC_SLOTS);
+      }
+      // Queues of a node that has left the cluster stay served: what waits there must end too.
+    },
+    async close() {
+      closed = true;
+      await Promise.all([...workers.values()].map((worker) => worker.close()));
+    },
+  };
+}
+
+function toPveTarget(config: WorkerConfig) {
+  return {
+    hosts: config.PVE_API_URL,
+    token: config.PVE_API_TOKEN,
+    tls: {
+      verify: config.PVE_VERIFY_TLS,
+      ...(config.PVE_CA_FILE === undefined ? {} : { caPem: config.PVE_CA_FILE }),
+      ...(config.PVE_TLS_FINGERPRINT === undefined ? {} : { fingerprint: config.PVE_TLS_FINGERPRINT }),
+    },
+    connectionsPerNode: config.PVE_CONNECTIONS_PER_NODE,
+  };
+}

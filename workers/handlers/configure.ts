@@ -1,0 +1,89 @@
+import { FleetError } from "../../shared/errors.ts";
+import { checkRanges } from "../../shared/jobs/check-ranges.ts";
+import { slotOf } from "../../shared/state/slots.ts";
+import type { Params } from "../pve/api.ts";
+import type { Run } from "../run/run.ts";
+import { changedParams, rootfsGib } from "../sandbox/configure-clone.ts";
+import { containerOf, lookAt } from "../sandbox/look.ts";
+import { runTask } from "../sandbox/task.ts";
+import type { Handler } from "./handler.ts";
+
+export const configure: Handler<"configure"> = {
+  async run(run) {
+    const { place, lxc } = containerOf(run);
+    checkRanges({ cpuunits: run.input.cpuunits, node: place.node }, run.context.inventory.current().nodes);
+    const sight = await lookAt(run, place, run.call);
+    if (sight.is !== "ours")
+      throw new FleetError("sandbox_gone", `container ${place.vmid} on ${place.node} is no longer there`, {
+        facts: { ...place },
+      });
+    const size = rootfsGib(sight.config);
+    checkGrowth(run, size);
+    const params = changedParams(sight.config, wanted(run));
+    await run.begin("configure");
+    await run.withSlot(slotOf.node(place.node), run.context.config.FLEET_NODE_SLOTS, async () => {
+      // The digest makes PVE refuse when somebody else changed the config since we looked.
+      if (Object.keys(params).length > 0) await lxc.setConfig({ ...params, digest: sight.config.digest }, run.call);
+      if (run.input.diskGib !== undefined && run.input.diskGib !== size) {
+        await runTask(run, {
+          step: "resize",
+          kind: "resize",
+          start: () => lxc.resize("rootfs", `${run.input.diskGib}G`, run.call),
+        });
+      }
+    });
+    const { config } = await now(run);
+    const pending = await lxc.pending(run.call);
+    return {
+      result: {
+        applied: {
+          cores: config.cores,
+          cpulimit: config.cpulimit,
+          cpuunits: config.cpuunits,
+          memoryMib: config.memory,
+          swapMib: config.swap,
+          diskGib: rootfsGib(config),
+          onboot: config.onboot,
+        },
+        pendingUntilReboot: pending,
+      },
+      ...(run.input.memoryMib === undefined && run.input.diskGib === undefined
+        ? {}
+        : {
+            write: {
+              also: [
+                [
+                  "HSET",
+                  run.context.keys.reserved(place.node),
+                  run.sandbox.id,
+                  `${config.memory ?? 512} ${rootfsGib(config) ?? 0}`,
+                ],
+              ],
+            },
+          }),
+    };
+  },
+};
+
+async function now(run: Run<"configure">) {
+  const { place } = containerOf(run);
+  const sight = await lookAt(run, place, run.call);
+  if (sight.is !== "ours")
+    throw new FleetError("sandbox_gone", `container ${place.vmid} on ${place.node} is no longer there`, {
+      facts: { ...place },
+    });
+  return sight;
+}
+
+function wanted({ input }: Run<"configure">): Params {
+  const { cores, cpulimit, cpuunits, memoryMib, swapMib, onboot } = input;
+  return { cores, cpulimit, cpuunits, memory: memoryMib, swap: swapMib, onboot };
+}
+
+function checkGrowth({ input }: Run<"configure">, size: number | undefined): void {
+  if (input.diskGib !== undefined && size !== undefined && input.diskGib < size) {
+    throw new FleetError("invalid_input", `diskGib: a disk can't shrink; it has ${size} GiB`, {
+      facts: { fields: ["diskGib"], diskGib: size },
+    });
+  }
+}

@@ -1,0 +1,21 @@
+import { slotOf } from "../../shared/state/slots.ts";
+import { placeOf } from "../sandbox/look.ts";
+import { destroyContainer, releaseCommands } from "../sandbox/release.ts";
+import type { Handler } from "./handler.ts";
+
+export const destroy: Handler<"destroy"> = {
+  async run(run) {
+    const place = placeOf(run.sandbox);
+    let existed = false;
+    if (place && run.sandbox.endedAt === undefined) {
+      await run.begin("destroy", { sandbox: { state: "destroying" } });
+      const slot = slotOf.node(place.node);
+      existed = await run.withSlot(slot, run.context.config.FLEET_NODE_SLOTS, () =>
+        run.timed("destroy", () => destroyContainer(run, run.call)),
+      );
+    }
+    // One that has ended gave everything back then; its numbers may be another's by now.
+    const also = run.sandbox.endedAt === undefined ? await releaseCommands(run) : [];
+    return { result: { destroyed: true, existed }, write: { sandbox: { state: "destroyed" }, also } };
+  },
+};

@@ -1,0 +1,20 @@
+/** One handler a kind; a kind without one does not compile. */
+import type { JobName } from "../../shared/jobs/index.ts";
+import { configure } from "./configure.ts";
+import { destroy } from "./destroy.ts";
+import { exec } from "./exec.ts";
+import { expose } from "./expose.ts";
+import type { Handler } from "./handler.ts";
+import { hide } from "./hide.ts";
+import { power } from "./power.ts";
+import { provision } from "./provision.ts";
+import { snapshot } from "./snapshot.ts";
+
+export const handlers = { provision, exec, expose, hide, snapshot, power, configure, destroy } satisfies {
+  [N in JobName]: Handler<N>;
+};
+
+/** The handler of a kind that is only known at run time: its run was made for the same kind. */
+export function handlerOf(kind: JobName): Handler<JobName> {
+  return handlers[kind] as unknown as Handler<JobName>; // the record carries kind and input together, which types can't see
+}

@@ -1,0 +1,133 @@
+import { randomBytes } from "node:crypto";
+import { FleetError } from "../../shared/errors.ts";
+import type { ExposedService } from "../../shared/jobs/fields.ts";
+import { execQueue } from "../../shared/queues.ts";
+import type { Command, Write } from "../../shared/state/operations.ts";
+import { PROVISIONAL_STATES, serviceField } from "../../shared/state/records.ts";
+import { slotOf } from "../../shared/state/slots.ts";
+import { resolveUrl } from "../../shared/urls.ts";
+import { toScript } from "../exec/shell.ts";
+import { place } from "../placement/place.ts";
+import type { Run } from "../run/run.ts";
+import { cloneContainer } from "../sandbox/clone.ts";
+import { configureClone } from "../sandbox/configure-clone.ts";
+import { containerOf } from "../sandbox/look.ts";
+import { startContainer } from "../sandbox/power.ts";
+import { awaitReady } from "../sandbox/ready.ts";
+import { destroyContainer, releaseCommands } from "../sandbox/release.ts";
+import { stopRecordedTask } from "../sandbox/task.ts";
+import { urlFacts } from "../sandbox/url-facts.ts";
+import { type Ending, type Handler, Reroute } from "./handler.ts";
+
+export const provision: Handler<"provision"> = {
+  async run(run) {
+    if (run.sandbox.node === undefined || run.operation.queue === "place") return place(run);
+    const token = run.input.waitFor === "execd" ? await execToken(run) : null;
+    if (isBefore(run, "readying")) await build(run, token);
+    const address = await awaitReady(run, token);
+    if (run.input.setup.length > 0) await runSetup(run, { address, token: token ?? "" });
+    return finish(run, address);
+  },
+
+  async undo(run) {
+    const call = run.undoing();
+    await stopRecordedTask(run, call);
+    const existed = await destroyContainer(run, call);
+    const also = await releaseCommands(run);
+    return { undone: existed ? ["container"] : [], write: { sandbox: { state: "failed" }, also } };
+  },
+};
+
+function isBefore(run: Run, state: (typeof PROVISIONAL_STATES)[number]): boolean {
+  const order: readonly string[] = PROVISIONAL_STATES;
+  return order.indexOf(run.sandbox.state) < order.indexOf(state);
+}
+
+/** Clone, configure, start: what loads the node, under one of its slots. A later run goes on at the recorded state. */
+async function build(run: Run<"provision">, token: string | null): Promise<void> {
+  const node = run.sandbox.node ?? "";
+  await run.withSlot(slotOf.node(node), run.context.config.FLEET_NODE_SLOTS, async () => {
+    if (isBefore(run, "configuring")) await cloneContainer(run, token);
+    const { place } = containerOf(run);
+    if (isBefore(run, "starting")) await configureClone(run, place, token);
+    await startContainer(run, { state: "starting" });
+  });
+  await run.write({ sandbox: { state: "readying" } });
+  // Setup may take minutes and only talks to the container: it must not keep a place in the node's queue.
+  if (run.input.setup.length > 0) throw new Reroute(execQueue(node));
+}
+
+/** Made once a sandbox and never shared; sealed beside the environment that the caller gave. */
+async function execToken(run: Run<"provision">): Promise<string> {
+  const { secrets } = run.context;
+  const known = await secrets.get(run.sandbox.id);
+  if (known.execToken !== undefined) return known.execToken;
+  const { env } = await secrets.get(run.id);
+  const execToken = randomBytes(32).toString("hex");
+  run.check();
+  await secrets.put(run.sandbox.id, { execToken, ...(env ? { env } : {}) });
+  return execToken;
+}
+
+async function runSetup(run: Run<"provision">, { address, token }: { address: string; token: string }): Promise<void> {
+  const { env } = await run.context.secrets.get(run.sandbox.id);
+  const begun = /^setup (\d+)$/.exec(run.operation.step?.name ?? "")?.[1];
+  await run.timed("setup", async () => {
+    // A later run goes on with the command that was cut short: closing the connection has killed it.
+    for (const [index, command] of run.input.setup.entries()) {
+      if (index < Number(begun ?? 0)) continue;
+      await run.begin(`setup ${index}`);
+      const outcome = await run.context.execd.exec({
+        address,
+        token,
+        script: toScript(command, env ? { env } : {}),
+        timeoutMs: 0,
+        keepBytes: 0,
+        signal: run.signal,
+        guard: run.check,
+      });
+      if (outcome.exitCode !== 0) {
+        throw new FleetError(
+          "setup_failed",
+          `setup command ${index + 1} of ${run.input.setup.length} ended with exit code ${outcome.exitCode}`,
+          {
+            facts: { index, exitCode: outcome.exitCode },
+          },
+        );
+      }
+    }
+  });
+}
+
+async function finish(run: Run<"provision">, address: string): Promise<Ending<"provision">> {
+  const { keys } = run.context;
+  const { place } = containerOf(run);
+  const facts = urlFacts(run, address);
+  const settings = { publicDomain: run.context.config.PVE_PUBLIC_DOMAIN, pattern: run.context.config.PVE_URL_PATTERN };
+  const services: ExposedService[] = run.input.services.map((service) => resolveUrl(service, facts, settings));
+  const now = Date.now();
+  const expiresAt = run.input.ttlSeconds === undefined ? undefined : now + run.input.ttlSeconds * 1_000;
+  const also: Command[] = services.map((one) => [
+    "HSET",
+    keys.sandbox(run.sandbox.id),
+    serviceField(one.name),
+    JSON.stringify(one),
+  ]);
+  if (expiresAt !== undefined) also.push(["ZADD", keys.expiries, expiresAt, run.sandbox.id]);
+  const write: Write = {
+    sandbox: { state: "running", runningAt: now, ...(expiresAt === undefined ? {} : { expiresAt }) },
+    also,
+  };
+  return {
+    result: {
+      sandboxId: run.sandbox.id,
+      operationId: run.id,
+      ...place,
+      hostname: facts.hostname,
+      address,
+      services,
+      timings: run.timings,
+    },
+    write,
+  };
+}

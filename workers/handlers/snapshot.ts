@@ -1,0 +1,76 @@
+import { FleetError } from "../../shared/errors.ts";
+import { newSnapshotId, SnapshotId } from "../../shared/ids.ts";
+import { encodeFields } from "../../shared/state/codec.ts";
+import { slotOf } from "../../shared/state/slots.ts";
+import type { Call, LxcApi } from "../pve/api.ts";
+import type { Run } from "../run/run.ts";
+import { containerOf } from "../sandbox/look.ts";
+import { runTask, stopRecordedTask } from "../sandbox/task.ts";
+import type { Handler } from "./handler.ts";
+
+export const snapshot: Handler<"snapshot"> = {
+  async run(run) {
+    const { place, lxc } = containerOf(run);
+    const name = nameOf(run);
+    const mine = await findOwn(run, lxc, run.call);
+    if (mine === null) await take(run, lxc, name);
+    // The id is part of what PVE keeps, so that a lost record finds the same one again.
+    const snapshotId = mine ?? (await findOwn(run, lxc, run.call));
+    if (snapshotId === null)
+      throw new FleetError("task_failed", "PVE reports the snapshot as taken, but it is not there", {
+        facts: { ...place },
+      });
+    const { keys } = run.context;
+    const { team, id: sandbox } = run.sandbox;
+    const record = encodeFields({ id: snapshotId, sandbox, team, ...place, name, createdAt: Date.now() });
+    return {
+      result: { snapshotId, name, ...place },
+      write: {
+        also: [
+          ["HSET", keys.snapshot(snapshotId), ...record.set],
+          ["SADD", keys.sandboxSnapshots(sandbox), snapshotId],
+        ],
+      },
+    };
+  },
+
+  /** A snapshot that nobody was told of is removed. */
+  async undo(run) {
+    const call = run.undoing();
+    const { place, lxc } = containerOf(run);
+    await stopRecordedTask(run, call);
+    try {
+      if ((await findOwn(run, lxc, call)) === null) return { undone: [] };
+      const upid = await lxc.deleteSnapshot(nameOf(run), {}, call);
+      await run.context.tasks.wait(upid, { signal: call.signal, kind: "delete_snapshot" });
+      return { undone: ["snapshot"] };
+    } catch (error) {
+      if (error instanceof FleetError && ["container_missing", "snapshot_not_found"].includes(error.code))
+        return { undone: [] };
+      throw error instanceof FleetError ? error.with({ ...place }) : error;
+    }
+  },
+};
+
+const nameOf = (run: Run<"snapshot">) => run.input.name ?? `s-${run.id.slice(3)}`;
+
+async function take(run: Run<"snapshot">, lxc: LxcApi, name: string): Promise<void> {
+  const { place } = containerOf(run);
+  if (!(await lxc.feature("snapshot", {}, run.call))) {
+    throw new FleetError("snapshot_unsupported", "the container's storage can't take snapshots", {
+      facts: { ...place },
+    });
+  }
+  const mark = `${run.id} ${newSnapshotId()}`;
+  const description = run.input.description === undefined ? mark : `${mark}\n${run.input.description}`;
+  await run.withSlot(slotOf.node(place.node), run.context.config.FLEET_NODE_SLOTS, () =>
+    runTask(run, { step: "snapshot", kind: "snapshot", start: () => lxc.snapshot(name, { description }, run.call) }),
+  );
+}
+
+/** The id of the snapshot that this operation took, read from PVE. */
+async function findOwn(run: Run<"snapshot">, lxc: LxcApi, call: Call): Promise<SnapshotId | null> {
+  const one = (await lxc.snapshots(call)).find(({ description }) => description?.startsWith(`${run.id} `));
+  const id = SnapshotId.safeParse(one?.description?.split(/\s/)[1]);
+  return id.success ? id.data : null;
+}

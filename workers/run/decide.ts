@@ -1,0 +1,32 @@
+/** What follows from a failed run: pure. */
+import type { FleetError } from "../../shared/errors.ts";
+import { retryDelayMs } from "../../shared/errors.ts";
+
+export type Decision =
+  /** Undo what was made and end. */
+  | { next: "end"; status: "failed" | "canceled" }
+  /** Run again after this long. */
+  | { next: "retry"; delayMs: number }
+  /** Give it back to placement. */
+  | { next: "replace"; delayMs: number }
+  /** The run was told to stop; another takes the job over as it stands. */
+  | { next: "yield" };
+
+export interface Attempt {
+  /** Failed runs before this one. */
+  attempts: number;
+  /** Of the job kind. */
+  attemptsAllowed: number;
+  /** In [0, 1). */
+  random: number;
+}
+
+/** An error and its attempt → what to do. */
+export function decide(error: FleetError, { attempts, attemptsAllowed, random }: Attempt): Decision {
+  if (error.code === "lock_lost" || error.code === "shutting_down") return { next: "yield" };
+  if (error.code === "canceled") return { next: "end", status: "canceled" };
+  const attempt = attempts + 1;
+  const delayMs = retryDelayMs(error.policy, attempt, random);
+  if (delayMs === null || attempt >= attemptsAllowed) return { next: "end", status: "failed" };
+  return error.policy === "replace" ? { next: "replace", delayMs } : { next: "retry", delayMs };
+}

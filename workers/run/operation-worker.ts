@@ -1,0 +1,37 @@
+/** A BullMQ Worker with the fleet's settings, for one queue of operations. */
+import { Worker } from "bullmq";
+import { type JobData, LOCK_MS } from "../../shared/queues.ts";
+import type { WorkerContext } from "../context.ts";
+import { type HandlerOf, type LiveRuns, processOperation, RetryLater } from "./process-operation.ts";
+
+export interface OperationWorkerOptions {
+  queue: string;
+  /** Jobs that this process takes at once. */
+  concurrency: number;
+  handlerOf: HandlerOf;
+  live: LiveRuns;
+}
+
+export function startOperationWorker(context: WorkerContext, options: OperationWorkerOptions): Worker<JobData> {
+  const { config, redis, log } = context;
+  const worker = new Worker<JobData>(
+    options.queue,
+    (job, token) => processOperation(context, job, token ?? "", options),
+    {
+      connection: redis,
+      prefix: config.FLEET_PREFIX,
+      concurrency: options.concurrency,
+      lockDuration: LOCK_MS,
+      stalledInterval: 2_000,
+      // Both limits fail a job without calling us; crashes are counted in the operation's record.
+      maxStalledCount: 1_000_000,
+      // Each run renews its own lock: BullMQ's renewal breaks when one process takes the same job again.
+      skipLockRenewal: true,
+      // Else a raised limit or a closing worker leaves a full queue idle for up to 5 s.
+      drainDelay: 1,
+      settings: { backoffStrategy: (_attempts, _type, error) => (error instanceof RetryLater ? error.delayMs : 1_000) },
+    },
+  );
+  worker.on("error", (error) => log.warn({ queue: options.queue, err: error }, "queue worker error"));
+  return worker;
+}

@@ -1,0 +1,162 @@
+/** Bringing a fresh clone to what was asked for: one PUT where something differs, none where nothing does. */
+
+import type { z } from "zod";
+import type { WorkerConfig } from "../../shared/config.ts";
+import { FleetError } from "../../shared/errors.ts";
+import type { MountPoint, Network } from "../../shared/jobs/fields.ts";
+import type { ProvisionInput } from "../../shared/jobs/provision.ts";
+import { hasConfigEnv } from "../../shared/state/inventory.ts";
+import { EXECD_TOKEN_ENV } from "../exec/execd.ts";
+import type { LxcConfig, Params } from "../pve/api.ts";
+import {
+  formatEnv,
+  formatFeatures,
+  formatNet,
+  formatStartup,
+  formatTags,
+  type NetConfig,
+  parseEnv,
+  parseFeatures,
+  parseMount,
+  parseNet,
+  parseSizeMib,
+} from "../pve/config-format.ts";
+import type { Run } from "../run/run.ts";
+import { lookAt, type Place } from "./look.ts";
+import { runTask } from "./task.ts";
+
+/** Throws `container_missing` when somebody removed it, `invalid_input` where the template has no network to change. */
+export async function configureClone(run: Run<"provision">, place: Place, token: string | null): Promise<void> {
+  const sight = await lookAt(run, place, run.call);
+  if (sight.is !== "ours")
+    throw new FleetError("container_missing", `container ${place.vmid} on ${place.node} is no longer ours`, {
+      facts: { ...place },
+    });
+  const lxc = run.context.pve.lxc(place.node, place.vmid);
+  const leasedIp = needsLease(run) ? await run.leaseAddress(addressesOf(run.context.config)) : undefined;
+  const net = desiredNet(sight.config.net0, run.input.network ?? {}, run.context.config, leasedIp);
+  const envToken = token !== null && hasConfigEnv(run.context.inventory.current().version) ? token : null;
+  const params = changedParams(sight.config, {
+    ...desiredConfig(run.input, sight.config),
+    ...(net ? { net0: formatNet(net) } : {}),
+    ...envParams(sight.config, envToken),
+  });
+  await run.begin("configure", { sandbox: { state: "configuring", hwaddr: net?.hwaddr?.toUpperCase() ?? null } });
+  if (Object.keys(params).length > 0) await run.timed("configure", () => lxc.setConfig(params, run.call));
+  const current = rootfsGib(sight.config);
+  if (run.input.diskGib !== undefined && (current === undefined || run.input.diskGib > current)) {
+    await runTask(run, {
+      step: "resize",
+      kind: "resize",
+      start: () => lxc.resize("rootfs", `${run.input.diskGib}G`, run.call),
+    });
+  }
+}
+
+function needsLease(run: Run<"provision">): boolean {
+  const asked = run.input.network?.ip;
+  return asked === "lease" || (asked === undefined && run.context.config.PVE_IP_RANGE !== undefined);
+}
+
+/** PVE_IP_RANGE as addresses with prefix length. Throws `not_configured` without one. */
+export function addressesOf({ PVE_IP_RANGE: range }: Pick<WorkerConfig, "PVE_IP_RANGE">): string[] {
+  if (!range)
+    throw new FleetError("not_configured", 'network.ip "lease" needs PVE_IP_RANGE', {
+      facts: { variables: ["PVE_IP_RANGE"] },
+    });
+  const [first, last] = [toNumber(range.first), toNumber(range.last)];
+  return Array.from({ length: last - first + 1 }, (_, at) => `${toAddress(first + at)}/${range.bits}`);
+}
+
+const toNumber = (ip: string) => ip.split(".").reduce((sum, part) => sum * 256 + Number(part), 0);
+const toAddress = (value: number) => [24, 16, 8, 0].map((shift) => Math.floor(value / 2 ** shift) % 256).join(".");
+
+/** The clone's net0 with what was asked for, or null when the template has none and none was asked for. Pure. */
+export function desiredNet(
+  inherited: string | undefined,
+  asked: z.output<typeof Network>,
+  config: Pick<WorkerConfig, "PVE_BRIDGE" | "PVE_GATEWAY">,
+  leasedIp: string | undefined,
+): NetConfig | null {
+  const base = inherited === undefined ? null : parseNet(inherited);
+  const bridge = asked.bridge ?? config.PVE_BRIDGE ?? base?.bridge;
+  if (bridge === undefined) {
+    if (Object.keys(asked).length === 0) return null;
+    throw new FleetError(
+      "invalid_input",
+      "network.bridge: the template has no net0, so a bridge is needed (or set PVE_BRIDGE)",
+      { facts: { fields: ["network.bridge"] } },
+    );
+  }
+  const ip = leasedIp ?? asked.ip ?? base?.ip;
+  const fixed = ip?.includes("/") === true;
+  const ownGateway = asked.ip === undefined && leasedIp === undefined ? base?.gw : undefined;
+  const gw = fixed ? (asked.gateway ?? ownGateway ?? config.PVE_GATEWAY) : undefined;
+  const gw6 = asked.gateway6 ?? base?.gw6;
+  const net: NetConfig = {
+    ...(base ?? { name: "eth0", type: "veth" }),
+    bridge,
+    firewall: asked.firewall ?? true,
+    ...(ip === undefined ? {} : { ip }),
+    ...(gw === undefined ? {} : { gw }),
+    ...((asked.ip6 ?? base?.ip6) === undefined ? {} : { ip6: asked.ip6 ?? base?.ip6 ?? "" }),
+    ...(gw6 === undefined ? {} : { gw6 }),
+    ...(asked.hwaddr === undefined ? {} : { hwaddr: asked.hwaddr.toUpperCase() }),
+    ...(asked.vlan === undefined ? {} : { tag: asked.vlan }),
+    ...(asked.rateMbps === undefined ? {} : { rate: asked.rateMbps }),
+    ...(asked.mtu === undefined ? {} : { mtu: asked.mtu }),
+  };
+  if (gw === undefined) delete net.gw;
+  return net;
+}
+
+/** What an input asks of the config, net0 and env apart. Pure. */
+export function desiredConfig(input: ProvisionInput, config: LxcConfig): Params {
+  const { nesting } = input.features ?? {};
+  const { order, upDelaySec: up, downDelaySec: down } = input.startup ?? {};
+  const startup = {
+    ...(order === undefined ? {} : { order }),
+    ...(up === undefined ? {} : { up }),
+    ...(down === undefined ? {} : { down }),
+  };
+  return {
+    cores: input.cores,
+    cpulimit: input.cpulimit,
+    cpuunits: input.cpuunits,
+    memory: input.memoryMib,
+    swap: input.swapMib,
+    onboot: input.onboot,
+    ...(Object.keys(startup).length > 0 ? { startup: formatStartup(startup) } : {}),
+    ...(nesting === undefined
+      ? {}
+      : { features: formatFeatures({ ...parseFeatures(config.features ?? ""), nesting }) }),
+    ...(input.tags.length > 0 ? { tags: formatTags(input.tags) } : {}),
+    ...Object.fromEntries(input.mountPoints.map((mount, at) => [`mp${at}`, formatMount(mount)])),
+  };
+}
+
+const formatMount = ({ storage, sizeGib, path, backup, readOnly }: z.output<typeof MountPoint>) =>
+  [`${storage}:${sizeGib}`, `mp=${path}`, ...(backup ? ["backup=1"] : []), ...(readOnly ? ["ro=1"] : [])].join(",");
+
+function envParams(config: LxcConfig, token: string | null): Params {
+  if (token === null) return {};
+  return { env: formatEnv({ ...parseEnv(config.env ?? ""), [EXECD_TOKEN_ENV]: token }) };
+}
+
+/** Size of the root disk in GiB, where the config tells it. */
+export function rootfsGib(config: LxcConfig): number | undefined {
+  const size = config.rootfs === undefined ? undefined : parseMount(config.rootfs).size;
+  return size === undefined ? undefined : parseSizeMib(size) / 1024;
+}
+
+/** Only what differs from the clone as it is; a mount that is there is not made twice. Pure. */
+export function changedParams(config: LxcConfig, desired: Params): Params {
+  const entries = Object.entries(desired).filter(([key, value]) => {
+    if (value === undefined) return false;
+    const has = config[key];
+    if (/^mp\d+$/.test(key)) return has === undefined;
+    if (typeof value === "boolean") return Boolean(has) !== value;
+    return String(has ?? "") !== String(value);
+  });
+  return Object.fromEntries(entries);
+}

@@ -1,0 +1,73 @@
+/** Waiting until a started container can be used: it has an address, and execd takes our token and nobody else's. */
+import { FleetError } from "../../shared/errors.ts";
+import type { Run } from "../run/run.ts";
+import { claimAddress, usableAddresses } from "./address.ts";
+import { containerOf } from "./look.ts";
+
+/** First and last pause between two looks, in ms; it doubles in between. */
+const PAUSE = { first: 20, last: 1_000 };
+/** How long a container may take from its start to an answer. */
+const PATIENCE_MS = 90_000;
+
+/**
+ * Returns the address. `token` null: only the address is waited for.
+ * Throws `start_failed` when it stopped again, `no_address`, `execd_unreachable` when patience ends,
+ * `execd_unprotected` at once when the daemon takes anybody.
+ */
+export async function awaitReady(run: Run, token: string | null): Promise<string> {
+  return run.timed("ready", async () => {
+    const patience = performance.now() + PATIENCE_MS;
+    let problem = new FleetError("no_address", "the container got no address inside SANDBOX_CIDRS on the MAC of net0");
+    let pauseMs = PAUSE.first;
+    while (performance.now() < patience) {
+      const found = await readAddress(run);
+      if (found !== null) {
+        if (token === null) return found;
+        problem = await probe(run, found, token);
+        if (problem === READY) return found;
+      }
+      await run.context.wake.next(["abort"], { timeoutMs: pauseMs, signal: run.signal });
+      pauseMs = Math.min(pauseMs * 2, PAUSE.last);
+    }
+    throw problem.with({ sandbox: run.sandbox.id, waitedMs: PATIENCE_MS });
+  });
+}
+
+/** A placeholder that compares by identity: no problem. */
+const READY = new FleetError("internal", "ready");
+
+async function probe(run: Run, address: string, token: string): Promise<FleetError> {
+  const answer = await run.context.execd.probe({ address, token, signal: run.signal });
+  switch (answer) {
+    case "ready":
+      return READY;
+    case "open":
+      throw new FleetError(
+        "execd_unprotected",
+        "the exec daemon takes anybody's commands; the template needs the token hookscript (PVE before 9.1) or a cmux-execd that reads its token",
+        { facts: { sandbox: run.sandbox.id } },
+      );
+    case "wrong_token":
+      return new FleetError("execd_unauthorized", "the exec daemon has another token than the one handed in");
+    case "down":
+      return new FleetError("execd_unreachable", "the exec daemon does not answer");
+  }
+}
+
+/** The address now, claimed; null while the container has none. */
+export async function readAddress(run: Run): Promise<string | null> {
+  const { lxc } = containerOf(run);
+  const interfaces = await lxc.interfaces(run.call);
+  if (interfaces === null) {
+    const status = await lxc.status(run.call);
+    if (status.status === "stopped")
+      throw new FleetError("start_failed", "the container stopped again right after its start", {
+        facts: { sandbox: run.sandbox.id },
+      });
+    return null;
+  }
+  const [address] = usableAddresses(interfaces, run.sandbox.hwaddr, run.context.config.sandboxNetworks);
+  if (address === undefined) return null;
+  await claimAddress(run, address);
+  return address;
+}

@@ -1,0 +1,49 @@
+/**
+ * The stamp: who a container is, written on the container itself by the clone request, so that a lost record or reply
+ * can be made good from PVE alone. It names its own VMID, since clones inherit descriptions: a foreign stamp is void.
+ */
+import { z } from "zod";
+import { OperationId, SandboxId, TeamId, Vmid } from "../../shared/ids.ts";
+
+const MARK = "sandbox-fleet ";
+/** Read by the template's hookscript on PVE before 9.1; see cmux-execd. */
+const TOKEN_MARK = "cmux-execd-auth-token=";
+
+const Stamp = z.object({
+  v: z.literal(1),
+  fleet: z.string(),
+  vmid: Vmid,
+  sandbox: SandboxId,
+  operation: OperationId,
+  team: TeamId,
+});
+export type Stamp = z.output<typeof Stamp>;
+
+/** The description of a container: stamp, then the exec token where a hookscript reads it, then the user's text. */
+export function formatDescription(
+  stamp: Omit<Stamp, "v">,
+  { token, text }: { token: string | null; text: string | undefined },
+): string {
+  const lines = [MARK + JSON.stringify({ v: 1, ...stamp })];
+  if (token !== null) lines.push(TOKEN_MARK + token);
+  // A line that the hookscript or we would take for our own never comes from a user.
+  if (text)
+    lines.push(
+      ...text
+        .split(/\r?\n/)
+        .map((line) => (line.startsWith(MARK) || line.trimStart().startsWith(TOKEN_MARK) ? `> ${line}` : line)),
+    );
+  return lines.join("\n");
+}
+
+/** The stamp in a description, or null where there is none that is valid for this VMID. */
+export function parseStamp(description: string | undefined, vmid: number): Stamp | null {
+  const line = description?.split("\n").find((one) => one.startsWith(MARK));
+  if (line === undefined) return null;
+  try {
+    const stamp = Stamp.safeParse(JSON.parse(line.slice(MARK.length)));
+    return stamp.success && stamp.data.vmid === vmid ? stamp.data : null;
+  } catch {
+    return null;
+  }
+}
