@@ -70,6 +70,8 @@ export function parseRedisUrl(url: string): RedisTarget {
 export async function closeRedis(redis: RedisConnection): Promise<void> {
   if (redis.status === "end") return;
   const ended = new Promise<void>((resolve) => redis.once("end", resolve));
+  // Between two tries to connect there is no socket, and ioredis emits no "end" for it.
+  const unconnected = redis.status === "reconnecting";
   redis.disconnect();
-  await ended;
+  if (!unconnected) await ended;
 }

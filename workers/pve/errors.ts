@@ -103,7 +103,6 @@ export function isTaskSuccess(exitstatus: string): boolean {
 export function taskError(exitstatus: string, upid: Upid): FleetError {
   const task = parseUpid(upid);
   const facts: ErrorFacts = { node: task.node, task: task.type, upid };
-  // A clone's id is its source's; which container is missing then is in the text.
   if (/^\d+$/.test(task.id)) facts[task.type === "vzclone" ? "source" : "vmid"] = Number(task.id);
   const text = clean(exitstatus, {});
   return (
@@ -186,7 +185,8 @@ function placeOf(call: PveCall): ErrorFacts {
   return {
     call: `${call.method} ${call.path}`,
     ...(call.node !== undefined && { node: call.node }),
-    ...(vmid !== undefined && { vmid: Number(vmid) }),
+    // A clone's path names its source, as its task does.
+    ...(vmid !== undefined && { [isClone(call) ? "source" : "vmid"]: Number(vmid) }),
   };
 }
 

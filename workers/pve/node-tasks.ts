@@ -162,7 +162,7 @@ export class NodeTasks {
     try {
       const status = await this.#options.tasks.status(wait.upid, this.#call());
       this.#failures = 0;
-      if (status.status === "stopped") this.#end(wait, status.exitstatus ?? "unexpected status");
+      if (status.status === "stopped") this.#end(wait, status.exitstatus ?? "unexpected status", sentAt);
       else this.#running(wait, sentAt);
       wait.nameAt = this.#options.clock.now() + Math.max(2_000, wait.ranMs / 4);
     } catch (error) {
@@ -188,7 +188,7 @@ export class NodeTasks {
       this.#others = Math.max(0, running - waits.length);
       for (const wait of waits) {
         const exitstatus = exits.get(wait.upid);
-        if (exitstatus !== undefined) this.#end(wait, exitstatus);
+        if (exitstatus !== undefined) this.#end(wait, exitstatus, sentAt);
         else if (exits.has(wait.upid)) this.#running(wait, sentAt);
         else wait.nameAt = this.#options.clock.now();
       }
@@ -204,6 +204,11 @@ export class NodeTasks {
     return this.#lastSentAt;
   }
 
+  /** When PVE looked at a task: about half-way between question and answer. */
+  #lookedAt(sentAt: number): number {
+    return (sentAt + this.#options.clock.now()) / 2;
+  }
+
   #call() {
     return { signal: this.#abort.signal, deadlineMs: ASK_DEADLINE_MS };
   }
@@ -211,7 +216,7 @@ export class NodeTasks {
   #running(wait: Wait, sentAt: number): void {
     const now = this.#options.clock.now();
     wait.asks++;
-    wait.ranMs = sentAt - wait.startedAt;
+    wait.ranMs = this.#lookedAt(sentAt) - wait.startedAt;
     const next = wait.startedAt + nextAskMs(wait.plan, wait.asks, wait.ranMs);
     // A slow node is asked less often: it has the tasks themselves to do.
     wait.nextAskAt = Math.max(next, now + (now - sentAt) / 2);
@@ -229,14 +234,13 @@ export class NodeTasks {
     }
   }
 
-  #end(wait: Wait, exitstatus: string): void {
+  #end(wait: Wait, exitstatus: string, sentAt: number): void {
     if (!isTaskSuccess(exitstatus)) {
       this.#reject(wait, taskError(exitstatus, wait.upid));
       return;
     }
     if (wait.kind !== undefined && !wait.crowded) {
-      const byMs = this.#options.clock.now() - wait.startedAt;
-      this.#options.durations.learn(wait.kind, wait.plan, wait.ranMs, byMs);
+      this.#options.durations.learn(wait.kind, wait.plan, wait.ranMs, this.#lookedAt(sentAt) - wait.startedAt);
     }
     for (const waiter of wait.waiters) waiter.resolve({ exitstatus });
     this.#drop(wait);

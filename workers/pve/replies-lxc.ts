@@ -89,6 +89,9 @@ export type LxcInterface = z.infer<typeof LxcInterface>;
 /** null while the container is stopped. */
 export const LxcInterfaces = z.array(LxcInterface).nullable();
 
+/** One key of `/pending`: its value now and, where they differ, after the next start. */
+export const LxcPending = loose({ key: text, pending: z.unknown().optional(), delete: flag.optional() });
+
 /** `current` is PVE's "You are here!", not a snapshot. */
 export const LxcSnapshot = loose({
   name: text,
@@ -98,5 +101,13 @@ export const LxcSnapshot = loose({
   snaptime: num.optional(),
 });
 export type LxcSnapshot = z.infer<typeof LxcSnapshot>;
+
+/** A config key with the value that it has, and the one that it gets at the next start. */
+export const LxcPending = loose({
+  key: text,
+  value: text.optional(),
+  pending: text.optional(),
+  delete: flag.optional(),
+});
 
 export const Feature = loose({ hasFeature: flag });

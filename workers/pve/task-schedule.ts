@@ -25,7 +25,7 @@ const OLD_MS = 10_000;
 /** However long a kind takes: a task that fails at its start is noticed within this. */
 const MAX_SILENCE_MS = 2_000;
 /** One more request is worth as much as being this late. */
-const REQUEST_COST_MS = 8;
+const REQUEST_COST_MS = 3;
 const MIN_GAP_MS = 15;
 const KEPT = 20;
 
@@ -85,8 +85,10 @@ export class Durations {
       this.#kinds.delete(kind);
       return;
     }
-    const uncertainMs = Math.min(byMs - afterMs, plan.gapMs ?? Number.POSITIVE_INFINITY);
-    known.samples.push(byMs - uncertainMs / 2);
+    const gapMs = Math.min(byMs - afterMs, plan.gapMs ?? Number.POSITIVE_INFINITY);
+    // Over by the first ask: it took that long at most. Guessed a whole gap shorter, so that the first ask moves
+    // forward until such tasks are few; with half a gap it would only ever move back.
+    known.samples.push(afterMs === 0 ? byMs - gapMs : byMs - gapMs / 2);
     if (known.samples.length > KEPT) known.samples.shift();
   }
 }
