@@ -1,0 +1,214 @@
+/**
+ * Waits for ends of operations: one blocking connection for any number of waiters, open while somebody waits.
+ * The record is the truth; events only say when to look, and a slow re-read makes up for a stream that was reset.
+ */
+import { setTimeout as pause } from "node:timers/promises";
+import type { z } from "zod";
+import { FleetError } from "../shared/errors.ts";
+import { decodeHash, toHash } from "../shared/state/codec.ts";
+import { newestCursor } from "../shared/state/events.ts";
+import { isEnded, OperationRecord } from "../shared/state/records.ts";
+import { type EventReader, openEventReader } from "./event-reader.ts";
+import { closedError } from "./link.ts";
+import type { Parts } from "./parts.ts";
+
+/** What of a record its waiters need; the input may be long and is not among it. */
+const EndedOperation = OperationRecord.pick({
+  id: true,
+  kind: true,
+  team: true,
+  sandbox: true,
+  status: true,
+  result: true,
+  error: true,
+});
+export type EndedOperation = z.output<typeof EndedOperation>;
+const FIELDS = Object.keys(EndedOperation.shape);
+
+const REREAD_MS = 2_000;
+const REREAD_BATCH = 200;
+/** Between two tries to read a stream that can't be read. */
+const RESYNC_MS = 500;
+
+export interface Wait {
+  /** Longest wait in ms; forever when absent. The operation goes on after it. */
+  timeoutMs?: number | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+type Waiter = PromiseWithResolvers<EndedOperation>;
+
+export class EndWatch {
+  readonly #parts: Parts;
+  readonly #waiting = new Map<string, Set<Waiter>>();
+  readonly #closing = new AbortController();
+  #tail: { reader: EventReader; done: Promise<void> } | undefined;
+
+  constructor(parts: Parts) {
+    this.#parts = parts;
+  }
+
+  /** Resolves with the ended record. Throws `operation_unknown`, `timeout`, `shutting_down`, or the signal's reason. */
+  async wait(id: string, { timeoutMs, signal }: Wait): Promise<EndedOperation> {
+    if (this.#closing.signal.aborted) throw closedError();
+    signal?.throwIfAborted();
+    const waiter = this.#register(id);
+    const onAbort = () => waiter.reject(signal?.reason);
+    signal?.addEventListener("abort", onAbort, { once: true });
+    const timer =
+      timeoutMs === undefined ? undefined : setTimeout(() => waiter.reject(toTimeout(id, timeoutMs)), timeoutMs);
+    try {
+      this.#begin(id).catch(waiter.reject);
+      return await waiter.promise;
+    } finally {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", onAbort);
+      this.#unregister(id, waiter);
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#closing.abort();
+    for (const waiter of [...this.#waiting.values()].flatMap((waiters) => [...waiters])) waiter.reject(closedError());
+    const tail = this.#tail;
+    await tail?.reader.close();
+    await tail?.done;
+  }
+
+  #register(id: string): Waiter {
+    const waiter: Waiter = Promise.withResolvers();
+    const waiters = this.#waiting.get(id) ?? new Set();
+    this.#waiting.set(id, waiters.add(waiter));
+    return waiter;
+  }
+
+  #unregister(id: string, waiter: Waiter): void {
+    const waiters = this.#waiting.get(id);
+    waiters?.delete(waiter);
+    if (waiters?.size === 0) this.#waiting.delete(id);
+  }
+
+  /**
+   * A late caller is answered by the first read, without the tail.
+   * The cursor is taken before the record is read: what ends in between has an event after the cursor.
+   */
+  async #begin(id: string): Promise<void> {
+    const redis = this.#parts.link.redis();
+    const cursor = this.#tail ? undefined : newestCursor(redis, this.#parts.keys);
+    // Left to the tail when the connection breaks: it looks again until it gets through.
+    const [after] = await Promise.allSettled([cursor, this.#look([id])]);
+    if (!this.#waiting.has(id) || this.#closing.signal.aborted) return;
+    this.#startTail(after.status === "fulfilled" ? after.value : undefined);
+  }
+
+  #startTail(after: string | undefined): void {
+    if (this.#tail) return;
+    const reader = openEventReader(this.#parts.link, this.#parts.keys);
+    const tail = { reader, done: Promise.resolve() };
+    this.#tail = tail;
+    tail.done = this.#follow(reader, after).finally(() => {
+      if (this.#tail === tail) this.#tail = undefined;
+    });
+  }
+
+  async #follow(reader: EventReader, from: string | undefined): Promise<void> {
+    const reread = setInterval(() => this.#reread(), REREAD_MS);
+    try {
+      let after = from;
+      while (this.#waiting.size > 0 && !this.#closing.signal.aborted) after = await this.#step(reader, after);
+      // Nobody registers between the check and this: both happen in one turn.
+      this.#tail = undefined;
+    } finally {
+      clearInterval(reread);
+      await reader.close();
+    }
+  }
+
+  /** Reads on and settles who waited for what ended. Where the stream can't be read: begins again at its end. */
+  async #step(reader: EventReader, after: string | undefined): Promise<string | undefined> {
+    try {
+      if (after === undefined) return await this.#resync();
+      const events = await reader.read(after);
+      const ended = events.flatMap(({ type, operation }) =>
+        type.startsWith("operation.") && this.#waiting.has(operation) ? [operation] : [],
+      );
+      await this.#look(ended);
+      return events.at(-1)?.cursor ?? after;
+    } catch {
+      await pause(RESYNC_MS, undefined, { signal: this.#closing.signal }).catch(() => {});
+      return undefined;
+    }
+  }
+
+  #reread(): void {
+    // While Redis is away each look would only lengthen ioredis' queue; the tail looks when it is back.
+    if (this.#parts.link.redis().status === "ready") this.#lookAtAll().catch(() => {}); // the next one comes
+  }
+
+  async #resync(): Promise<string> {
+    const cursor = await this.#parts.link.request((redis) => newestCursor(redis, this.#parts.keys));
+    await this.#lookAtAll();
+    return cursor;
+  }
+
+  async #lookAtAll(): Promise<void> {
+    await this.#look([...this.#waiting.keys()]);
+  }
+
+  /** Reads records and settles those that have ended or are gone. */
+  async #look(ids: readonly string[]): Promise<void> {
+    const { link, keys } = this.#parts;
+    for (let at = 0; at < ids.length; at += REREAD_BATCH) {
+      const batch = ids.slice(at, at + REREAD_BATCH);
+      const replies = await link.request((redis) => {
+        const pipeline = redis.pipeline();
+        for (const id of batch) pipeline.hmget(keys.operation(id), ...FIELDS);
+        return pipeline.exec();
+      });
+      batch.forEach((id, index) => {
+        const [error, values] = replies?.[index] ?? [new Error("no reply")];
+        if (!error) this.#settle(id, values);
+      });
+    }
+  }
+
+  #settle(id: string, values: unknown): void {
+    const settle = (how: (waiter: Waiter) => void) => {
+      for (const waiter of this.#waiting.get(id) ?? []) how(waiter);
+    };
+    try {
+      const record = decodeEnded(id, values);
+      if (record === null || !this.#isMine(record)) {
+        settle((waiter) => waiter.reject(toUnknown(id)));
+      } else if (isEnded(record.status)) {
+        settle((waiter) => waiter.resolve(record));
+      }
+    } catch (error) {
+      settle((waiter) => waiter.reject(error));
+    }
+  }
+
+  #isMine(record: EndedOperation): boolean {
+    return this.#parts.team === undefined || record.team === this.#parts.team;
+  }
+}
+
+function decodeEnded(id: string, values: unknown): EndedOperation | null {
+  const flat = FIELDS.flatMap((field, index) => {
+    const value: unknown = Array.isArray(values) ? values[index] : null;
+    return typeof value === "string" ? [field, value] : [];
+  });
+  return flat.length === 0 ? null : decodeHash(EndedOperation, toHash(flat), `operation ${id}`);
+}
+
+export const toUnknown = (id: string): FleetError =>
+  new FleetError("operation_unknown", `there is no operation ${id} (any more)`, { facts: { operation: id } });
+
+const toTimeout = (id: string, timeoutMs: number): FleetError =>
+  new FleetError(
+    "timeout",
+    `operation ${id} has not ended within ${timeoutMs} ms; it goes on, ask again or cancel it`,
+    {
+      facts: { operation: id, goesOn: true },
+    },
+  );

@@ -1,0 +1,81 @@
+/** The client: everything a producer does, wired. */
+import type { TeamId } from "../shared/ids.ts";
+import { JOB_NAMES, type JobInput, type JobName } from "../shared/jobs/index.ts";
+import type { FleetEvent } from "../shared/state/events.ts";
+import { EndWatch } from "./end-watch.ts";
+import { type AnyHandle, createHandle, type Handle } from "./handle.ts";
+import { loadNodes, type NodeView } from "./nodes.ts";
+import { checkOptions, type FleetOptions, toFleetOptions } from "./options.ts";
+import { createParts, type Parts } from "./parts.ts";
+import { createSandboxes, type Sandboxes } from "./sandboxes.ts";
+import { loadOperation } from "./status.ts";
+import { type SubmitOptions, submit } from "./submit.ts";
+import { type EventOptions, watchEvents } from "./watch-events.ts";
+
+/**
+ * One method a job kind. Each resolves once the operation is accepted: it will end, whatever happens to this process.
+ * Throws `invalid_input`, `idempotency_conflict`, `sandbox_not_found`, `sandbox_gone` or `redis_unavailable`.
+ */
+export type JobMethods = {
+  readonly [N in JobName]: (input: JobInput<N>, options?: SubmitOptions) => Promise<Handle<N>>;
+};
+
+export interface Fleet extends JobMethods, AsyncDisposable {
+  readonly team: TeamId | undefined;
+  /** A handle of an operation that this or another process began. Throws `operation_unknown`. */
+  operation(id: string): Promise<AnyHandle>;
+  events(options?: EventOptions): AsyncIterableIterator<FleetEvent>;
+  readonly sandboxes: Sandboxes;
+  nodes(): Promise<NodeView[]>;
+  /** Ends waits and iterators and closes the connections, at once; operations go on. */
+  close(): Promise<void>;
+}
+
+/** A client of the fleet behind `options.redis`. Connects on first use. Throws `not_configured`. */
+export function createFleet(options: FleetOptions): Fleet {
+  const parts = createParts(checkOptions(options));
+  const watch = new EndWatch(parts);
+  const closing = new AbortController();
+  const close = async () => {
+    closing.abort();
+    await watch.close();
+    await parts.close();
+  };
+  return {
+    ...createMethods(parts, watch),
+    team: parts.team,
+    async operation(id) {
+      const record = await loadOperation(parts, id);
+      return toAnyHandle(parts, watch, record);
+    },
+    events: (eventOptions = {}) => watchEvents(parts, eventOptions, closing.signal),
+    sandboxes: createSandboxes(parts),
+    nodes: () => loadNodes(parts),
+    close,
+    [Symbol.asyncDispose]: close,
+  };
+}
+
+/** A client as REDIS_URL, FLEET_PREFIX, FLEET_TEAM and FLEET_SECRET_KEY say. Throws `not_configured`. */
+export function createFleetFromEnv(env: Readonly<Record<string, string | undefined>>): Fleet {
+  return createFleet(toFleetOptions(env));
+}
+
+function createMethods(parts: Parts, watch: EndWatch): JobMethods {
+  const methodOf = <N extends JobName>(kind: N) => {
+    return async (input: JobInput<N>, options: SubmitOptions = {}): Promise<Handle<N>> => {
+      const { id, sandbox } = await submit(parts, kind, input, options);
+      return createHandle(parts, watch, { id, sandboxId: sandbox, kind });
+    };
+  };
+  // Object.fromEntries loses which kind has which method; the keys are the catalog's.
+  return Object.fromEntries(JOB_NAMES.map((kind) => [kind, methodOf(kind)])) as unknown as JobMethods;
+}
+
+function toAnyHandle(
+  parts: Parts,
+  watch: EndWatch,
+  { id, sandbox, kind }: { id: Handle<JobName>["id"]; sandbox: Handle<JobName>["sandboxId"]; kind: JobName },
+): AnyHandle {
+  return createHandle(parts, watch, { id, sandboxId: sandbox, kind }) as AnyHandle; // its kind decides its result
+}

@@ -1,0 +1,59 @@
+/** What a producer holds of an operation. */
+import { FleetError, fromErrorRecord } from "../shared/errors.ts";
+import type { OperationId, SandboxId } from "../shared/ids.ts";
+import { type JobName, type JobOutput, jobs } from "../shared/jobs/index.ts";
+import { type EndedOperation, type EndWatch, toUnknown, type Wait } from "./end-watch.ts";
+import type { Parts } from "./parts.ts";
+import { loadStatus, type OperationView } from "./status.ts";
+
+export interface Handle<N extends JobName> {
+  readonly id: OperationId;
+  readonly sandboxId: SandboxId;
+  readonly kind: N;
+  /**
+   * Resolves with the result, at once where the operation has ended before.
+   * Throws the operation's own FleetError; `timeout` with `facts.goesOn` when `timeoutMs` passed first (the operation
+   * goes on); `operation_unknown` when its record is gone; `signal`'s reason when that was aborted.
+   */
+  result(options?: Wait): Promise<JobOutput<N>>;
+  /** Where the operation and its sandbox stand. Throws `operation_unknown`. */
+  status(): Promise<OperationView>;
+  /** Asks the operation to undo and end as `canceled`; false when it has ended already. Throws `operation_unknown`. */
+  cancel(): Promise<boolean>;
+}
+
+/** A handle of any kind; `kind` tells which result it has. */
+export type AnyHandle = { [N in JobName]: Handle<N> }[JobName];
+
+export function createHandle<N extends JobName>(
+  parts: Parts,
+  watch: EndWatch,
+  of: { id: OperationId; sandboxId: SandboxId; kind: N },
+): Handle<N> {
+  const { id, sandboxId, kind } = of;
+  return {
+    id,
+    sandboxId,
+    kind,
+    result: async (options = {}) => toResult(kind, await watch.wait(id, options)),
+    status: () => loadStatus(parts, id),
+    async cancel() {
+      const why = { code: "canceled" as const, message: "canceled by its producer", facts: {} };
+      const outcome = await parts.link.request(() => parts.store.abort(id, why, parts.team));
+      if (outcome === "unknown") throw toUnknown(id);
+      return outcome === "ok";
+    },
+  };
+}
+
+function toResult<N extends JobName>(kind: N, ended: EndedOperation): JobOutput<N> {
+  const facts = { operation: ended.id, sandbox: ended.sandbox };
+  if (ended.status !== "succeeded") {
+    const { code, message, facts: known } = ended.error ?? { code: "internal", message: "it left no error", facts: {} };
+    throw fromErrorRecord({ code, message, facts: { ...facts, ...known } });
+  }
+  const parsed = jobs[kind].output.safeParse(ended.result);
+  if (parsed.success) return parsed.data as JobOutput<N>; // the catalog's union loses which schema parsed it
+  const fields = parsed.error.issues.map((issue) => issue.path.map(String).join("."));
+  throw new FleetError("internal", `the result does not fit this client's version: ${fields.join(", ")}`, { facts });
+}

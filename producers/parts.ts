@@ -1,0 +1,63 @@
+/** What every part of a client works with. */
+import type { TeamId } from "../shared/ids.ts";
+import { createQueues, type Queues } from "../shared/queues.ts";
+import { createKeys, type Keys } from "../shared/state/keys.ts";
+import { createOperationStore, type OperationStore } from "../shared/state/operations.ts";
+import { createSecretStore, type SecretStore } from "../shared/state/secrets.ts";
+import { createSlots, type Slots } from "../shared/state/slots.ts";
+import { createLink, type Link } from "./link.ts";
+import type { CheckedOptions } from "./options.ts";
+
+export interface Parts {
+  readonly link: Link;
+  readonly keys: Keys;
+  /** Absent: every team is in reach. */
+  readonly team: TeamId | undefined;
+  readonly now: () => number;
+  readonly store: OperationStore;
+  readonly secrets: SecretStore;
+  readonly queues: Queues;
+  readonly slots: Slots;
+  close(): Promise<void>;
+}
+
+/** Nothing is connected before one of the stores is used. */
+export function createParts(options: CheckedOptions): Parts {
+  const link = createLink(options.redis, options.requestTimeoutMs);
+  const keys = createKeys(options.prefix);
+  let opened: Pick<Parts, "store" | "secrets" | "queues" | "slots"> | undefined;
+  const open = () => {
+    if (opened) return opened;
+    const redis = link.redis();
+    opened = {
+      // Retention is set by whoever ends an operation, and a producer never does.
+      store: createOperationStore(redis, keys, { retentionSec: 0 }),
+      secrets: createSecretStore(redis, keys, options.keyring),
+      queues: createQueues(redis, options.prefix),
+      slots: createSlots(redis, keys),
+    };
+    return opened;
+  };
+  return {
+    link,
+    keys,
+    team: options.team,
+    now: Date.now,
+    get store() {
+      return open().store;
+    },
+    get secrets() {
+      return open().secrets;
+    },
+    get queues() {
+      return open().queues;
+    },
+    get slots() {
+      return open().slots;
+    },
+    async close() {
+      await opened?.queues.close();
+      await link.close();
+    },
+  };
+}

@@ -1,0 +1,73 @@
+/** Sandboxes as the registry has them. */
+
+import { z } from "zod";
+import { FleetError } from "../shared/errors.ts";
+import { SandboxId } from "../shared/ids.ts";
+import { decodeSandbox } from "../shared/state/operations.ts";
+import type { SandboxRecord, SandboxState } from "../shared/state/records.ts";
+import type { Parts } from "./parts.ts";
+
+export interface SandboxFilter {
+  team?: string | undefined;
+  state?: SandboxState | readonly SandboxState[] | undefined;
+  /** Entries that all must be there with these values. */
+  metadata?: Readonly<Record<string, string>> | undefined;
+}
+
+export interface Sandboxes {
+  /** A sandbox, until some time after its end. Throws `sandbox_not_found`. */
+  get(id: string): Promise<SandboxRecord>;
+  /** Sandboxes that have not ended, oldest first. */
+  list(filter?: SandboxFilter): Promise<SandboxRecord[]>;
+}
+
+const PAGE = 200;
+const Hash = z.record(z.string(), z.string());
+
+export function createSandboxes(parts: Parts): Sandboxes {
+  return {
+    async get(id) {
+      const known = SandboxId.safeParse(id);
+      const record = known.success ? await parts.link.request(() => parts.store.loadSandbox(known.data)) : null;
+      if (record === null || (parts.team !== undefined && record.team !== parts.team)) {
+        throw new FleetError("sandbox_not_found", `there is no sandbox ${id}`, { facts: { sandbox: id } });
+      }
+      return record;
+    },
+    async list(filter = {}) {
+      const team = parts.team ?? filter.team;
+      // All ids at once, 24 bytes each: pages by rank would pass over a sandbox when an earlier one ends meanwhile.
+      const ids = await parts.link.request((redis) =>
+        redis.zrange(team === undefined ? parts.keys.sandboxes : parts.keys.teamSandboxes(team), "0", "-1"),
+      );
+      const found: SandboxRecord[] = [];
+      for (let at = 0; at < ids.length; at += PAGE) {
+        const page = await loadPage(parts, ids.slice(at, at + PAGE));
+        found.push(...page.filter((sandbox) => matches(sandbox, filter)));
+      }
+      return found;
+    },
+  };
+}
+
+async function loadPage({ link, keys }: Parts, ids: readonly string[]): Promise<SandboxRecord[]> {
+  const replies = await link.request((redis) => {
+    const pipeline = redis.pipeline();
+    for (const id of ids) pipeline.hgetall(keys.sandbox(id));
+    return pipeline.exec();
+  });
+  return (replies ?? []).flatMap(([error, reply]) => {
+    if (error) throw error;
+    const hash = Hash.parse(reply);
+    return hash["id"] === undefined ? [] : [decodeSandbox(hash)]; // ended between the two reads
+  });
+}
+
+function matches(sandbox: SandboxRecord, { team, state, metadata = {} }: SandboxFilter): boolean {
+  const states: readonly SandboxState[] = state === undefined ? [] : typeof state === "string" ? [state] : state;
+  return (
+    (team === undefined || sandbox.team === team) &&
+    (states.length === 0 || states.includes(sandbox.state)) &&
+    Object.entries(metadata).every(([key, value]) => sandbox.metadata[key] === value)
+  );
+}

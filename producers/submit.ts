@@ -1,0 +1,125 @@
+/** From an input to an accepted operation with its job in a queue. */
+import { z } from "zod";
+import { FleetError } from "../shared/errors.ts";
+import { newOperationId, newSandboxId, SandboxId, TeamId } from "../shared/ids.ts";
+import { checkRanges } from "../shared/jobs/check-ranges.ts";
+import { type JobName, type ParsedInput, parseInput } from "../shared/jobs/index.ts";
+import { loadInventory } from "../shared/state/inventory.ts";
+import type { Accepted, AcceptRequest } from "../shared/state/operations.ts";
+import type { Parts } from "./parts.ts";
+import { splitSecrets } from "./split-secrets.ts";
+
+export interface SubmitOptions {
+  /** The same key with the same input gives the operation that exists; with other input `idempotency_conflict`. */
+  idempotencyKey?: string | undefined;
+}
+
+/** Sealed values of a request that is never accepted go by themselves after this long. */
+const UNCLAIMED_SECRET_SEC = 86_400;
+const DEFAULT_TEAM = TeamId.parse("default");
+const IdempotencyKey = z.string().min(1).max(512).optional();
+
+/**
+ * Accepts an operation. Resolves once it is stored, so it will end whatever happens to this process.
+ * Throws `invalid_input`, `idempotency_conflict`, `sandbox_not_found`, `sandbox_gone`, `redis_unavailable`.
+ */
+export async function submit<N extends JobName>(
+  parts: Parts,
+  kind: N,
+  raw: unknown,
+  options: SubmitOptions,
+): Promise<Accepted> {
+  const input: Record<string, unknown> = parseInput(kind, raw);
+  const idempotencyKey = checkIdempotencyKey(options.idempotencyKey);
+  await checkAgainstCluster(parts, input);
+  const { stored, secrets } = splitSecrets(kind, input);
+  const request = { ...toTarget(parts, kind, input), kind, scope: parts.team, input: stored, fullInput: input };
+  if (secrets) {
+    await parts.link.request(() => parts.secrets.put(request.id, secrets, { expiresInSec: UNCLAIMED_SECRET_SEC }));
+  }
+  const accepted = await accept(parts, { ...request, idempotencyKey }, secrets !== undefined);
+  if (!accepted.existing && !accepted.parked) await addJob(parts, kind, accepted);
+  return accepted;
+}
+
+async function accept(parts: Parts, request: AcceptRequest, sealed: boolean): Promise<Accepted> {
+  const forget = async () => {
+    // Should this fail, they still expire.
+    if (sealed) await parts.link.request(() => parts.secrets.remove(request.id)).catch(() => {});
+  };
+  try {
+    const accepted = await parts.link.request(() => parts.store.accept(request));
+    if (accepted.existing) await forget();
+    return accepted;
+  } catch (error) {
+    // After a lost reply the operation may exist, and needs its secrets; only a refusal is certain.
+    if (error instanceof FleetError && error.policy === "never") await forget();
+    throw error;
+  }
+}
+
+/** A failure here is no failure of the request: the workers' sweeper adds the job of an accepted operation that has none. */
+async function addJob(parts: Parts, kind: JobName, { id, sandbox, team, queue, priority }: Accepted): Promise<void> {
+  const data = { operation: id, sandbox, team };
+  await parts.link.request(() => parts.queues.add(queue, { id, kind, priority, data })).catch(() => {});
+}
+
+/** Which sandbox an operation is about, and for a new one the record to begin with. */
+function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, unknown>>) {
+  const id = newOperationId();
+  const team = parts.team ?? DEFAULT_TEAM;
+  if (kind !== "provision") {
+    return { id, team, sandbox: SandboxId.parse(input["sandboxId"]), batch: false, newSandbox: undefined };
+  }
+  const { template, metadata, ttlSeconds, priority } = input as ParsedInput<"provision">; // just parsed as that kind
+  const sandbox = newSandboxId();
+  const newSandbox = {
+    id: sandbox,
+    operation: id,
+    team,
+    template: String(template),
+    state: "placing" as const,
+    metadata,
+    ttlSeconds,
+    createdAt: parts.now(),
+  };
+  return { id, team, sandbox, batch: priority === "batch", newSandbox };
+}
+
+/** What only the cluster's inventory can tell; before any worker has written it, workers refuse later. */
+async function checkAgainstCluster(parts: Parts, input: Readonly<Record<string, unknown>>): Promise<void> {
+  const { cpuunits, node, sandboxId, template } = Asked.parse(input);
+  if (template !== undefined) await checkSnapshot(parts, template);
+  if (cpuunits === undefined) return;
+  const [inventory, sandbox] = await parts.link.request((redis) =>
+    Promise.all([
+      loadInventory(redis, parts.keys),
+      sandboxId === undefined ? null : parts.store.loadSandbox(SandboxId.parse(sandboxId)),
+    ]),
+  );
+  checkRanges({ cpuunits, node: node ?? sandbox?.node }, inventory?.nodes ?? []);
+}
+
+const Asked = z.object({
+  cpuunits: z.number().optional(),
+  node: z.string().optional(),
+  sandboxId: z.string().optional(),
+  template: z.union([z.string(), z.number()]).optional(),
+});
+
+/** A team's snapshots are its own. */
+async function checkSnapshot(parts: Parts, template: string | number): Promise<void> {
+  if (parts.team === undefined || typeof template !== "string" || !template.startsWith("snap_")) return;
+  const snapshot = await parts.link.request(() => parts.store.loadSnapshot(template));
+  if (snapshot && snapshot.team !== parts.team) {
+    throw new FleetError("template_not_found", `there is no snapshot ${template}`, { facts: { template } });
+  }
+}
+
+function checkIdempotencyKey(key: string | undefined): string | undefined {
+  const parsed = IdempotencyKey.safeParse(key);
+  if (parsed.success) return parsed.data;
+  throw new FleetError("invalid_input", "idempotencyKey: must be a text of 1 to 512 characters", {
+    facts: { fields: ["idempotencyKey"] },
+  });
+}
