@@ -35,7 +35,8 @@ const requestFault = z.discriminatedUnion("kind", [
 const taskFault = z.strictObject({
   type: z.string().optional(),
   vmid: vmid.optional(),
-  text: z.string(),
+  text: z.string().optional(),
+  warnings: z.array(z.string()).optional(),
   times,
   leaveLocks: z.boolean().optional(),
 });

@@ -1,7 +1,7 @@
 import type { FaultHandle, Faults, NodeState, RequestFault, TaskFault } from "./faults.ts";
 import type { Guests } from "./guest/guests.ts";
 import { crashGuest, occupyVmid, vanishContainer } from "./mischief.ts";
-import type { Task } from "./task.ts";
+import type { Doomed, Task } from "./task.ts";
 import type { World } from "./world.ts";
 
 interface Armed<Kind> {
@@ -82,13 +82,15 @@ export class FaultBox implements Faults {
     return taken;
   }
 
-  #doomFor(task: Task): { text: string; leaveLocks: boolean } | undefined {
+  #doomFor(task: Task): Doomed | undefined {
     for (const armed of this.#tasks.values()) {
       const { fault } = armed;
       if (armed.left <= 0 || (fault.type !== undefined && fault.type !== task.type)) continue;
       if (fault.vmid !== undefined && String(fault.vmid) !== task.id && fault.vmid !== task.target) continue;
       armed.left -= 1;
       armed.hits += 1;
+      for (const line of fault.warnings ?? []) task.warn(line);
+      if (fault.text === undefined) continue;
       this.onHit(`task ${task.upid} will fail: ${fault.text}`);
       return { text: fault.text, leaveLocks: fault.leaveLocks ?? false };
     }

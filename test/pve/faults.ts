@@ -21,12 +21,15 @@ export type RequestFault = RequestMatch & { times?: number } & (
     | { kind: "no-worker" }
   );
 
-/** The next `times` (default 1) tasks that fit end with `text`. */
+/** What happens to the next `times` (default 1) tasks that fit. */
 export interface TaskFault {
   type?: string;
   /** Source or target. */
   vmid?: number;
-  text: string;
+  /** Fails with this exitstatus when its work is done. */
+  text?: string;
+  /** Warns: "WARNINGS: n", which is a success. */
+  warnings?: string[];
   times?: number;
   /** Locks (`disk` on the source, `create` on the target) stay. */
   leaveLocks?: boolean;

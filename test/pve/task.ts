@@ -7,6 +7,11 @@ export interface TaskUser {
   tokenid: string | undefined;
 }
 
+export interface Doomed {
+  text: string;
+  leaveLocks: boolean;
+}
+
 /** Why a task's worker was stopped from outside. */
 export type Interruption = "interrupt" | "kill";
 
@@ -36,8 +41,8 @@ export class Task {
   readonly ended: Promise<void>;
   /** What the next piece of work counts from. */
   clock: number;
-  /** Set by a fault: the end it shall come to, whatever it did. */
-  doomed: { text: string; leaveLocks: boolean } | undefined;
+  /** Set by a fault: the end it shall come to once its work is done. */
+  doomed: Doomed | undefined;
   readonly #stop = new AbortController();
   readonly #end = Promise.withResolvers<void>();
 

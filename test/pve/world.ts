@@ -6,11 +6,11 @@ import type { PveNode } from "./node.ts";
 import { type GuestTraits, type PveVersion, TIMINGS, type Timings } from "./options.ts";
 import { missingConfig, refuse } from "./refusal.ts";
 import type { Storage, Volume } from "./storage.ts";
-import { jittered, Task } from "./task.ts";
+import { type Doomed, jittered, Task } from "./task.ts";
 import type { TaskEntry } from "./views.ts";
 
 /** A task fault as armed: taken when a task starts. */
-export type Doom = (task: Task) => { text: string; leaveLocks: boolean } | undefined;
+export type Doom = (task: Task) => Doomed | undefined;
 
 /** The whole cluster: what pmxcfs, the daemons and the storages know. */
 export class World {

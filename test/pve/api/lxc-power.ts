@@ -115,7 +115,7 @@ function stop(call: Call): string {
   const vmid = vmidOf(call);
   if (running(call) === undefined) throw refuse(`CT ${vmid} not running`);
   return fork(call, "vzstop", async (task) => {
-    if (flagOf(call, "overrule-shutdown")) await overrule(call, task);
+    if (flagOf(call, "overrule-shutdown")) overrule(call, task);
     await inLock(call, task, async (container) => {
       container.checkLock();
       if (!container.running) return;
@@ -125,15 +125,13 @@ function stop(call: Call): string {
   });
 }
 
-/** Aborts the shutdowns of this container; their processes take up to five seconds to go. */
-async function overrule(call: Call, task: Task): Promise<void> {
+/** Aborts the shutdowns of this container; they hold its file lock for up to five more seconds. */
+function overrule(call: Call, task: Task): void {
   const shutdowns = call.node.tasks.filter(
     (other) => other.type === "vzshutdown" && other.id === String(vmidOf(call)) && other.endedAt === undefined,
   );
   if (shutdowns.length === 0) return;
   for (const other of shutdowns) other.stop("interrupt");
-  await Promise.all(shutdowns.map((other) => other.ended));
-  task.clock = now();
   task.log(`overruled vzshutdown tasks: ${shutdowns.map((other) => other.upid).join(", ")}`);
 }
 
