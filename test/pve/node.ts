@@ -41,7 +41,7 @@ export class PveNode {
     this.load = new NodeLoad(spec.parallel ?? parallel);
     this.storages = storages;
     this.state = spec.online === false ? "unreachable" : "online";
-    this.dns = { search: "lan", dns1: "10.10.10.1" };
+    this.dns = { search: spec.dnsSearch ?? "lan", dns1: "10.10.10.1" };
   }
 
   /** Requests that hang in the daemon, to be run when it wakes up. */

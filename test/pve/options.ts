@@ -25,6 +25,8 @@ export interface NodeSpec {
   memoryMib?: number;
   storages?: StorageSpec[];
   online?: boolean;
+  /** Search domain that `/nodes/{node}/dns` tells, "lan" by default; "" for none. */
+  dnsSearch?: string;
   /** Heavy tasks that run at full speed at once; `timings.nodeParallel` by default. */
   parallel?: number;
 }
