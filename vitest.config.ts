@@ -3,13 +3,18 @@ import { defineConfig } from "vitest/config";
 export default defineConfig({
   test: {
     projects: [
-      { test: { name: "unit", include: ["test/unit/**/*.test.ts"], typecheck: { enabled: false } } },
+      // Pure parts: no server, no child process; a unit test that takes five seconds is none.
+      { test: { name: "unit", include: ["test/unit/**/*.test.ts"], testTimeout: 5_000 } },
+      // What must not compile: each test runs tsc on a fixture and expects its errors.
+      { test: { name: "types", include: ["test/types/**/*.test.ts"], testTimeout: 60_000 } },
       {
         test: {
           name: "integration",
           include: ["test/integration/**/*.test.ts", "test/pve/**/*.test.ts"],
+          globalSetup: ["test/global-redis.ts"],
           testTimeout: 60_000,
           hookTimeout: 60_000,
+          // Each file runs a fleet and a stand-in; more at once on two cores and timings mean nothing.
           maxWorkers: 2,
         },
       },
