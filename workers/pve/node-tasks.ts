@@ -3,7 +3,8 @@ import type { NodeName } from "../../shared/ids.ts";
 import type { TasksApi } from "./api.ts";
 import { isTaskSuccess, taskError } from "./errors.ts";
 import { readTaskList } from "./task-list.ts";
-import { type Durations, FOUND, nextAskMs, type Plan } from "./task-schedule.ts";
+import { type Durations, FOUND, nextAskMs } from "./task-schedule.ts";
+import { createWait, givenUp, type Wait } from "./task-wait.ts";
 import type { Upid } from "./upid.ts";
 
 /** Milliseconds of a monotonic clock, and a timer that can be taken back. */
@@ -24,33 +25,13 @@ export interface NodeTasksOptions {
   onIdle: () => void;
 }
 
-interface Wait {
-  upid: Upid;
-  kind: string | undefined;
-  plan: Plan;
-  startedAt: number;
-  asks: number;
-  asking: boolean;
-  nextAskAt: number;
-  /** When to ask by name although there are many. */
-  nameAt: number;
-  /** Seen running so long after the start; 0: never. */
-  ranMs: number;
-  /** Was one of many: how long it took says nothing about one alone. */
-  crowded: boolean;
-  waiters: Set<{ resolve(end: { exitstatus: string }): void; reject(reason: unknown): void }>;
-}
-
 /** A hung node answers 596 after 30 s only; one lost request shall not cost that. */
 const ASK_DEADLINE_MS = 10_000;
 const MAX_RETRY_MS = 5_000;
 /** Room in the list for tasks that have ended since the last one. */
 const LIST_MARGIN = 20;
-/**
- * The list is what the daemons wrote down: a task whose pvedaemon worker was recycled meanwhile stays in it as running
- * until another one begins or ends (RESTEnvironment::active_workers), while its own status looks at the process.
- */
-const SUSPECT_MS = 10_000;
+/** How often the list is checked on (see SUSPECT_MS): at 2 s it costs one tick in twenty. */
+const SUSPECT_EVERY_MS = 2_000;
 /** Asking again will not help; anything else is the node's weather. */
 const FINAL = new Set(["task_lost", "forbidden", "invalid_input", "tls_untrusted"]);
 
@@ -63,7 +44,7 @@ export class NodeTasks {
   #disarm: () => void = () => {};
   #ticking = false;
   #lastSentAt = Number.NEGATIVE_INFINITY;
-  #lastWasByName = false;
+  #lastNamedAt = Number.NEGATIVE_INFINITY;
   /** Running tasks of others, which take up room in the list. */
   #others = 0;
   #failures = 0;
@@ -97,21 +78,9 @@ export class NodeTasks {
   }
 
   #begin(upid: Upid, kind: string | undefined): Wait {
-    const plan = kind === undefined ? FOUND : this.#options.durations.plan(kind);
-    const startedAt = this.#options.clock.now();
-    const wait: Wait = {
-      upid,
-      kind,
-      plan,
-      startedAt,
-      asks: 0,
-      asking: false,
-      nextAskAt: startedAt + nextAskMs(plan, 0, 0),
-      nameAt: startedAt + Math.max(SUSPECT_MS, 3 * plan.dueUntilMs),
-      ranMs: 0,
-      crowded: false,
-      waiters: new Set(),
-    };
+    const { durations, clock } = this.#options;
+    const plan = kind === undefined ? FOUND : durations.plan(kind);
+    const wait = createWait(upid, kind, plan, clock.now());
     this.#waits.set(upid, wait);
     this.#arm();
     return wait;
@@ -149,22 +118,32 @@ export class NodeTasks {
     this.#ticking = true;
     const waits = [...this.#waits.values()];
     for (const wait of waits) wait.crowded = true;
-    const named = this.#lastWasByName ? undefined : waits.find((wait) => !wait.asking && wait.nameAt <= now);
-    this.#lastWasByName = named !== undefined;
+    const named = this.#toAskByName(waits, now);
+    if (named !== undefined) this.#lastNamedAt = now;
     await (named === undefined ? this.#list(waits) : this.#ask(named));
     this.#ticking = false;
     this.#arm();
   }
 
+  /** Each takes the place of a list: one that the list leaves out at most every other tick, a suspect now and then. */
+  #toAskByName(waits: readonly Wait[], now: number): Wait | undefined {
+    const sinceMs = now - this.#lastNamedAt;
+    if (sinceMs < 1.5 * this.#options.tickMs) return undefined;
+    const due = waits.filter((wait) => !wait.asking && (wait.unlisted || wait.suspectAt <= now));
+    const unlisted = due.find((wait) => wait.unlisted);
+    return unlisted ?? (sinceMs < SUSPECT_EVERY_MS ? undefined : due.sort((a, b) => a.suspectAt - b.suspectAt)[0]);
+  }
+
   async #ask(wait: Wait): Promise<void> {
     wait.asking = true;
+    wait.unlisted = false;
     const sentAt = this.#sending();
     try {
       const status = await this.#options.tasks.status(wait.upid, this.#call());
       this.#failures = 0;
       if (status.status === "stopped") this.#end(wait, status.exitstatus ?? "unexpected status", sentAt);
       else this.#running(wait, sentAt);
-      wait.nameAt = this.#options.clock.now() + Math.max(2_000, wait.ranMs / 4);
+      wait.suspectAt = this.#options.clock.now() + wait.ranMs / 4;
     } catch (error) {
       const failure = toFleetError(error);
       if (FINAL.has(failure.code)) this.#reject(wait, failure.with({ upid: wait.upid }));
@@ -190,7 +169,7 @@ export class NodeTasks {
         const exitstatus = exits.get(wait.upid);
         if (exitstatus !== undefined) this.#end(wait, exitstatus, sentAt);
         else if (exits.has(wait.upid)) this.#running(wait, sentAt);
-        else wait.nameAt = this.#options.clock.now();
+        else wait.unlisted = true;
       }
     } catch (error) {
       const failure = toFleetError(error);
@@ -217,9 +196,12 @@ export class NodeTasks {
     const now = this.#options.clock.now();
     wait.asks++;
     wait.ranMs = this.#lookedAt(sentAt) - wait.startedAt;
-    const next = wait.startedAt + nextAskMs(wait.plan, wait.asks, wait.ranMs);
+    const halfWayMs = (now - sentAt) / 2;
+    // Among many one request is for all, and load makes what was learned of one alone untrue.
+    const plan = this.#many ? FOUND : wait.plan;
+    const next = wait.startedAt + nextAskMs(plan, wait.asks, wait.ranMs) - halfWayMs;
     // A slow node is asked less often: it has the tasks themselves to do.
-    wait.nextAskAt = Math.max(next, now + (now - sentAt) / 2);
+    wait.nextAskAt = Math.max(next, now + halfWayMs);
   }
 
   #failed(failure: FleetError, waits: readonly Wait[]): void {
@@ -229,7 +211,7 @@ export class NodeTasks {
     this.#failures++;
     for (const wait of waits) {
       const since = Math.max(this.#failingSince, wait.startedAt);
-      if (now - since >= this.#options.giveUpMs) this.#reject(wait, failure.with({ upid: wait.upid }));
+      if (now - since >= this.#options.giveUpMs) this.#reject(wait, givenUp(failure, wait.upid));
       else wait.nextAskAt = now + retryMs;
     }
   }

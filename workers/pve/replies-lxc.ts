@@ -102,12 +102,4 @@ export const LxcSnapshot = loose({
 });
 export type LxcSnapshot = z.infer<typeof LxcSnapshot>;
 
-/** A config key with the value that it has, and the one that it gets at the next start. */
-export const LxcPending = loose({
-  key: text,
-  value: text.optional(),
-  pending: text.optional(),
-  delete: flag.optional(),
-});
-
 export const Feature = loose({ hasFeature: flag });

@@ -14,18 +14,20 @@ export interface Plan {
 
 /** Nothing learned yet: a first look after 50 ms, then steps that grow. */
 const UNKNOWN: Plan = { firstMs: 50, dueUntilMs: 0 };
-/** A task that was found and not started: it may have ended long ago. */
+/** A task that was found and not started: it may have ended long ago. Or one of many, of which nothing is known. */
 export const FOUND: Plan = { firstMs: 0, dueUntilMs: 0 };
 
 const FIRST_STEPS = [15, 25, 40, 60];
 const MAX_YOUNG_STEP_MS = 100;
 const MAX_STEP_MS = 1_000;
-/** Beyond this and three times what is usual, a task is old and being late is cheap. */
-const OLD_MS = 10_000;
+/** Beyond it a task that nothing is known about is old, and being late is cheap. */
+const OLD_MS = 30_000;
+/** The same where it is known: three times what is usual, but not less than this. */
+const OLD_KNOWN_MS = 10_000;
 /** However long a kind takes: a task that fails at its start is noticed within this. */
 const MAX_SILENCE_MS = 2_000;
 /** One more request is worth as much as being this late. */
-const REQUEST_COST_MS = 3;
+const REQUEST_COST_MS = 5;
 const MIN_GAP_MS = 15;
 const KEPT = 20;
 
@@ -40,9 +42,8 @@ export function nextAskMs(plan: Plan, asks: number, elapsedMs: number): number {
 }
 
 function stepMs(plan: Plan, asks: number, elapsedMs: number): number {
-  if (elapsedMs > OLD_MS && elapsedMs > 3 * plan.dueUntilMs) {
-    return Math.min(MAX_STEP_MS, Math.max(MAX_YOUNG_STEP_MS, elapsedMs / 60));
-  }
+  const oldMs = plan.gapMs === undefined ? OLD_MS : Math.max(OLD_KNOWN_MS, 3 * plan.dueUntilMs);
+  if (elapsedMs > oldMs) return Math.min(MAX_STEP_MS, Math.max(MAX_YOUNG_STEP_MS, (elapsedMs - oldMs) / 30));
   if (plan.gapMs === undefined) return FIRST_STEPS[asks - 1] ?? MAX_YOUNG_STEP_MS;
   const overdueMs = elapsedMs - plan.dueUntilMs;
   return Math.min(MAX_YOUNG_STEP_MS, Math.max(plan.gapMs, overdueMs / 2));
