@@ -45,7 +45,7 @@ export function createSandboxes(parts: Parts): Sandboxes {
         const page = await loadPage(parts, ids.slice(at, at + PAGE));
         found.push(...page.filter((sandbox) => matches(sandbox, filter)));
       }
-      return found;
+      return found.sort((a, b) => a.createdAt - b.createdAt);
     },
   };
 }

@@ -1,0 +1,70 @@
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { NodeName, newFence } from "../../../shared/ids.ts";
+import { saveInventory } from "../../../shared/state/inventory.ts";
+import { createSlots, slotOf } from "../../../shared/state/slots.ts";
+import { type RedisServer, startRedis } from "../../redis.ts";
+import { createRig } from "./rig.ts";
+
+let server: RedisServer;
+beforeAll(async () => {
+  server = await startRedis();
+});
+afterAll(async () => server[Symbol.asyncDispose]());
+
+test("lists every living sandbox, oldest first, over many pages", async () => {
+  await using rig = createRig(server);
+  const handles = [];
+  for (let count = 0; count < 450; count++) handles.push(await rig.fleet.provision({ template: "base" }));
+  const gone = handles[7];
+  if (!gone) throw new Error("unreachable");
+  const fence = newFence();
+  await rig.store.claim(gone.id, fence);
+  await rig.store.end(gone.id, fence, { status: "succeeded", result: null }, { sandbox: { state: "destroyed" } });
+  const listed = await rig.fleet.sandboxes.list();
+  const living = handles.filter((handle) => handle !== gone).map(({ sandboxId }) => sandboxId);
+  expect(new Set(listed.map(({ id }) => id))).toEqual(new Set(living));
+  const times = listed.map(({ createdAt }) => createdAt);
+  expect(times).toEqual([...times].sort((a, b) => a - b));
+  await expect(rig.fleet.sandboxes.get(gone.sandboxId)).resolves.toMatchObject({ state: "destroyed" });
+});
+
+test("lists by state, metadata and team", async () => {
+  await using rig = createRig(server);
+  const red = rig.client({ team: "red" });
+  const running = await rig.running({ metadata: { app: "web", tier: "1" } });
+  const { sandboxId: placing } = await red.provision({ template: "base", metadata: { app: "web", tier: "2" } });
+  const ids = async (filter: Parameters<typeof red.sandboxes.list>[0]) =>
+    (await rig.fleet.sandboxes.list(filter)).map(({ id }) => id);
+  expect(await ids({})).toEqual([running, placing]);
+  expect(await ids({ state: "running" })).toEqual([running]);
+  expect(await ids({ state: ["running", "placing"] })).toEqual([running, placing]);
+  expect(await ids({ metadata: { app: "web" } })).toEqual([running, placing]);
+  expect(await ids({ metadata: { app: "web", tier: "2" } })).toEqual([placing]);
+  expect(await ids({ team: "red" })).toEqual([placing]);
+  expect(await ids({ team: "nobody" })).toEqual([]);
+});
+
+test("what is no sandbox id is not found", async () => {
+  await using rig = createRig(server);
+  await expect(rig.fleet.sandboxes.get("*")).rejects.toMatchObject({ code: "sandbox_not_found" });
+});
+
+test("nodes come with what runs and waits on them", async () => {
+  await using rig = createRig(server);
+  expect(await rig.fleet.nodes()).toEqual([]);
+  const name = NodeName.parse("pve1");
+  const facts = { online: true, cores: 8, memoryBytes: 64, memoryUsedBytes: 8, cgroup: 2 as const };
+  const node = { name, ...facts, storages: [], foreignMemoryBytes: 0 };
+  await saveInventory(rig.redis, rig.keys, { at: 1, version: "8.4.1", nodes: [node], replicas: [] });
+  const sandboxId = await rig.running();
+  const { id } = await rig.fleet.power({ sandboxId, action: "stop" });
+  await rig.fleet.exec({ sandboxId, command: "ls" });
+  await createSlots(rig.redis, rig.keys).take(slotOf.node(name), 4, id);
+  expect(await rig.fleet.nodes()).toEqual([
+    {
+      ...node,
+      slotsTaken: 1,
+      queues: { node: { active: 0, waiting: 1, delayed: 0 }, exec: { active: 0, waiting: 1, delayed: 0 } },
+    },
+  ]);
+});

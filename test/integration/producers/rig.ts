@@ -1,0 +1,137 @@
+/** A real Redis with a fleet client on it; the worker's side is played through the store, as a worker would write. */
+import { randomBytes } from "node:crypto";
+import { expect, vi } from "vitest";
+import { createFleet, type Fleet, type FleetOptions } from "../../../producers/index.ts";
+import type { FleetError } from "../../../shared/errors.ts";
+import { NodeName, newFence, type OperationId, SandboxId, Vmid } from "../../../shared/ids.ts";
+import type { JobInput } from "../../../shared/jobs/index.ts";
+import { createQueues, type Queues } from "../../../shared/queues.ts";
+import { closeRedis, connectRedis, type RedisConnection } from "../../../shared/redis/connect.ts";
+import { createKeys, type Keys } from "../../../shared/state/keys.ts";
+import { createOperationStore, type OperationStore } from "../../../shared/state/operations.ts";
+import type { RedisServer } from "../../redis.ts";
+
+export const SECRET_KEY = "5a".repeat(32);
+
+export interface Rig extends AsyncDisposable {
+  redis: RedisConnection;
+  prefix: string;
+  keys: Keys;
+  store: OperationStore;
+  queues: Queues;
+  fleet: Fleet;
+  /** Another client of the same fleet; closed with the rig. */
+  client(options?: Partial<FleetOptions>): Fleet;
+  succeed(id: OperationId, result: unknown): Promise<void>;
+  fail(id: OperationId, error: FleetError): Promise<void>;
+  /** A sandbox that runs on node pve1, as after a provision. */
+  running(input?: Partial<JobInput<"provision">>, of?: Fleet): Promise<SandboxId>;
+  /** Connections to the server besides the rig's own. */
+  connections(): Promise<Connection[]>;
+  /** Resolves once that many clients wait for events. */
+  readers(count: number): Promise<Connection[]>;
+}
+
+export interface Connection {
+  id: string;
+  command: string;
+  blocked: boolean;
+}
+
+export function createRig(server: RedisServer): Rig {
+  const prefix = `{t${randomBytes(6).toString("hex")}}`;
+  const redis = connectRedis(server.url);
+  redis.on("error", () => {}); // a test may kill the server
+  const keys = createKeys(prefix);
+  const store = createOperationStore(redis, keys, { retentionSec: 60 });
+  const queues = createQueues(redis, prefix);
+  const clients: Fleet[] = [];
+  const client = (options: Partial<FleetOptions> = {}) => {
+    const fleet = createFleet({ redis: server.url, prefix, secretKey: SECRET_KEY, ...options });
+    clients.push(fleet);
+    return fleet;
+  };
+  const fleet = client();
+  const connections = () => listConnections(redis);
+  return {
+    redis,
+    prefix,
+    keys,
+    store,
+    queues,
+    fleet,
+    client,
+    succeed: (id, result) => end(store, id, { status: "succeeded", result }),
+    fail: (id, error) => end(store, id, { status: error.code === "canceled" ? "canceled" : "failed", error }),
+    running: (input = {}, of = fleet) => makeRunning(store, of, input),
+    connections,
+    readers: (count) =>
+      vi.waitFor(
+        async () => {
+          const readers = (await connections()).filter(({ blocked }) => blocked);
+          expect(readers).toHaveLength(count);
+          return readers;
+        },
+        { interval: 5, timeout: 5_000 },
+      ),
+    async [Symbol.asyncDispose]() {
+      await Promise.all(clients.map((one) => one.close()));
+      await queues.close();
+      await closeRedis(redis);
+    },
+  };
+}
+
+async function end(store: OperationStore, id: OperationId, how: Parameters<OperationStore["end"]>[2]): Promise<void> {
+  const fence = newFence();
+  expect((await store.claim(id, fence)).outcome).toBe("claimed");
+  await store.end(id, fence, how);
+}
+
+async function makeRunning(
+  store: OperationStore,
+  fleet: Fleet,
+  input: Partial<JobInput<"provision">>,
+): Promise<SandboxId> {
+  const { id, sandboxId } = await fleet.provision({ template: "base", ...input });
+  const fence = newFence();
+  await store.claim(id, fence);
+  const vmid = await store.leaseVmid(id, fence, { first: 20_000, last: 29_999 });
+  const sandbox = { state: "running" as const, node: NodeName.parse("pve1"), hostname: `cmux-${vmid}` };
+  await store.end(id, fence, { status: "succeeded", result: toProvisioned(id, sandboxId, vmid) }, { sandbox });
+  return sandboxId;
+}
+
+export function toProvisioned(operationId: string, sandboxId: string, vmid = 20_000) {
+  return {
+    sandboxId: SandboxId.parse(sandboxId),
+    operationId,
+    node: "pve1",
+    vmid: Vmid.parse(vmid),
+    hostname: `cmux-${vmid}`,
+    address: "10.0.0.5",
+    services: [],
+    timings: { clone: 300, start: 1500 },
+  };
+}
+
+async function listConnections(redis: RedisConnection): Promise<Connection[]> {
+  const own = String(await redis.client("ID"));
+  const text = String(await redis.client("LIST"));
+  return text
+    .split("\n")
+    .filter(Boolean)
+    .map((line) => ({
+      id: /\bid=(\d+)/.exec(line)?.[1] ?? "",
+      command: /\bcmd=(\S+)/.exec(line)?.[1] ?? "",
+      blocked: /\bflags=\w*b/.test(line),
+    }))
+    .filter(({ id }) => id !== own);
+}
+
+/** What a promise fails with; handled from the start, unlike `expect(…).rejects` that is awaited later. */
+export const caught = (promise: Promise<unknown>): Promise<unknown> =>
+  promise.then(
+    () => new Error("it did not fail"),
+    (error: unknown) => error,
+  );
