@@ -13,7 +13,7 @@ import { allocate } from "./lxc-volume.ts";
 const flag = { type: "boolean" } as const;
 
 export const makeRoutes: Route[] = [
-  route("POST", "/nodes/{node}/lxc", { pace: "task", rules: (world) => createRules(world.version) }, create),
+  route("POST", "/nodes/{node}/lxc", { pace: "create", rules: (world) => createRules(world.version) }, create),
   route(
     "DELETE",
     "/nodes/{node}/lxc/{vmid}",
@@ -56,7 +56,7 @@ async function create(call: Call): Promise<string> {
   const rootStorage = rootfs.split(":")[0] ?? "";
   if (!/^\d/.test(rootfs) && !node.storages.has(rootStorage)) throw refuse(`storage '${rootStorage}' does not exist`);
   // Two creates at once both come this far; the claim decides.
-  await sleep(world.latency(1, 3), world.closing);
+  await sleep(world.latency(10, 16), world.closing);
   await new Promise((resolve) => setImmediate(resolve));
   const container = claim(call, vmid);
   fill(call, container, unprivileged);

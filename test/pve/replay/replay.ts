@@ -1,4 +1,4 @@
-import { Client } from "./client.ts";
+import { Client } from "../client.ts";
 import { differences, sameLine } from "./compare.ts";
 import type { Ended, Exchanged, Recorded } from "./recording.ts";
 

@@ -1,5 +1,5 @@
 import { Agent, request } from "undici";
-import type { Pve } from "../index.ts";
+import type { Pve } from "./index.ts";
 
 export interface Answer {
   status: number;
@@ -68,7 +68,11 @@ export class Client implements AsyncDisposable {
     for (const task of this.pve.tasks()) if (task.endedAt === undefined) await this.ended(task.upid);
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.#agent.destroy();
+  close(): Promise<void> {
+    return this.#agent.destroy();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
   }
 }
