@@ -11,7 +11,7 @@ import { runScript, type Script } from "../redis/script.ts";
 import { decodeHash, encodeFields, type Fields, toHash } from "./codec.ts";
 import type { Keys } from "./keys.ts";
 import { OperationRecord, type OperationStatus, SandboxRecord, SnapshotRecord, serviceField } from "./records.ts";
-import { ABORT, ACCEPT, CLAIM, END, LEASE_ADDRESS, LEASE_VMID, WRITE } from "./scripts.ts";
+import { ABORT, ACCEPT, CLAIM, END, INSPECT, LEASE_ADDRESS, LEASE_VMID, WRITE } from "./scripts.ts";
 
 /** A Redis command that runs inside a fenced write. */
 export type Command = readonly (string | number)[];
@@ -77,6 +77,8 @@ export interface OperationStore {
   leaseVmid(id: OperationId, fence: string, range: { first: number; last: number }): Promise<Vmid>;
   leaseAddress(id: OperationId, fence: string, addresses: readonly string[]): Promise<string>;
   load(id: OperationId): Promise<OperationRecord | null>;
+  /** Which of these open operations need help, and why. */
+  inspect(ids: readonly string[]): Promise<{ id: OperationId; state: "gone" | "jobless" | "parked" }[]>;
   loadSandbox(id: SandboxId): Promise<SandboxRecord | null>;
   loadSnapshot(id: string): Promise<SnapshotRecord | null>;
 }
@@ -189,6 +191,11 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
       if (outcome === "ok") return String(address);
       if (outcome !== "exhausted") throw lockLost(id, outcome);
       throw new FleetError("address_range_exhausted", "all addresses of PVE_IP_RANGE are leased; widen it");
+    },
+
+    async inspect(ids) {
+      const found = z.array(z.tuple([OperationId, z.enum(["gone", "jobless", "parked"])]));
+      return found.parse(await run(INSPECT, now(), ...ids)).map(([id, state]) => ({ id, state }));
     },
 
     async load(id) {

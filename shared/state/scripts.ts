@@ -177,10 +177,14 @@ local status, current = unpack(redis.call('HMGET', key, 'status', 'job'))
 if not status then return {'unknown'} end
 if ENDED[status] then return {'ended', redis.call('HGETALL', key)} end
 if job ~= '' and current ~= job then return {'stale'} end
-redis.call('HSET', key, 'fence', fence, 'status', 'running')
-redis.call('HINCRBY', key, 'claims', 1)
-redis.call('HSETNX', key, 'startedAt', now)
-redis.call('HDEL', key, 'waitingFor')
+redis.call('HSET', key, 'fence', fence)
+-- Waiting for a node is no run: it counts neither as a crash nor against the time limit.
+if redis.call('HGET', key, 'queue') ~= 'place' then
+  redis.call('HSET', key, 'status', 'running')
+  redis.call('HINCRBY', key, 'claims', 1)
+  redis.call('HSETNX', key, 'startedAt', now)
+  redis.call('HDEL', key, 'waitingFor')
+end
 return {'claimed', redis.call('HGETALL', key), redis.call('HGETALL', sbxKey(redis.call('HGET', key, 'sandbox')))}
 `);
 
@@ -287,4 +291,28 @@ for i = 4, #ARGV do
   end
 end
 return {'exhausted'}
+`);
+
+/**
+ * Which of some open operations need help. ARGV: now, id… → [id, state]…
+ * States: `gone` (no record), `jobless` (no job, or one that ended without ending the operation), `parked`.
+ */
+export const INSPECT = withPrelude(`
+local out = {}
+for i = 3, #ARGV do
+  local id = ARGV[i]
+  local status, parked, queue, job, kind = unpack(redis.call('HMGET', opKey(id), 'status', 'parked', 'queue', 'job', 'kind'))
+  local state = nil
+  if not status then state = 'gone'
+  elseif ENDED[status] then redis.call('ZREM', P..':open', id)
+  elseif parked == '1' then state = kind == 'exec' and 'parked' or nil
+  else
+    local base = P..':'..queue..':'
+    local carried = redis.call('EXISTS', base..job) == 1
+      and not redis.call('ZSCORE', base..'completed', job) and not redis.call('ZSCORE', base..'failed', job)
+    if not carried then state = 'jobless' end
+  end
+  if state then out[#out+1] = {id, state} end
+end
+return out
 `);

@@ -14,39 +14,43 @@ const PAGE = 500;
 
 /** One round over all open operations. Returns how many needed help. */
 export async function sweepOperations(context: WorkerContext, signal: AbortSignal): Promise<number> {
-  const { redis, keys } = context;
+  const { redis, keys, store } = context;
   let helped = 0;
-  for (let at = 0; ; at += PAGE) {
+  let cursor: string | number = "-inf";
+  while (true) {
     signal.throwIfAborted();
-    const ids = await redis.zrangebyscore(keys.open, "-inf", Date.now() - GRACE_MS, "LIMIT", at, PAGE);
-    for (const id of ids) helped += Number(await help(context, OperationId.parse(id)));
+    const page: string[] = await redis.zrangebyscore(
+      keys.open,
+      cursor,
+      Date.now() - GRACE_MS,
+      "WITHSCORES",
+      "LIMIT",
+      0,
+      PAGE,
+    );
+    const ids = page.filter((_, at) => at % 2 === 0);
+    for (const { id, state } of await store.inspect(ids)) helped += Number(await help(context, id, state));
+    // Pages go by time, so that what ends meanwhile shifts nothing; a full page of one millisecond would stand still.
+    const last = Number(page.at(-1));
     if (ids.length < PAGE) return helped;
+    cursor = last === cursor ? last + 1 : last;
   }
 }
 
-async function help(context: WorkerContext, id: OperationId): Promise<boolean> {
+async function help(context: WorkerContext, id: OperationId, state: "gone" | "jobless" | "parked"): Promise<boolean> {
   const operation = await context.store.load(id);
   if (!operation) {
     await context.redis.zrem(context.keys.open, id);
     return true;
   }
   if (isEnded(operation.status)) return false;
-  if (operation.parked === 1) return expireParked(context, operation);
+  if (state === "parked") return expireParked(context, operation);
   const job = await context.queues.get(operation.queue).getJob(operation.job);
-  const state = job ? await job.getState() : "missing";
-  switch (state) {
-    case "completed":
-    case "failed":
-      await job?.remove();
-      break;
-    case "missing":
-    case "unknown":
-      break;
-    default:
-      return false;
-  }
+  const ended = job !== undefined && ((await job.isCompleted()) || (await job.isFailed()));
+  if (job && !ended) return false; // it has come since we looked
+  await job?.remove();
   context.log.warn(
-    { operation: id, job: operation.job, queue: operation.queue, state },
+    { operation: id, job: operation.job, queue: operation.queue },
     "operation had lost its job; added again",
   );
   await addJob(context, operation);

@@ -25,6 +25,8 @@ export const exec: Handler<"exec"> = {
   },
 };
 
+const DAEMON_GRACE_MS = 10_000;
+
 /** A sandbox that moved takes its operations along; one that is not up can't do anything. */
 export function stayWithNode(run: Run): void {
   const { state, node, id } = run.sandbox;
@@ -47,6 +49,8 @@ async function callExecd(run: Run<"exec">) {
   }
   let address = run.sandbox.address ?? (await readAddress(run));
   const { command, cwd, timeoutMs, idempotent } = run.input;
+  // execd ends the command itself; this is for a daemon that does not answer any more, such as that of a frozen guest.
+  const signal = AbortSignal.any([run.signal, AbortSignal.timeout(timeoutMs + DAEMON_GRACE_MS)]);
   const script = toScript(command, { env: { ...owner.env, ...own.env }, cwd });
   for (let fresh = false; ; fresh = true) {
     if (address === null)
@@ -59,7 +63,7 @@ async function callExecd(run: Run<"exec">) {
         script,
         timeoutMs,
         keepBytes: EXEC_OUTPUT_LIMIT,
-        signal: run.signal,
+        signal,
         guard: run.check,
       });
     } catch (error) {
