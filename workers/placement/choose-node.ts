@@ -46,7 +46,7 @@ const PREFETCH = 1;
 
 /**
  * Picks the node with the fewest jobs for its slots among those that are online, hold a source and have room.
- * Throws what will not heal: `template_not_found`, `privileged_template`, `linked_clone_unsupported`, `invalid_input`.
+ * Throws what will not heal: `template_not_found`, `privileged_template`, `linked_clone_unsupported`, `storage_not_found`, `invalid_input`.
  */
 export function chooseNode(
   request: PlacementRequest,
@@ -60,6 +60,15 @@ export function chooseNode(
     throw invalid(
       "node",
       `there is no node ${input.node}; nodes are ${inventory.nodes.map(({ name }) => name).join(", ")}`,
+    );
+  }
+  // One that no node has will not come by waiting; one that is only inactive may.
+  const storages = new Set(inventory.nodes.flatMap((node) => node.storages.map(({ name }) => name)));
+  if (input.storage !== undefined && !storages.has(input.storage)) {
+    throw new FleetError(
+      "storage_not_found",
+      `there is no storage ${input.storage}; storages are ${[...storages].join(", ")}`,
+      { facts: { storage: input.storage } },
     );
   }
   const refusals = new Map<string, string>();
