@@ -163,7 +163,7 @@ async function exec({ world, guests }: Controlled, body: unknown, response: Serv
   const container = world.containers.get(asked.vmid);
   if (container === undefined) throw new Error(`Configuration file 'nodes/?/lxc/${asked.vmid}.conf' does not exist`);
   if (container.guest === undefined) throw new Error(`container '${asked.vmid}' not running!`);
-  guests.markUsed(container);
+  await guests.enter(container);
   const gone = new AbortController();
   response.once("close", () => gone.abort());
   response.writeHead(200, { "Content-Type": "application/jsonlines" });

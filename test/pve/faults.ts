@@ -1,5 +1,5 @@
 /** Which requests a fault takes: all given fields must fit. Regular expressions are given as source text. */
-export interface RequestMatch {
+interface RequestMatch {
   method?: string;
   /** Against the path without `/api2/json`. */
   path?: string;

@@ -21,18 +21,8 @@ import type { ContainerView, LogEntry, TaskEntry, TokenSpec } from "./views.ts";
 import { waitFor } from "./waiting.ts";
 import { World } from "./world.ts";
 
-export type { FaultHandle, Faults, NodeState, RequestFault, RequestMatch, TaskFault } from "./faults.ts";
-export type {
-  GuestTraits,
-  NodeSpec,
-  PveOptions,
-  PveVersion,
-  StorageSpec,
-  StorageType,
-  TemplateSpec,
-  Timings,
-} from "./options.ts";
-export type { ContainerView, LogEntry, TaskEntry, TokenSpec } from "./views.ts";
+export type { NodeSpec, PveOptions, PveVersion, TemplateSpec, Timings } from "./options.ts";
+export type { LogEntry } from "./views.ts";
 
 /** A running stand-in for a PVE cluster. */
 export interface Pve extends AsyncDisposable {

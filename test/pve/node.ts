@@ -21,8 +21,10 @@ export class PveNode {
   readonly load: NodeLoad;
   readonly storages: ReadonlyMap<string, Storage>;
   readonly containers = new Map<number, Container>();
-  /** Oldest first. */
-  readonly tasks: Task[] = [];
+  /** In the order of their beginning. */
+  readonly running = new Set<Task>();
+  /** In the order of their end. */
+  readonly ended: Task[] = [];
   /** What `ostemplate` may name. */
   readonly osTemplates: ReadonlyMap<string, number> = OS_TEMPLATES;
   state: NodeState;

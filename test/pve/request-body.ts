@@ -2,7 +2,7 @@ import type { IncomingMessage } from "node:http";
 import { Refusal } from "./refusal.ts";
 import { JSON_NULL } from "./schema/rules.ts";
 
-export const MAX_POST = 512 * 1024;
+const MAX_POST = 512 * 1024;
 
 /** A refusal that is plain text in the body: what the HTTP server itself says, before any API code has run. */
 export class PlainRefusal extends Refusal {}
@@ -11,7 +11,7 @@ export class PlainRefusal extends Refusal {}
  * PVE::APIServer::AnyEvent::decode_urlencoded: parts end at `&` and also at `;`, and a value ends at its second `=`, so
  * what is not percent-encoded is lost.
  */
-export function decodeForm(text: string): Record<string, string> {
+function decodeForm(text: string): Record<string, string> {
   const params: Record<string, string> = {};
   for (const part of text.split(/[&;]/)) {
     if (part === "") continue;
@@ -34,7 +34,7 @@ function decode(text: string): string {
 const PERL = "at /usr/share/perl5/PVE/APIServer/AnyEvent.pm line 917.\n";
 
 /** decode_json, with Perl's words for the errors; null becomes garbage, as it does in real configs. */
-export function decodeJson(text: string): Record<string, string> {
+function decodeJson(text: string): Record<string, string> {
   if (text === "") {
     throw new PlainRefusal(
       500,

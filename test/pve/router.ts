@@ -23,7 +23,7 @@ export interface Call {
 export type Method = "GET" | "POST" | "PUT" | "DELETE";
 
 /** What of a call's time passes before it is done, and which of them is slow. */
-export type Pace = "read" | "write" | "task" | "create";
+type Pace = "read" | "write" | "task" | "create";
 
 export interface Route {
   method: Method;

@@ -97,6 +97,8 @@ export class Task {
     if (load !== undefined && left > 0) await load.run(left, this.signal);
     else await sleep(left, this.signal);
     this.clock = now();
+    // A fault's end comes after the time, and before the effect.
+    if (this.doomed !== undefined) throw new Error(this.doomed.text);
   }
 
   stop(how: Interruption): void {

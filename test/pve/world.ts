@@ -200,10 +200,12 @@ export class World {
     task.target = facts.target;
     task.doomed = this.doom(task);
     this.tasks.set(task.upid, task);
-    facts.node.tasks.push(task);
+    facts.node.running.add(task);
     void task
       .run(() => body(task))
       .then(() => {
+        facts.node.running.delete(task);
+        facts.node.ended.push(task);
         for (const listener of [...this.taskListeners]) listener(task.toEntry());
       });
     return task;

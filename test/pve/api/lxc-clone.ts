@@ -161,7 +161,6 @@ async function work(call: Call, task: Task, plan: Plan, pool: string | undefined
     }
     const ms = world.takes(plan.full ? world.timings.cloneFull : world.timings.cloneLinked);
     await task.spend(ms, plan.full ? node.load : undefined);
-    if (task.doomed !== undefined) throw new Error(task.doomed.text);
     await guests.copyDisk(plan.source, plan.target, plan.snapshot?.name);
   } catch (error) {
     await giveUp(call, task, { plan, made, error });

@@ -124,7 +124,6 @@ async function build(call: Call, task: Task, container: Container, root: string)
     }
     task.log("Creating filesystem with 262144 4k blocks and 65536 inodes");
     await task.spend(world.takes(world.timings.create), node.load);
-    if (task.doomed !== undefined) throw new Error(task.doomed.text);
     if (params["pool"] !== undefined) world.pools.get(params["pool"])?.members.add(vmid);
     config.set("lock", undefined);
     world.see(container);
@@ -172,7 +171,6 @@ async function remove(call: Call, task: Task, container: Container, runningText:
   const inUse = volumes.find((volume) => volume.storage.hasClones(volume.volid));
   if (inUse !== undefined) throw new Error(`base volume '${inUse.volid}' is still in use by linked clones`);
   await task.spend(world.takes(world.timings.destroy));
-  if (task.doomed !== undefined) throw new Error(task.doomed.text);
   if (flagOf(call, "purge")) task.log(`purging CT ${container.vmid} from related configurations..`);
   world.freeVolumes(container);
   world.forget(container);

@@ -101,12 +101,12 @@ export async function bringUp(
     task.log(`__lxc_start: 2107 Failed to spawn container "${container.vmid}"`);
     throw new Error(`startup for container '${container.vmid}' failed`);
   }
-  if (task.doomed !== undefined) throw new Error(task.doomed.text);
   // Somebody may have removed it meanwhile, behind our back.
   if (world.containers.get(container.vmid) !== container)
     throw new Error(`startup for container '${container.vmid}' failed`);
   await guests.start(container);
-  if (container.traits.exitsAfterStart) await guests.stop(container);
+  const vanished = world.containers.get(container.vmid) !== container;
+  if (vanished || container.traits.exitsAfterStart) await guests.stop(container);
 }
 
 function stop(call: Call): string {
@@ -127,8 +127,8 @@ function stop(call: Call): string {
 
 /** Aborts the shutdowns of this container; they hold its file lock for up to five more seconds. */
 function overrule(call: Call, task: Task): void {
-  const shutdowns = call.node.tasks.filter(
-    (other) => other.type === "vzshutdown" && other.id === String(vmidOf(call)) && other.endedAt === undefined,
+  const shutdowns = [...call.node.running].filter(
+    (other) => other.type === "vzshutdown" && other.id === String(vmidOf(call)),
   );
   if (shutdowns.length === 0) return;
   for (const other of shutdowns) other.stop("interrupt");

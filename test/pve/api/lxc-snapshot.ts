@@ -131,7 +131,6 @@ async function withConfigLock(
   let failure: unknown;
   try {
     await steps.work();
-    if (task.doomed !== undefined) throw new Error(task.doomed.text);
   } catch (error) {
     // A killed worker leaves its lock behind, and so does one that was told to.
     if (!(error instanceof Error) || "how" in error || task.doomed?.leaveLocks) throw error;

@@ -83,7 +83,6 @@ function resize(call: Call): string {
     locked(world, task, container, async () => {
       const { volume, newSize } = planResize(call);
       await task.spend(world.takes(world.timings.resize));
-      if (task.doomed !== undefined) throw new Error(task.doomed.text);
       volume.sizeBytes = newSize;
       const disk = params["disk"] ?? "rootfs";
       const parts = parseProperties(container.config.get(disk) ?? "", "volume");

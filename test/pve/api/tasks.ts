@@ -118,14 +118,9 @@ function wanted(call: Call): (task: Task) => boolean {
 function list(call: Call): unknown[] {
   const { source = "archive", start = "0", limit = "50" } = call.params;
   const fits = wanted(call);
-  const running: Task[] = [];
-  const ended: Task[] = [];
-  for (const task of call.node.tasks) {
-    const list = task.endedAt === undefined ? running : ended;
-    if ((list === running ? source !== "archive" : source !== "active") && fits(task)) list.push(task);
-  }
-  ended.sort((a, b) => (b.endedAt ?? 0) - (a.endedAt ?? 0));
-  const all = [...running.reverse(), ...ended];
+  const running = source === "archive" ? [] : [...call.node.running].filter(fits).reverse();
+  const ended = source === "active" ? [] : call.node.ended.filter(fits).reverse();
+  const all = [...running, ...ended];
   call.total = all.length;
   const from = Number(start);
   const to = limit === "0" ? all.length : from + Number(limit);
@@ -143,7 +138,7 @@ function clusterTasks(call: Call): unknown[] {
 }
 
 function recent(node: PveNode, call: Call): Task[] {
-  return node.tasks.slice(-25).filter((task) => visible({ ...call, node }, task));
+  return [...node.ended.slice(-25), ...node.running].filter((task) => visible({ ...call, node }, task));
 }
 
 /** The log of a task that is not there is an object, not a list. */

@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { type ExecEvent, runCommand, type Shell, type Sink } from "./command.ts";
 
-export const EXECD_PORT = 39375;
+const EXECD_PORT = 39375;
 const MAX_BODY = 1024 * 1024;
 
 export interface ExecdSetup {

@@ -152,10 +152,12 @@ export class Guests {
     };
   }
 
-  /** For a command that does not come through execd (`pct exec`). */
-  markUsed(container: Container): void {
+  /** For a command that does not come through execd (`pct exec`); in a frozen guest it waits, too. */
+  async enter(container: Container): Promise<void> {
     const inside = this.#inside.get(container);
-    if (inside !== undefined) inside.used = true;
+    if (inside === undefined) return;
+    await inside.thaw?.promise;
+    inside.used = true;
   }
 
   /** Ends the guest: its connections are cut, its processes killed. */

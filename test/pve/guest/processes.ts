@@ -8,7 +8,7 @@ export const GUEST_MARK = "STANDIN_GUEST";
 export const OWNER_MARK = "STANDIN_PVE";
 
 /** Processes whose environment has the mark, also those that left their group or session. */
-export function marked(mark: string): number[] {
+function marked(mark: string): number[] {
   const needle = Buffer.from(mark);
   const found: number[] = [];
   for (const entry of readdirSync("/proc")) {

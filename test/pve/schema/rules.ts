@@ -29,7 +29,7 @@ export function ruleFor(rules: Rules, name: string): Rule | undefined {
 }
 
 /** Collects what is wrong with the parameters, in PVE's words. */
-export function faultsOf(params: Readonly<Record<string, string>>, rules: Rules): Record<string, string> {
+function faultsOf(params: Readonly<Record<string, string>>, rules: Rules): Record<string, string> {
   const errors: Record<string, string> = {};
   for (const [name, value] of Object.entries(params)) {
     const rule = name.includes("[") ? undefined : ruleFor(rules, name);
