@@ -21,6 +21,7 @@ import type { ContainerView, LogEntry, TaskEntry, TokenSpec } from "./views.ts";
 import { waitFor } from "./waiting.ts";
 import { World } from "./world.ts";
 
+export type { FaultHandle } from "./faults.ts";
 export type { NodeSpec, PveOptions, PveVersion, TemplateSpec, Timings } from "./options.ts";
 export type { LogEntry } from "./views.ts";
 
