@@ -85,6 +85,7 @@ export const StorageConfig = loose({
   type: text,
   content: text.optional(),
   nodes: text.optional(),
+  /** Need not be there for types that are shared by nature, such as rbd. */
   shared: flag.optional(),
   disable: flag.optional(),
 });

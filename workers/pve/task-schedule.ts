@@ -27,7 +27,7 @@ const OLD_KNOWN_MS = 10_000;
 /** However long a kind takes: a task that fails at its start is noticed within this. */
 const MAX_SILENCE_MS = 2_000;
 /** One more request is worth as much as being this late. */
-const REQUEST_COST_MS = 5;
+const REQUEST_COST_MS = 3;
 const MIN_GAP_MS = 15;
 const KEPT = 20;
 

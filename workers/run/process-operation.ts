@@ -95,7 +95,7 @@ async function conclude(run: Run, handler: Handler<JobName>, carrier: Carrier): 
     await end(run, carrier, { status: "succeeded", result: ending.result }, ending);
     return { outcome: "succeeded" };
   } catch (thrown) {
-    if (thrown instanceof Reroute) return reroute(run, carrier, thrown);
+    if (thrown instanceof Reroute) return reroute(run, thrown);
     if (thrown instanceof NotYet) return waitAgain(thrown, carrier);
     return fail(run, handler, carrier, thrown);
   }
@@ -126,7 +126,6 @@ async function fail(run: Run, handler: Handler<JobName>, carrier: Carrier, throw
     case "replace":
       return reroute(
         run,
-        carrier,
         new Reroute(PLACE, { operation: { waitingFor: error.message }, sandbox: { state: "placing" } }),
         error,
       );
@@ -197,7 +196,7 @@ export async function addJob(context: WorkerContext, operation: OperationRecord)
   });
 }
 
-async function reroute(run: Run, carrier: Carrier, { queue, write }: Reroute, error?: FleetError): Promise<JobSummary> {
+async function reroute(run: Run, { queue, write }: Reroute, error?: FleetError): Promise<JobSummary> {
   const seq = run.operation.seq + 1;
   const again = error ? { attempts: run.operation.attempts + 1, lastError: toErrorRecord(error) } : {};
   await run.write({
