@@ -47,7 +47,7 @@ async function callExecd(run: Run<"exec">) {
       facts: { sandbox: run.sandbox.id },
     });
   }
-  let address = run.sandbox.address ?? (await readAddress(run));
+  let address = run.sandbox.address ?? (await addressNow(run));
   const { command, cwd, timeoutMs, idempotent } = run.input;
   // execd ends the command itself; this is for a daemon that does not answer any more, such as that of a frozen guest.
   const signal = AbortSignal.any([run.signal, AbortSignal.timeout(timeoutMs + DAEMON_GRACE_MS)]);
@@ -73,8 +73,21 @@ async function callExecd(run: Run<"exec">) {
       await run.begin("refused"); // it was certainly not run
       if (fresh) throw error;
       // The address or token may have changed since we read them: once more with what is true now.
-      if (error.code === "execd_unreachable") address = await readAddress(run);
+      if (error.code === "execd_unreachable") address = await addressNow(run);
       else token = (await secrets.get(run.sandbox.id)).execToken ?? token;
     }
+  }
+}
+
+/** A container that is found stopped was stopped behind our back: trying again would not start it. */
+async function addressNow(run: Run<"exec">): Promise<string | null> {
+  try {
+    return await readAddress(run);
+  } catch (error) {
+    if (!(error instanceof FleetError) || error.code !== "start_failed") throw error;
+    throw new FleetError("not_running", "the container has stopped; start it first", {
+      cause: error,
+      facts: { sandbox: run.sandbox.id },
+    });
   }
 }
