@@ -175,13 +175,8 @@ const WorkerEnv = SharedEnv.extend({
     .refine((text) => /\{vmid\}|\{id\}/.test(text), { error: "needs {vmid} or {id}, else names repeat" })
     .default("cmux-{vmid}"),
   PVE_ALLOW_PRIVILEGED: flag.default(false),
-  PVE_HOOKSCRIPT_VOLUME: z
-    .string()
-    .regex(/^[a-zA-Z][\w.-]*:snippets\/[\w.-]+$/, "must be like local:snippets/name.sh")
-    .optional(),
   PVE_PUBLIC_DOMAIN: Domain.optional(),
   PVE_URL_PATTERN: PatternText.default("{service}-{vmid}.{domain}"),
-  PVE_PROXY_TYPE: z.enum(["caddy", "cloudflare", "none"]).default("none"),
   SANDBOX_CIDRS: Cidrs.prefault("10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fd00::/8"),
   FLEET_NODE_SLOTS: integer(1, 64).default(4),
   FLEET_EXEC_SLOTS: integer(1, 4096).default(64),

@@ -1,6 +1,8 @@
 /** Which node a provision goes to: pure; everything it knows is passed in. */
+
+import type { WorkerConfig } from "../../shared/config.ts";
 import { FleetError } from "../../shared/errors.ts";
-import type { NodeName } from "../../shared/ids.ts";
+import { type NodeName, SnapshotId } from "../../shared/ids.ts";
 import type { ProvisionInput } from "../../shared/jobs/provision.ts";
 import type { Inventory, NodeInventory, Replica } from "../../shared/state/inventory.ts";
 import type { SnapshotRecord } from "../../shared/state/records.ts";
@@ -40,6 +42,18 @@ export type Placement =
   | { node: NodeName; demand: Demand }
   /** `blocked`: some other operation could be placed now, so this one must not hold up the line. */
   | { wait: true; reason: string; blocked: boolean };
+
+/** The input with the configuration's node, and its storage where a full clone lets one choose. Pure. */
+export function withDefaults(
+  input: ProvisionInput,
+  config: Pick<WorkerConfig, "PVE_NODE" | "PVE_STORAGE">,
+): ProvisionInput {
+  const full =
+    input.clone === "full" || input.sourceSnapshot !== undefined || SnapshotId.safeParse(input.template).success;
+  const node = input.node ?? config.PVE_NODE;
+  const storage = input.storage ?? (full ? config.PVE_STORAGE : undefined);
+  return { ...input, ...(node === undefined ? {} : { node }), ...(storage === undefined ? {} : { storage }) };
+}
 
 /** One job of prefetch a node: a freed slot never waits for the placer. */
 const PREFETCH = 1;

@@ -7,7 +7,7 @@ import type { WorkerContext } from "../context.ts";
 import { Reroute } from "../handlers/handler.ts";
 import { NotYet } from "../run/process-operation.ts";
 import type { Run } from "../run/run.ts";
-import { chooseNode, type NodeLoad, type Placement } from "./choose-node.ts";
+import { chooseNode, type NodeLoad, type Placement, withDefaults } from "./choose-node.ts";
 
 /** How long the placer sleeps when nothing wakes it. */
 const POLL_MS = 200;
@@ -38,7 +38,8 @@ export async function place(run: Run<"provision">): Promise<never> {
 }
 
 async function choose(run: Run<"provision">): Promise<Placement> {
-  const { context, input } = run;
+  const { context } = run;
+  const input = withDefaults(run.input, context.config);
   const wanted = SnapshotId.safeParse(input.template);
   const snapshot = wanted.success ? await context.store.loadSnapshot(wanted.data) : null;
   if (wanted.success && (!snapshot || snapshot.team !== run.operation.team)) {

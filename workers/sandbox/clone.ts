@@ -5,7 +5,7 @@ import type { Inventory } from "../../shared/state/inventory.ts";
 import { hasConfigEnv } from "../../shared/state/inventory.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import { hostLabel } from "../../shared/urls.ts";
-import { findSources, isLinked, type Source } from "../placement/choose-node.ts";
+import { findSources, isLinked, type Source, withDefaults } from "../placement/choose-node.ts";
 import type { CloneParams } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import { lookAt, type Place } from "./look.ts";
@@ -26,7 +26,7 @@ export async function cloneContainer(run: Run<"provision">, token: string | null
   if (node === undefined) throw new FleetError("node_unavailable", "the sandbox has no node yet");
   const snapshot = await snapshotOf(run);
   const inventory = run.context.inventory.current();
-  const sources = findSources({ input: run.input, snapshot }, inventory, {
+  const sources = findSources({ input: inputOf(run), snapshot }, inventory, {
     allowPrivileged: run.context.config.PVE_ALLOW_PRIVILEGED,
   }).filter((one) => one.node === node || one.shared);
   while (true) {
@@ -54,7 +54,9 @@ export async function cloneContainer(run: Run<"provision">, token: string | null
   }
 }
 
-export async function snapshotOf(run: Run<"provision">) {
+const inputOf = (run: Run<"provision">) => withDefaults(run.input, run.context.config);
+
+async function snapshotOf(run: Run<"provision">) {
   const id = SnapshotId.safeParse(run.input.template);
   return id.success ? run.context.store.loadSnapshot(id.data) : null;
 }
@@ -98,7 +100,7 @@ interface CloneWay {
 
 async function cloneFrom(run: Run<"provision">, place: Place, way: CloneWay): Promise<void> {
   const source = await pickSource(run, way.sources);
-  const full = !isLinked(run.input, source);
+  const full = !isLinked(inputOf(run), source);
   const params = cloneParams(run, place, { source, full, token: way.token, snapname: way.snapname });
   const request = () =>
     runTask(run, {
@@ -107,7 +109,7 @@ async function cloneFrom(run: Run<"provision">, place: Place, way: CloneWay): Pr
       write: { sandbox: { state: "cloning", hostname: params.hostname ?? null } },
       start: () => run.context.pve.lxc(source.node, source.vmid).clone(params, run.call),
     });
-  const storage = run.input.storage ?? source.storage;
+  const storage = inputOf(run).storage ?? source.storage;
   const shared = way.inventory.nodes.some(({ storages }) => storages.some((one) => one.name === storage && one.shared));
   const withReplica = () => run.withSlot(slotOf.replica(source.node, source.vmid), 1, request);
   if (full && shared) await run.withSlot(slotOf.storage(storage), run.context.config.FLEET_STORAGE_SLOTS, withReplica);
@@ -144,10 +146,11 @@ function cloneParams(
     snapname,
   }: { source: Source; full: boolean; token: string | null; snapname: string | undefined },
 ): CloneParams {
-  const { input, sandbox } = run;
+  const { sandbox } = run;
+  const input = inputOf(run);
   const { config, inventory } = run.context;
   const pool = input.pool ?? config.PVE_POOL;
-  const storage = full ? (input.storage ?? config.PVE_STORAGE) : undefined;
+  const storage = full ? input.storage : undefined;
   const inDescription = token !== null && !hasConfigEnv(inventory.current().version) ? token : null;
   const stamp = {
     fleet: config.FLEET_PREFIX,
