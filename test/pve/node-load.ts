@@ -53,7 +53,9 @@ export class NodeLoad {
   #speed(): number {
     const running = this.#jobs.size;
     if (running <= this.parallel) return 1;
-    return this.parallel / (running * (1 + OVERHEAD * this.excess));
+    // More than five times too many was never measured: no worse than that.
+    const excess = Math.min(this.excess, 4 * this.parallel);
+    return this.parallel / (running * (1 + OVERHEAD * excess));
   }
 
   #settle(): void {
