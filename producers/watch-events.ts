@@ -1,12 +1,21 @@
 /** The event stream as an async iterator. */
 import { FleetError } from "../shared/errors.ts";
-import { assertKept, checkCursor, type FleetEvent, type FleetEventType, newestCursor } from "../shared/state/events.ts";
+import {
+  assertKept,
+  checkCursor,
+  compareCursors,
+  type FleetEvent,
+  type FleetEventType,
+  newestCursor,
+} from "../shared/state/events.ts";
 import { openEventReader } from "./event-reader.ts";
 import type { Parts } from "./parts.ts";
 
 export interface EventOptions {
   /** Cursor of the last event that was seen; `0` for all that are kept, `$` (when absent) for those from now on. */
   after?: string | undefined;
+  /** False: ends with the last event that there was at the call, instead of waiting for more. */
+  follow?: boolean | undefined;
   /** Ends the iteration, without an error. */
   signal?: AbortSignal | undefined;
   sandbox?: string | undefined;
@@ -26,9 +35,9 @@ export function watchEvents(
 ): AsyncIterableIterator<FleetEvent> {
   const stop = new AbortController();
   const signal = AbortSignal.any([stop.signal, closing, ...(options.signal ? [options.signal] : [])]);
-  const begin = toBegin(parts, options.after ?? "$");
-  begin.catch(() => {}); // thrown by the first step
-  const events = follow(parts, begin, toFilter(parts, options), signal);
+  const span = toSpan(parts, options);
+  span.catch(() => {}); // thrown by the first step
+  const events = follow(parts, span, toFilter(parts, options), signal);
   return {
     next: () => events.next(),
     async return() {
@@ -43,34 +52,46 @@ export function watchEvents(
 }
 
 /** `$` becomes a real cursor at once: between two reads it would mean a later end of the stream. */
-async function toBegin(parts: Parts, after: string): Promise<string> {
+async function toSpan(parts: Parts, { after = "$", follow = true }: EventOptions): Promise<Span> {
   checkCursor(after);
   return parts.link.request(async (redis) => {
-    if (after === "$") return newestCursor(redis, parts.keys);
-    await assertKept(redis, parts.keys, after);
-    return after;
+    const [newest] = await Promise.all([newestCursor(redis, parts.keys), assertKept(redis, parts.keys, after)]);
+    return { after: after === "$" ? newest : after, until: follow ? undefined : newest };
   });
+}
+
+interface Span {
+  after: string;
+  /** Cursor of the last event; endless when absent. */
+  until: string | undefined;
 }
 
 async function* follow(
   parts: Parts,
-  begin: Promise<string>,
+  span: Promise<Span>,
   wanted: (event: FleetEvent) => boolean,
   signal: AbortSignal,
 ): AsyncGenerator<FleetEvent, undefined> {
-  let after = await begin;
-  if (signal.aborted) return;
+  const begun = await span.catch((error: unknown) => {
+    if (!signal.aborted) throw error;
+  });
+  if (!begun) return;
+  const { until } = begun;
+  let { after } = begun;
+  const isOver = () => signal.aborted || (until !== undefined && compareCursors(after, until) >= 0);
+  if (isOver()) return;
   const reader = openEventReader(parts.link, parts.keys);
   const onAbort = () => void reader.close();
   signal.addEventListener("abort", onAbort, { once: true });
   try {
-    while (!signal.aborted) {
+    while (!isOver()) {
       const events = await reader.read(after);
+      if (events.length === 0 && until !== undefined) return; // the stream was cut or reset meanwhile
       for (const event of events) {
-        if (signal.aborted) return;
+        after = event.cursor;
         if (wanted(event)) yield event;
+        if (isOver()) return;
       }
-      after = events.at(-1)?.cursor ?? after;
     }
   } catch (error) {
     if (!signal.aborted) throw error;

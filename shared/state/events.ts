@@ -105,7 +105,8 @@ export async function assertKept(redis: RedisConnection, keys: Keys, after: stri
   }
 }
 
-function compareCursors(a: string, b: string): number {
+/** Negative, zero or positive, as `a` lies before, at or after `b`. */
+export function compareCursors(a: string, b: string): number {
   const [aMs = 0, aSeq = 0] = a.split("-").map(Number);
   const [bMs = 0, bSeq = 0] = b.split("-").map(Number);
   return aMs - bMs || aSeq - bSeq;

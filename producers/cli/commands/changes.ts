@@ -1,0 +1,174 @@
+/** Commands that change a sandbox and wait for it. */
+import { Argument, type Command } from "commander";
+import type { Handle, JobName, JobOutput, SandboxId } from "../../index.ts";
+import { EXIT, toExitCode } from "../exit-codes.ts";
+import { parseDurationSec, parseNumber } from "../parse-values.ts";
+import { resolveSandbox } from "../resolve-sandbox.ts";
+import { type Cli, describeError, formatError, type Session } from "../session.ts";
+import {
+  addResourceOptions,
+  addWaitOptions,
+  type ResourceOptions,
+  toResources,
+  type WaitOptions,
+} from "./shared-options.ts";
+
+const SANDBOX = "sandbox id, or its VMID or hostname";
+
+/** Begins one operation and prints its result, or with --no-wait its id. */
+async function change<N extends JobName>(
+  session: Session,
+  options: WaitOptions,
+  ask: () => Promise<Handle<N>>,
+  describe: (result: JobOutput<N>) => string,
+): Promise<undefined> {
+  const handle = await session.operations.begin(ask);
+  if (!options.wait) {
+    session.print({ operationId: handle.id, sandboxId: handle.sandboxId }, `${handle.id}\n`);
+    return;
+  }
+  const result = await session.operations.result(handle, options.waitTimeout);
+  session.print(result, `${describe(result)}\n`);
+}
+
+const keyOf = ({ idempotencyKey }: WaitOptions) => ({ idempotencyKey });
+
+export function addServices(program: Command, cli: Cli): void {
+  const expose = addWaitOptions(program.command("expose"))
+    .description("Give a port of a sandbox a name and a URL.")
+    .argument("<sandbox>", SANDBOX)
+    .argument("<name>", "service name; becomes part of the URL")
+    .argument("<port>", "port that the service listens on", parseNumber)
+    .addHelpText("after", "\nExample:\n  fleet expose sbx_... web 8080")
+    .action(async (sandbox: string, name: string, port: number) => {
+      const options = expose.optsWithGlobals<WaitOptions>();
+      await cli.run(options, async (session) => {
+        const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
+        const ask = () => session.fleet.expose({ sandboxId, name, port }, keyOf(options));
+        return change(session, options, ask, ({ url }) => url);
+      });
+    });
+  const hide = addWaitOptions(program.command("hide"))
+    .description("Take a service's URL away.")
+    .argument("<sandbox>", SANDBOX)
+    .argument("<name>", "service name")
+    .action(async (sandbox: string, name: string) => {
+      const options = hide.optsWithGlobals<WaitOptions>();
+      await cli.run(options, async (session) => {
+        const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
+        const ask = () => session.fleet.hide({ sandboxId, name }, keyOf(options));
+        return change(session, options, ask, ({ hidden }) => (hidden ? `hid ${name}` : `there was no service ${name}`));
+      });
+    });
+}
+
+export function addSnapshot(program: Command, cli: Cli): void {
+  const command = addWaitOptions(program.command("snapshot"))
+    .description("Take a snapshot of a sandbox; fleet provision takes its id as a template.")
+    .argument("<sandbox>", SANDBOX)
+    .argument("[name]", "name in PVE; made up when absent")
+    .option("--description <text>", "notes in PVE")
+    .addHelpText("after", "\nExample:\n  fleet provision $(fleet snapshot sbx_... before-upgrade)")
+    .action(async (sandbox: string, name: string | undefined) => {
+      const options = command.optsWithGlobals<WaitOptions & { description?: string }>();
+      await cli.run(options, async (session) => {
+        const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
+        const { description } = options;
+        const input = {
+          sandboxId,
+          ...(name === undefined ? {} : { name }),
+          ...(description === undefined ? {} : { description }),
+        };
+        return change(
+          session,
+          options,
+          () => session.fleet.snapshot(input, keyOf(options)),
+          ({ snapshotId }) => snapshotId,
+        );
+      });
+    });
+}
+
+const ACTIONS = ["start", "stop", "shutdown", "reboot"] as const;
+
+export function addPower(program: Command, cli: Cli): void {
+  const command = addWaitOptions(program.command("power"))
+    .description("Start, stop, shut down or reboot a sandbox. stop is hard and at once; shutdown asks the guest.")
+    .argument("<sandbox>", SANDBOX)
+    .addArgument(new Argument("<action>", "what to do").choices(ACTIONS))
+    .option("--grace <duration>", "for shutdown and reboot: time that the guest gets (30s)", parseDurationSec)
+    .option("--no-force", "for shutdown: fail instead of stopping hard when the guest did not obey in time")
+    .action(async (sandbox: string, action: (typeof ACTIONS)[number]) => {
+      const options = command.optsWithGlobals<WaitOptions & { grace?: number; force: boolean }>();
+      await cli.run(options, async (session) => {
+        const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
+        const { grace, force } = options;
+        const input = { sandboxId, action, force, ...(grace === undefined ? {} : { graceSec: grace }) };
+        const describe = ({ state, changed }: JobOutput<"power">) => (changed ? state : `${state} already`);
+        return change(session, options, () => session.fleet.power(input, keyOf(options)), describe);
+      });
+    });
+}
+
+export function addConfigure(program: Command, cli: Cli): void {
+  const command = addWaitOptions(addResourceOptions(program.command("configure")))
+    .description("Change the resources of a live sandbox.")
+    .argument("<sandbox>", SANDBOX)
+    .addHelpText("after", "\nExample:\n  fleet configure sbx_... --cores 4 --memory 8192")
+    .action(async (sandbox: string) => {
+      const options = command.optsWithGlobals<WaitOptions & ResourceOptions>();
+      await cli.run(options, async (session) => {
+        const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
+        const ask = () => session.fleet.configure({ sandboxId, ...toResources(options) }, keyOf(options));
+        return change(session, options, ask, ({ applied, pendingUntilReboot: pending }) => {
+          const now = Object.entries(applied).map(([name, value]) => `${name}=${value}`);
+          return [...now, ...(pending.length > 0 ? [`(${pending.join(", ")} at the next start)`] : [])].join(" ");
+        });
+      });
+    });
+}
+
+export function addDestroy(program: Command, cli: Cli): void {
+  const command = addWaitOptions(program.command("destroy"))
+    .description("Destroy sandboxes and everything of them, whatever they are doing.")
+    .argument("<sandbox...>", `${SANDBOX}; several at once`)
+    .addHelpText("after", "\nExamples:\n  fleet destroy sbx_...\n  fleet destroy $(fleet ls -q --metadata run=42)")
+    .action(async (names: string[]) => {
+      const options = command.optsWithGlobals<WaitOptions>();
+      await cli.run(options, async (session) => destroyAll(session, names, options));
+    });
+}
+
+async function destroyAll(session: Session, names: readonly string[], options: WaitOptions): Promise<number> {
+  const { idempotencyKey: key } = options;
+  const destroyOne = async (sandboxId: SandboxId) => {
+    const idempotencyKey = key === undefined || names.length === 1 ? key : `${key}/${sandboxId}`;
+    return session.operations.begin(() => session.fleet.destroy({ sandboxId }, { idempotencyKey }));
+  };
+  // All names are resolved before the first is touched: a typing error destroys nothing.
+  const ids = await Promise.all(names.map((name) => resolveSandbox(name, session.fleet.sandboxes)));
+  const begun = await Promise.allSettled([...new Set(ids)].map(destroyOne));
+  const handles = begun.flatMap((one) => (one.status === "fulfilled" ? [one.value] : []));
+  const errors: unknown[] = begun.flatMap((one) => (one.status === "rejected" ? [one.reason] : []));
+  const ended = options.wait ? await session.operations.results(handles, options.waitTimeout) : [];
+  const values = handles.map(({ id, sandboxId }, index) => {
+    const outcome = ended[index];
+    const about = { sandboxId, operationId: id };
+    if (!outcome) return { value: about, text: `${id}\n` };
+    if (outcome.ok) {
+      return {
+        value: { ...about, ...outcome.value },
+        text: `${outcome.value.existed ? "destroyed" : "was gone"} ${sandboxId}\n`,
+      };
+    }
+    errors.push(outcome.error);
+    const { code, text, facts } = describeError(outcome.error);
+    return { value: { ...about, error: { code, message: text, facts } }, text: "" };
+  });
+  session.print(
+    values.map(({ value }) => value),
+    values.map(({ text }) => text).join(""),
+  );
+  for (const error of errors) session.terminal.err(formatError(error, session.json));
+  return errors.length === 0 ? EXIT.ok : toExitCode(errors[0]);
+}

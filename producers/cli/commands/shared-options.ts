@@ -1,0 +1,56 @@
+/** Options that several commands take. */
+import { type Command, Option } from "commander";
+import { parseDurationMs, parseNumber } from "../parse-values.ts";
+import type { GlobalOptions } from "../session.ts";
+
+export interface WaitOptions extends GlobalOptions {
+  wait: boolean;
+  waitTimeout?: number;
+  idempotencyKey?: string;
+}
+
+export function addWaitOptions(command: Command): Command {
+  return command
+    .option("--wait", "wait for the result", true)
+    .option("--no-wait", "only have it accepted and print its operation; see fleet status")
+    .option("--wait-timeout <duration>", "wait no longer than this, then end with 124; it goes on", parseDurationMs)
+    .option("--idempotency-key <key>", "the same key with the same input never runs twice");
+}
+
+export interface ResourceOptions {
+  cores?: number;
+  cpulimit?: number;
+  cpuunits?: number;
+  memory?: number;
+  swap?: number;
+  disk?: number;
+  onboot?: boolean;
+}
+
+export function addResourceOptions(command: Command): Command {
+  return command
+    .option("--cores <n>", "CPU cores", parseNumber)
+    .option("--cpulimit <n>", "CPU time limit in cores; 0 is none", parseNumber)
+    .option("--cpuunits <n>", "CPU weight: 1 to 10000 on cgroup v2, 2 to 500000 on v1", parseNumber)
+    .option("--memory <mib>", "memory in MiB", parseNumber)
+    .option("--swap <mib>", "swap in MiB", parseNumber)
+    .option("--disk <gib>", "root disk in GiB; it can grow, never shrink", parseNumber)
+    .addOption(new Option("--onboot", "start when its node boots"))
+    .addOption(new Option("--no-onboot", "do not start when its node boots"));
+}
+
+export const toResources = (options: ResourceOptions) =>
+  withoutUndefined({
+    cores: options.cores,
+    cpulimit: options.cpulimit,
+    cpuunits: options.cpuunits,
+    memoryMib: options.memory,
+    swapMib: options.swap,
+    diskGib: options.disk,
+    onboot: options.onboot,
+  });
+
+/** Without what was not given, so that a file's or the spec's value holds. */
+export function withoutUndefined<T extends object>(values: T): Partial<T> {
+  return Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined)) as Partial<T>; // same keys
+}

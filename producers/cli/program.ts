@@ -1,0 +1,69 @@
+/** The commands, wired. */
+import { Command, CommanderError } from "commander";
+import { addConfigure, addDestroy, addPower, addServices, addSnapshot } from "./commands/changes.ts";
+import { addExec } from "./commands/exec.ts";
+import { addCancel, addEvents, addGet, addLs, addNodes, addStatus } from "./commands/looks.ts";
+import { addProvision } from "./commands/provision.ts";
+import { EXIT, EXIT_HELP } from "./exit-codes.ts";
+import type { Cli } from "./session.ts";
+
+const HELP = `
+SANDBOX is a sandbox id sbx_..., or its VMID or hostname. OPERATION is an operation id op_...
+
+Environment:
+  REDIS_URL         the fleet's Redis: redis://host:6379/0, rediss:// for TLS, redis-sentinel://, redis-cluster://
+  FLEET_PREFIX      which fleet, in braces ({fleet})
+  FLEET_TEAM        count for this team and see no other; all teams when absent
+  FLEET_SECRET_KEY  the workers' key; needed only where --env is used
+  NO_COLOR          no colours
+
+${EXIT_HELP}
+
+Examples:
+  fleet provision base --service web:8080
+  fleet exec 20001 -- npm test
+  fleet ls --state running
+  fleet destroy 20001`;
+
+export function createProgram(cli: Cli): Command {
+  const program = new Command("fleet")
+    .description("Sandboxes on Proxmox VE: make them, run commands in them, expose their ports, destroy them.")
+    .option("--json", 'JSON for machines: one value on stdout, errors on stderr as {"error":{code,message,facts}}')
+    .addHelpText("after", HELP)
+    .configureHelp({ showGlobalOptions: true })
+    .configureOutput({ writeOut: cli.terminal.out, writeErr: cli.terminal.err, outputError: () => {} })
+    .exitOverride();
+  addProvision(program, cli);
+  addExec(program, cli);
+  addServices(program, cli);
+  addSnapshot(program, cli);
+  addPower(program, cli);
+  addConfigure(program, cli);
+  addDestroy(program, cli);
+  addLs(program, cli);
+  addGet(program, cli);
+  addStatus(program, cli);
+  addCancel(program, cli);
+  addEvents(program, cli);
+  addNodes(program, cli);
+  return program;
+}
+
+/** Runs one command line; returns its exit code. */
+export async function runProgram(cli: Cli, words: readonly string[]): Promise<number> {
+  try {
+    await createProgram(cli).parseAsync([...words], { from: "user" });
+    return cli.code;
+  } catch (error) {
+    if (!(error instanceof CommanderError)) throw error;
+    if (error.exitCode === 0) return EXIT.ok; // help was asked for
+    if (error.code !== "commander.help") cli.terminal.err(formatUsage(error, words.includes("--json")));
+    return EXIT.usage;
+  }
+}
+
+function formatUsage(error: CommanderError, json: boolean): string {
+  const text = error.message.replace(/^error: /, "").replaceAll("\n", " ");
+  if (json) return `${JSON.stringify({ error: { code: "usage", message: text, facts: {} } })}\n`;
+  return `fleet: usage: ${text}; see --help\n`;
+}

@@ -1,0 +1,46 @@
+/** One line on a watched stderr that says what the sandboxes are doing. */
+import type { Fleet, Handle, JobName, SandboxState } from "../index.ts";
+import type { Terminal } from "./terminal.ts";
+
+/** Back to the line's begin, and erase it (ECMA-48 EL). */
+const CLEAR_LINE = "\r\u001b[K";
+
+/** Shows nothing where nobody watches or nothing is waited for. Disposing clears the line. */
+export function startProgress(
+  fleet: Fleet,
+  terminal: Terminal,
+  handles: readonly Pick<Handle<JobName>, "id" | "sandboxId" | "kind">[],
+): AsyncDisposable {
+  const [first] = handles;
+  if (!first || !terminal.watched) return { [Symbol.asyncDispose]: async () => {} };
+  const states = new Map<string, SandboxState | "ended" | "waiting">(handles.map(({ id }) => [id, "waiting"]));
+  const draw = () => terminal.err(CLEAR_LINE + toProgressLine(first, [...states.values()]));
+  const stop = new AbortController();
+  draw();
+  const done = (async () => {
+    for await (const event of fleet.events({ signal: stop.signal })) {
+      if (!states.has(event.operation) || event.type === "operation.accepted") continue;
+      states.set(event.operation, event.type === "sandbox.changed" ? event.data.state : "ended");
+      draw();
+    }
+  })().catch(() => {}); // only the show ends; what is waited for reports its own errors
+  return {
+    async [Symbol.asyncDispose]() {
+      stop.abort();
+      await done;
+      terminal.err(CLEAR_LINE);
+    },
+  };
+}
+
+/** Pure; one operation by its sandbox, several by how many are where. */
+export function toProgressLine(
+  first: { kind: JobName; sandboxId: string },
+  states: readonly (SandboxState | "ended" | "waiting")[],
+): string {
+  const counts = new Map<string, number>();
+  for (const state of states) counts.set(state, (counts.get(state) ?? 0) + 1);
+  if (states.length === 1) return `${first.kind} ${first.sandboxId}: ${states[0]}`;
+  const parts = [...counts].map(([state, count]) => `${count} ${state}`);
+  return `${first.kind} of ${states.length}: ${parts.join(", ")}`;
+}

@@ -1,0 +1,78 @@
+/** Where the CLI writes, and how: colours for people at a terminal only, plain text in logs and pipes. */
+import { stripVTControlCharacters, styleText } from "node:util";
+import Table from "cli-table3";
+import { EXIT } from "./exit-codes.ts";
+
+export type Colour = "green" | "yellow" | "red" | "dim" | "bold";
+
+export interface Terminal {
+  out(text: string): void;
+  err(text: string): void;
+  /** People watch stderr: progress may be shown there. */
+  readonly watched: boolean;
+  paint(colour: Colour, text: string): string;
+}
+
+/** A stream as far as it is needed here. */
+export interface Stream extends NodeJS.EventEmitter {
+  write(text: string): unknown;
+  readonly isTTY?: boolean;
+}
+
+export function createTerminal(
+  streams: { stdout: Stream; stderr: Stream },
+  env: Readonly<Record<string, string | undefined>>,
+  exit: (code: number) => void,
+): Terminal {
+  const { stdout, stderr } = streams;
+  for (const stream of [stdout, stderr]) {
+    stream.on("error", (error: NodeJS.ErrnoException) => {
+      // Whoever read has gone, as after `| head`: end as a program does that SIGPIPE ends.
+      if (error.code === "EPIPE") exit(EXIT.brokenPipe);
+      else throw error;
+    });
+  }
+  // https://no-color.org: set and not empty.
+  const coloured = stdout.isTTY === true && !env["NO_COLOR"];
+  return {
+    out: (text) => void stdout.write(text),
+    err: (text) => void stderr.write(text),
+    watched: stderr.isTTY === true && env["TERM"] !== "dumb",
+    paint: (colour, text) => (coloured ? styleText(colour, text, { validateStream: false }) : text),
+  };
+}
+
+const NO_BORDERS = Object.fromEntries(
+  ["top", "bottom", "left", "right", "mid"].flatMap((side) =>
+    [side, `${side}-mid`, `${side}-left`, `${side}-right`, `mid-mid`].map((name) => [name, ""]),
+  ),
+);
+
+/** Columns with a head, two spaces apart and without borders: reads well in a log and is easy to cut. */
+export function formatTable(head: readonly string[], rows: readonly (readonly string[])[]): string {
+  const table = new Table({
+    head: [...head],
+    chars: { ...NO_BORDERS, middle: "  ", "left-mid": "", "right-mid": "" },
+    style: { "padding-left": 0, "padding-right": 0, head: [], border: [], compact: true },
+  });
+  table.push(...rows.map((row) => row.map(toPrintable)));
+  return `${table.toString().split("\n").map(trimEnd).join("\n")}\n`;
+}
+
+const ESCAPE = "\u001b";
+
+/** Texts come from users and guests too: of what could drive a terminal or break a line, only our colours stay. */
+export const toPrintable = (text: string): string =>
+  text.replace(/(\p{Cc})(\[\d+m)?/gu, (all, control: string, colour: string | undefined) =>
+    control === ESCAPE && colour !== undefined ? all : ` ${colour ?? ""}`,
+  );
+
+/** Names and values, one a line. */
+export function formatFacts(facts: readonly (readonly [string, string])[]): string {
+  const width = Math.max(0, ...facts.map(([name]) => toPrintable(name).length));
+  return facts.map(([name, value]) => `${toPrintable(name).padEnd(width)}  ${toPrintable(value)}\n`).join("");
+}
+
+function trimEnd(line: string): string {
+  return stripVTControlCharacters(line) === line ? line.trimEnd() : line;
+}
