@@ -2,6 +2,7 @@
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { replayRaces } from "../test/pve/replay/concurrency.ts";
+import { replayHeaders } from "../test/pve/replay/headers.ts";
 import { type Outcome, replay } from "../test/pve/replay/replay.ts";
 import { scenarios } from "../test/pve/replay/scenarios.ts";
 
@@ -15,6 +16,7 @@ async function main(): Promise<void> {
   const only = process.argv[2] ?? "";
   const read = (file: string) => readFileSync(join(folder, file), "utf8");
   const outcomes: Outcome[] = [];
+  if ("auth: headers".includes(only)) outcomes.push(show(await replayHeaders(read("auth.txt"))));
   for (const scenario of scenarios(read)) {
     if (scenario.name.includes(only)) outcomes.push(show(await replay(scenario)));
   }

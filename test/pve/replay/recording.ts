@@ -84,3 +84,12 @@ export function section(recorded: readonly Recorded[], from: string, to?: string
   );
   return recorded.slice(start, end < 0 ? undefined : end);
 }
+
+/** "-- remark" followed by a status line and nothing else of an exchange: what each Authorization header got. */
+export function parseRefusals(text: string): { title: string; status: number; reason: string }[] {
+  return [...text.matchAll(/^-- (.*)\nHTTP\/1\.1 (\d{3}) (.*)$/gm)].map(([, title = "", status, reason = ""]) => ({
+    title,
+    status: Number(status),
+    reason,
+  }));
+}

@@ -109,7 +109,7 @@ export function scenarios(read: (file: string) => string): Scenario[] {
           client.pve.faults.task({ type: "vzstart", warnings: ["simulated pre-start warning", "second"] });
         },
       },
-      leftOut: { "GET /nodes/pve1/tasks vmid=100 limit=1": "its total counts earlier tasks; see the task list below" },
+      leftOut: { "GET /nodes/pve1/tasks vmid=100 limit=1": "its total counts tasks before the recording" },
     },
     tokenLimits(section(rights, "token limits", "token expired")),
     accounts(section(rights, "token expired", "DELETE with JSON")),
@@ -218,8 +218,6 @@ function taskStatus(recorded: Scenario["recorded"]): Scenario {
     },
     token: (key, step) => (key === `${status} #2` || key === "GET /nodes/pve1/tasks" ? noperm(key, step) : undefined),
     leftOut: {
-      [`GET /nodes/pve2/tasks/UPID:pve2:00000421:000363BB:6B04868B:vzstop:201:root@pam!full:/status`]:
-        "replayed below as an unknown node",
       [`GET /nodes/pve1/tasks/${known}/log limit=1`]: "the stand-in does not warn of a config that it can't parse",
     },
   };
