@@ -1,0 +1,182 @@
+/** Commands in sandboxes: what comes back, what can go wrong, and what is never run twice. */
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { createSecretStore } from "../../../shared/state/secrets.ts";
+import { startExecd } from "../../pve/guest/execd.ts";
+import {
+  type Bed,
+  containerOf,
+  failure,
+  firstFailure,
+  provisionOne,
+  run,
+  startBed,
+  until,
+  useUpAttempts,
+  useUpTime,
+} from "./harness.ts";
+
+let bed: Bed;
+let box: Awaited<ReturnType<typeof provisionOne>>;
+beforeAll(async () => {
+  bed = await startBed({
+    pve: { nodes: 1, templates: [{ name: "cmux-base" }, { name: "mute", guest: { execd: false } }] },
+  });
+  box = await provisionOne(bed.fleet, { env: { FROM: "provision", BOTH: "provision" } });
+});
+afterAll(() => bed.close());
+
+const exec = (command: string, more: object = {}) =>
+  bed.fleet.exec({ sandboxId: box.sandboxId, command, ...more }).then((handle) => handle.result({ timeoutMs: 20_000 }));
+const rootOf = (vmid: number) => containerOf(bed, vmid)?.root ?? "";
+
+test("returns exit code and both streams", async () => {
+  expect(await exec("echo out; echo err >&2; exit 3")).toEqual({
+    exitCode: 3,
+    stdout: "out\n",
+    stderr: "err\n",
+    truncated: false,
+    stdoutBytes: 4,
+    stderrBytes: 4,
+    durationMs: expect.any(Number),
+  });
+});
+
+test("runs in the folder and with the environment asked for, over the sandbox's own", async () => {
+  const { stdout } = await exec('echo "$PWD $FROM $BOTH $OWN"', { cwd: "/tmp", env: { BOTH: "exec", OWN: "a'b\"$c" } });
+  expect(stdout).toBe("/tmp provision exec a'b\"$c\n");
+  expect((await exec("true", { cwd: "/no/such/folder" })).exitCode).toBe(1);
+});
+
+test("keeps 256 KiB of a stream and counts the rest", async () => {
+  const result = await exec("yes 0123456789abcdef | head -n 200000");
+  expect(result).toMatchObject({ exitCode: 0, truncated: true, stderrBytes: 0 });
+  expect(result.stdoutBytes).toBeGreaterThan(1_000_000);
+  expect(Buffer.byteLength(result.stdout)).toBeLessThanOrEqual(262_144);
+  expect(result.stdout.length).toBeGreaterThan(262_000);
+});
+
+test("a command out of its time ends with 124", async () => {
+  const result = await exec("echo begun; sleep 60", { timeoutMs: 200 });
+  expect(result).toMatchObject({ exitCode: 124, stdout: "begun\n" });
+});
+
+test("a command sent before the sandbox runs is answered when it does", async () => {
+  const provision = await bed.fleet.provision({ template: "cmux-base" });
+  const early = await bed.fleet.exec({ sandboxId: provision.sandboxId, command: "echo early" });
+  expect(await early.status()).toMatchObject({ status: "queued", waitingFor: expect.any(String) });
+  expect(await early.result({ timeoutMs: 20_000 })).toMatchObject({ exitCode: 0, stdout: "early\n" });
+  expect(await provision.status()).toMatchObject({ status: "succeeded" });
+});
+
+test("one that waits for a sandbox that fails ends as sandbox_gone", async () => {
+  const provision = await bed.fleet.provision({ template: "cmux-base", setup: ["exit 1"] });
+  const early = await bed.fleet.exec({ sandboxId: provision.sandboxId, command: "touch never" });
+  await failure(provision.result({ timeoutMs: 20_000 }), "setup_failed");
+  await failure(early.result({ timeoutMs: 20_000 }), "sandbox_gone");
+});
+
+test("one that waits longer than its own time ends as not_ready", async () => {
+  bed.pve.faults.lock(9_001, "backup");
+  const provision = await bed.fleet.provision({ template: "cmux-base" });
+  const early = await bed.fleet.exec({ sandboxId: provision.sandboxId, command: "true", timeoutMs: 100 });
+  await failure(early.result({ timeoutMs: 20_000 }), "not_ready");
+  bed.pve.faults.lock(9_001, null);
+  await provision.result({ timeoutMs: 40_000 });
+});
+
+describe("refused", () => {
+  test("sandboxes that are not there, gone or stopped", async () => {
+    const unknown = bed.fleet.exec({ sandboxId: "sbx_0000000000000000", command: "true" });
+    await failure(unknown, "sandbox_not_found");
+    const { sandboxId } = await provisionOne(bed.fleet);
+    await run(bed.fleet, "power", { sandboxId, action: "stop" });
+    await failure(run(bed.fleet, "exec", { sandboxId, command: "true" }), "not_running");
+    await run(bed.fleet, "destroy", { sandboxId });
+    await failure(bed.fleet.exec({ sandboxId, command: "true" }), "sandbox_gone");
+  });
+
+  test("a container that has stopped behind our back", async () => {
+    const { sandboxId, vmid } = await provisionOne(bed.fleet);
+    bed.pve.faults.crash(vmid);
+    await failure(run(bed.fleet, "exec", { sandboxId, command: "true" }), "not_running");
+    await run(bed.fleet, "destroy", { sandboxId });
+  });
+
+  test("a command that execd finds too long", async () => {
+    await failure(exec(`: ${"\\".repeat(900_000)}`), "invalid_input");
+  });
+
+  test("a token that execd does not take, after it was read once more", async () => {
+    const { sandboxId } = await provisionOne(bed.fleet);
+    await secrets().put(sandboxId, { execToken: "0".repeat(64) });
+    const handle = await bed.fleet.exec({ sandboxId, command: "true" });
+    await failure(handle.result({ timeoutMs: 20_000 }), "execd_unauthorized");
+    await run(bed.fleet, "destroy", { sandboxId });
+  });
+});
+
+const secrets = () => createSecretStore(bed.redis, bed.keys, [Buffer.from(String(bed.env["FLEET_SECRET_KEY"]), "hex")]);
+
+/** A sandbox that has a token and no daemon yet. */
+async function mute() {
+  const one = await provisionOne(bed.fleet, { template: "mute", waitFor: "address" });
+  await secrets().put(one.sandboxId, { execToken: "a".repeat(64) });
+  return one;
+}
+
+describe("a daemon that can't be reached", () => {
+  test("is tried again until it is up, and the command runs once", async () => {
+    const { sandboxId, vmid, address } = await mute();
+    const handle = await bed.fleet.exec({ sandboxId, command: "echo ran >> ran.log; cat ran.log" });
+    expect(await firstFailure(handle)).toBe("execd_unreachable");
+    const root = rootOf(vmid);
+    const daemon = await startExecd({
+      address,
+      token: "a".repeat(64),
+      workspace: root,
+      shell: { cwd: root, env: { PATH: String(process.env["PATH"]) } },
+      thawed: () => Promise.resolve(),
+      onCommand: () => {},
+    });
+    expect(await handle.result({ timeoutMs: 20_000 })).toMatchObject({ exitCode: 0, stdout: "ran\n" });
+    daemon.closeAllConnections();
+    daemon.close();
+  });
+
+  test("ends the operation when attempts or time are used up", async () => {
+    const { sandboxId } = await mute();
+    const [tried, late] = [
+      await bed.fleet.exec({ sandboxId, command: "true" }),
+      await bed.fleet.exec({ sandboxId, command: "true", idempotent: true }),
+    ];
+    await Promise.all([useUpAttempts(bed, tried, 6), useUpTime(bed, late, 87_000_000)]);
+    await failure(tried.result({ timeoutMs: 20_000 }), "execd_unreachable");
+    await failure(late.result({ timeoutMs: 20_000 }), "timeout");
+  });
+});
+
+test("a connection that breaks in the middle ends as exec_interrupted: it may have run", async () => {
+  const { sandboxId, vmid } = await provisionOne(bed.fleet);
+  const handle = await bed.fleet.exec({ sandboxId, command: "echo begun > begun; sleep 60" });
+  await until(() => existsSync(join(rootOf(vmid), "begun")), "the command to begin");
+  bed.pve.faults.crash(vmid);
+  await failure(handle.result({ timeoutMs: 20_000 }), "exec_interrupted");
+  await run(bed.fleet, "destroy", { sandboxId });
+});
+
+test("cancel kills the command", async () => {
+  const handle = await bed.fleet.exec({
+    sandboxId: box.sandboxId,
+    command: "echo $$ > pid; sleep 60; touch survived",
+  });
+  const pidFile = join(rootOf(box.vmid), "pid");
+  await until(() => existsSync(pidFile) && readFileSync(pidFile, "utf8").endsWith("\n"), "the command to begin");
+  expect(await handle.cancel()).toBe(true);
+  await failure(handle.result({ timeoutMs: 10_000 }), "canceled");
+  const pid = Number(readFileSync(pidFile, "utf8"));
+  await until(() => !existsSync(`/proc/${pid}/cwd`) || null, "the command to be gone");
+  expect(existsSync(join(rootOf(box.vmid), "survived"))).toBe(false);
+  expect(await handle.cancel()).toBe(false);
+});

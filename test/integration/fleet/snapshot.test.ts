@@ -1,0 +1,115 @@
+/** Snapshots of sandboxes, and sandboxes of snapshots. */
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import {
+  type Bed,
+  containerOf,
+  failure,
+  firstFailure,
+  provisionOne,
+  run,
+  startBed,
+  useUpAttempts,
+  useUpTime,
+} from "./harness.ts";
+
+let bed: Bed;
+let box: Awaited<ReturnType<typeof provisionOne>>;
+beforeAll(async () => {
+  bed = await startBed({
+    pve: { nodes: 1, templates: [{ name: "cmux-base" }, { name: "on-dir", storage: "local" }] },
+  });
+  box = await provisionOne(bed.fleet);
+});
+afterAll(() => bed.close());
+afterEach(() => bed.pve.faults.clear());
+
+const snapshotsOf = (vmid: number) => containerOf(bed, vmid)?.snapshots.filter((name) => name !== "current") ?? [];
+
+test("takes a snapshot, and a sandbox of it has what was in the first one", async () => {
+  const { sandboxId, node, vmid } = await provisionOne(bed.fleet);
+  await run(bed.fleet, "exec", { sandboxId, command: "echo kept > kept.txt" });
+  const taken = await run(bed.fleet, "snapshot", { sandboxId, name: "before-work", description: "as it was" });
+  expect(taken).toEqual({ snapshotId: expect.stringMatching(/^snap_/), name: "before-work", node, vmid });
+  expect(snapshotsOf(vmid)).toEqual(["before-work"]);
+  const copy = await provisionOne(bed.fleet, { template: taken.snapshotId });
+  expect(copy).toMatchObject({ node });
+  expect(copy.vmid).not.toBe(vmid);
+  expect(copy.sandboxId).not.toBe(sandboxId);
+  const { stdout } = await run(bed.fleet, "exec", { sandboxId: copy.sandboxId, command: "cat kept.txt" });
+  expect(stdout).toBe("kept\n");
+  const clone = bed.pve
+    .log()
+    .find(({ path, params }) => path.endsWith("/clone") && params["newid"] === String(copy.vmid));
+  expect(clone?.params).toMatchObject({ full: "1", snapname: "before-work" });
+  // With the sandbox its snapshots go.
+  await run(bed.fleet, "destroy", { sandboxId });
+  await failure(provisionOne(bed.fleet, { template: taken.snapshotId }), "snapshot_not_found");
+});
+
+test("makes up a name that PVE takes, another each time", async () => {
+  const { sandboxId } = box;
+  const { name: one } = await run(bed.fleet, "snapshot", { sandboxId });
+  const { name: two } = await run(bed.fleet, "snapshot", { sandboxId });
+  expect(one).not.toBe(two);
+  expect(snapshotsOf(box.vmid)).toEqual(expect.arrayContaining([one, two]));
+});
+
+describe("refused", () => {
+  test("a name that is taken", async () => {
+    await run(bed.fleet, "snapshot", { sandboxId: box.sandboxId, name: "twice" });
+    await failure(run(bed.fleet, "snapshot", { sandboxId: box.sandboxId, name: "twice" }), "snapshot_exists");
+    expect(snapshotsOf(box.vmid).filter((name) => name === "twice")).toHaveLength(1);
+  });
+
+  test("a storage without snapshots", async () => {
+    const { sandboxId } = await provisionOne(bed.fleet, { template: "on-dir", clone: "full" });
+    await failure(run(bed.fleet, "snapshot", { sandboxId }), "snapshot_unsupported");
+  });
+
+  test("sandboxes that are unknown or gone", async () => {
+    await failure(bed.fleet.snapshot({ sandboxId: "sbx_0000000000000000" }), "sandbox_not_found");
+    const { sandboxId } = await provisionOne(bed.fleet);
+    await run(bed.fleet, "destroy", { sandboxId });
+    await failure(bed.fleet.snapshot({ sandboxId }), "sandbox_gone");
+  });
+});
+
+const TAKE = { method: "POST", path: "/snapshot$" };
+
+describe("bad weather", () => {
+  test.each([
+    ["executed, reply lost", () => bed.pve.faults.request({ ...TAKE, kind: "lose-reply", as: 596 }), "outcome_unknown"],
+    ["not executed, connection cut", () => bed.pve.faults.request({ ...TAKE, kind: "cut" }), "outcome_unknown"],
+    ["HTML", () => bed.pve.faults.request({ ...TAKE, kind: "html" }), "outcome_unknown"],
+    ["a failed task", () => bed.pve.faults.task({ type: "vzsnapshot", text: "lvcreate failed" }), "task_failed"],
+    [
+      "a locked container",
+      () => bed.pve.faults.request({ ...TAKE, kind: "refuse", status: 500, text: "CT is locked (backup)" }),
+      "container_locked",
+    ],
+  ] as const)("%s: healed, with one snapshot", async (_, arm, code) => {
+    arm();
+    const before = snapshotsOf(box.vmid);
+    const handle = await bed.fleet.snapshot({ sandboxId: box.sandboxId });
+    expect(await firstFailure(handle)).toBe(code);
+    const { name } = await handle.result({ timeoutMs: 20_000 });
+    expect(snapshotsOf(box.vmid).filter((one) => !before.includes(one))).toEqual([name]);
+  });
+
+  test("without end: failed, and no snapshot stays", async () => {
+    bed.pve.faults.task({ type: "vzsnapshot", text: "lvcreate failed", times: 2 });
+    const handle = await bed.fleet.snapshot({ sandboxId: box.sandboxId, name: "never" });
+    await useUpAttempts(bed, handle, 6);
+    await failure(handle.result({ timeoutMs: 20_000 }), "task_failed");
+    expect(snapshotsOf(box.vmid)).not.toContain("never");
+  });
+
+  test("out of time: one that nobody was told of is removed", async () => {
+    bed.pve.faults.request({ ...TAKE, kind: "lose-reply", as: "cut" });
+    const handle = await bed.fleet.snapshot({ sandboxId: box.sandboxId, name: "late" });
+    await useUpTime(bed, handle, 300_000);
+    const error = await failure(handle.result({ timeoutMs: 20_000 }), "timeout");
+    expect(error.facts).toMatchObject({ undone: ["snapshot"] });
+    expect(snapshotsOf(box.vmid)).not.toContain("late");
+  });
+});
