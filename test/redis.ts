@@ -273,9 +273,8 @@ async function startContainer(options: RedisOptions): Promise<RedisServer> {
   return {
     url: `redis://${host}:${port}`,
     async kill(signal) {
-      const ended = SIGNALS_THAT_END_NOTHING.has(signal) ? undefined : docker.wait({ condition: "next-exit" });
       await docker.kill({ signal });
-      await ended;
+      if (!SIGNALS_THAT_END_NOTHING.has(signal)) await docker.wait(); // at once when it has ended already
     },
     async restart() {
       if (await isUp()) await docker.stop();
