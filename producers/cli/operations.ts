@@ -8,7 +8,10 @@ import type { Terminal } from "./terminal.ts";
 /** How long a canceled operation may take to undo what it made, before the CLI leaves it to the workers. */
 const CANCEL_WAIT_MS = 10_000;
 
-export type Outcome<N extends JobName> = { ok: true; value: JobOutput<N> } | { ok: false; error: unknown };
+/** `tookMs`: from when it was waited for, which is right after it was accepted. */
+export type Outcome<N extends JobName> =
+  | { ok: true; value: JobOutput<N>; tookMs: number }
+  | { ok: false; error: unknown };
 
 export class Operations {
   readonly #fleet: Fleet;
@@ -50,9 +53,11 @@ export class Operations {
   /** How each ended, in order; one that fails does not stop the others. */
   async results<N extends JobName>(handles: readonly Handle<N>[], timeoutMs?: number): Promise<Outcome<N>[]> {
     await using _ = startProgress(this.#fleet, this.#terminal, this.#showProgress ? handles : []);
+    const from = performance.now();
     const waiting = handles.map(async (handle): Promise<Outcome<N>> => {
       try {
-        return { ok: true, value: await handle.result({ timeoutMs, signal: this.#interrupt }) };
+        const value = await handle.result({ timeoutMs, signal: this.#interrupt });
+        return { ok: true, value, tookMs: performance.now() - from };
       } catch (error) {
         return { ok: false, error };
       }

@@ -104,10 +104,10 @@ async function provision(session: Session, template: string | number | undefined
   const count = options.count ?? 1;
   assertRepeatable(input, count);
   const outcomes = await provisionMany(session, input, { ...options, count });
-  const made = outcomes.flatMap((one) => (one.ok ? [one.value] : []));
+  const made = outcomes.filter((one) => one.ok);
   const errors = outcomes.flatMap((one) => (one.ok ? [] : [one.error]));
   if (options.count !== undefined) session.print(outcomes.map(toValue), toTable(made));
-  else if (made.length > 0) session.print(made[0], toTable(made));
+  else if (made.length > 0) session.print(made[0]?.value, toTable(made));
   // Twenty that fail alike say it once.
   for (const line of new Set(errors.map((error) => formatError(error, session.json)))) session.terminal.err(line);
   return errors.length === 0 ? EXIT.ok : toExitCode(errors[0]);
@@ -118,7 +118,8 @@ interface Accepted {
   operationId: string;
   sandboxId: string;
 }
-type Provisioned = { ok: true; value: Accepted | JobOutput<"provision"> } | { ok: false; error: unknown };
+type Made = { ok: true; value: Accepted | JobOutput<"provision">; tookMs?: number };
+type Provisioned = Made | { ok: false; error: unknown };
 
 /** How each went, in order. */
 async function provisionMany(
@@ -150,22 +151,25 @@ function toValue(outcome: Provisioned): unknown {
   return { error: { code, message: text, facts } };
 }
 
-function toTable(made: readonly (Accepted | JobOutput<"provision">)[]): string {
-  if (made.length === 0) return "";
-  const rows = made.map((one) => {
-    if (!("node" in one)) return [one.sandboxId, one.operationId];
-    const took = one.timings["total"];
-    return [
-      one.sandboxId,
-      one.node,
-      String(one.vmid),
-      one.hostname,
-      one.address,
-      took === undefined ? NONE : formatDuration(took),
-      one.services.map(({ name, url }) => `${name}=${url}`).join(" "),
-    ];
-  });
+function toTable(made: readonly Made[]): string {
   const [first] = made;
-  if (first && !("node" in first)) return formatTable(["SANDBOX", "OPERATION"], rows);
+  if (!first) return "";
+  if (!("node" in first.value)) {
+    const accepted = made.map(({ value }) => [value.sandboxId, value.operationId]);
+    return formatTable(["SANDBOX", "OPERATION"], accepted);
+  }
+  const rows = made.flatMap(({ value, tookMs }) => ("node" in value ? [toRow(value, tookMs)] : []));
   return formatTable(["SANDBOX", "NODE", "VMID", "HOSTNAME", "ADDRESS", "TOOK", "SERVICES"], rows);
+}
+
+function toRow(value: JobOutput<"provision">, tookMs: number | undefined): string[] {
+  return [
+    value.sandboxId,
+    value.node,
+    String(value.vmid),
+    value.hostname,
+    value.address,
+    tookMs === undefined ? NONE : formatDuration(tookMs),
+    value.services.map(({ name, url }) => `${name}=${url}`).join(" ") || NONE,
+  ];
 }

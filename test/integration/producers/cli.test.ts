@@ -1,0 +1,396 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { createServer } from "node:net";
+import { text } from "node:stream/consumers";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
+import { FleetError } from "../../../shared/errors.ts";
+import { NodeName, type OperationId } from "../../../shared/ids.ts";
+import { saveInventory } from "../../../shared/state/inventory.ts";
+import { type RedisServer, startRedis } from "../../redis.ts";
+import { createRig, type Rig, SECRET_KEY, toProvisioned } from "./rig.ts";
+
+let server: RedisServer;
+beforeAll(async () => {
+  server = await startRedis();
+});
+afterAll(async () => server[Symbol.asyncDispose]());
+
+const MAIN = new URL("../../../producers/cli/main.ts", import.meta.url).pathname;
+const exited = { exitCode: 0, stdout: "", stderr: "", truncated: false, stdoutBytes: 0, stderrBytes: 0, durationMs: 2 };
+
+interface Ran {
+  code: number | null;
+  out: string;
+  err: string;
+}
+
+function start(rig: Rig, words: string[], env: Record<string, string> = {}) {
+  const child = spawn(process.execPath, [MAIN, ...words], {
+    env: {
+      PATH: process.env["PATH"],
+      REDIS_URL: server.url,
+      FLEET_PREFIX: rig.prefix,
+      FLEET_SECRET_KEY: SECRET_KEY,
+      ...env,
+    },
+    stdio: ["pipe", "pipe", "pipe"],
+  });
+  return { child, ended: collect(child) };
+}
+
+async function collect(child: ChildProcess): Promise<Ran> {
+  const { stdout, stderr } = child;
+  if (!stdout || !stderr) throw new Error("unreachable");
+  const [out, err] = await Promise.all([text(stdout), text(stderr), once(child, "close")]);
+  return { code: child.exitCode, out, err };
+}
+
+const run = (rig: Rig, words: string[], env?: Record<string, string>) => start(rig, words, env).ended;
+
+/** The operations that were accepted, as a worker would see them; resolves once there are that many. */
+const open = (rig: Rig, count: number): Promise<OperationId[]> =>
+  vi.waitFor(
+    async () => {
+      const ids = await rig.redis.zrange(rig.keys.open, "0", "-1");
+      expect(ids).toHaveLength(count);
+      return ids as OperationId[];
+    },
+    { interval: 10, timeout: 10_000 },
+  );
+
+/** Plays the worker for the next operation. */
+async function answer(rig: Rig, result: unknown | FleetError): Promise<unknown> {
+  const [id] = await open(rig, 1);
+  if (id === undefined) throw new Error("unreachable");
+  const input = (await rig.store.load(id))?.input;
+  await (result instanceof FleetError ? rig.fail(id, result) : rig.succeed(id, result));
+  return input;
+}
+
+async function answerProvisions(rig: Rig, count: number): Promise<void> {
+  const ids = await open(rig, count);
+  for (const [index, id] of ids.entries()) {
+    const sandbox = (await rig.store.load(id))?.sandbox ?? "";
+    await rig.succeed(id, toProvisioned(id, sandbox, 20_000 + index));
+  }
+}
+
+describe("provision", () => {
+  test("waits and prints a table", async () => {
+    await using rig = createRig(server);
+    const ran = run(rig, [
+      "provision",
+      "base",
+      "--cores",
+      "2",
+      "--service",
+      "web:80",
+      "--metadata",
+      "a=b=c",
+      "-e",
+      "K=v",
+    ]);
+    const [id] = await open(rig, 1);
+    expect((await rig.store.load(id ?? ("" as OperationId)))?.input).toMatchObject({
+      template: "base",
+      cores: 2,
+      services: [{ name: "web", port: 80 }],
+      metadata: { a: "b=c" },
+    });
+    await answerProvisions(rig, 1);
+    const { code, out, err } = await ran;
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    expect(out).toMatch(
+      /^SANDBOX +NODE +VMID +HOSTNAME +ADDRESS +TOOK +SERVICES\nsbx_\w{16} +pve1 +20000 +cmux-20000 +10/,
+    );
+    expect(out).not.toContain("\u001b");
+  });
+
+  test("--json: an object, with --count a list", async () => {
+    await using rig = createRig(server);
+    const one = run(rig, ["provision", "9000", "--json"]);
+    await answerProvisions(rig, 1);
+    expect(JSON.parse((await one).out)).toMatchObject({ vmid: 20_000, node: "pve1" });
+    const many = run(rig, ["--json", "provision", "--template", "base", "--count", "3"]);
+    await answerProvisions(rig, 3);
+    expect(JSON.parse((await many).out)).toMatchObject([{ vmid: 20_000 }, { vmid: 20_001 }, { vmid: 20_002 }]);
+  });
+
+  test("what failed of many is told, and the rest is shown", async () => {
+    await using rig = createRig(server);
+    const ran = run(rig, ["provision", "base", "--count", "2", "--json"]);
+    const [first, second] = await open(rig, 2);
+    if (!first || !second) throw new Error("unreachable");
+    await rig.fail(first, new FleetError("storage_full", "local is full", { facts: { node: "pve1" } }));
+    await rig.succeed(second, toProvisioned(second, "sbx_0000000000000000"));
+    const { code, out, err } = await ran;
+    expect(code).toBe(1);
+    const values: unknown[] = JSON.parse(out);
+    expect(values).toContainEqual(expect.objectContaining({ vmid: 20_000 }));
+    expect(values).toContainEqual({ error: expect.objectContaining({ code: "storage_full" }) });
+    expect(JSON.parse(err)).toMatchObject({ error: { code: "storage_full", facts: { node: "pve1" } } });
+  });
+
+  test("--no-wait prints the operation; --wait-timeout ends with 124 and leaves it", async () => {
+    await using rig = createRig(server);
+    const accepted = await run(rig, ["provision", "base", "--no-wait", "--json", "--idempotency-key", "k"]);
+    const [id] = await open(rig, 1);
+    expect(JSON.parse(accepted.out)).toMatchObject({ operationId: id });
+    const { code, err } = await run(rig, ["provision", "base", "--idempotency-key", "k", "--wait-timeout", "30ms"]);
+    expect(code).toBe(124);
+    expect(err).toBe(
+      `fleet: timeout: operation ${id} has not ended within 30 ms; it goes on, ask again or cancel it\n`,
+    );
+    expect(await rig.redis.zcard(rig.keys.open)).toBe(1);
+  });
+
+  test("--input from stdin, with options over it", async () => {
+    await using rig = createRig(server);
+    const { child, ended } = start(rig, ["provision", "--input", "-", "--ip", "lease", "--no-wait"]);
+    child.stdin?.end(JSON.stringify({ template: "base", network: { bridge: "vmbr1", ip: "dhcp" }, cores: 4 }));
+    expect((await ended).code).toBe(0);
+    const [id] = await open(rig, 1);
+    expect((await rig.store.load(id ?? ("" as OperationId)))?.input).toMatchObject({
+      template: "base",
+      cores: 4,
+      network: { bridge: "vmbr1", ip: "lease" },
+    });
+  });
+
+  test.each([
+    ["no template", ["provision"], /^fleet: invalid_input: template: /],
+    ["a bad field", ["provision", "base", "--memory", "1"], /^fleet: invalid_input: memoryMib: /],
+    ["a bad number", ["provision", "base", "--cores", "two"], /^fleet: usage: option '--cores <n>'.* Give a number/],
+    [
+      "a fixed address for many",
+      ["provision", "base", "--count", "2", "--ip", "10.0.0.5/24"],
+      /network\.ip: .*"lease"/,
+    ],
+    ["a missing file", ["provision", "--input", "/nonexistent.json"], /^fleet: invalid_input: --input \/nonexistent/],
+    ["an unknown option", ["provision", "base", "--core", "2"], /^fleet: usage: unknown option '--core'.*--cores/],
+  ])("%s is refused with 2 and one line, and nothing is stored", async (_, words, line) => {
+    await using rig = createRig(server);
+    const { code, out, err } = await run(rig, words);
+    expect({ code, out }).toEqual({ code: 2, out: "" });
+    expect(err).toMatch(line);
+    expect(err.split("\n")).toHaveLength(2);
+    expect(await rig.redis.keys(`${rig.prefix}:*`)).toEqual([]);
+  });
+});
+
+describe("exec", () => {
+  test("gives output and exit code of the command, and takes the sandbox by VMID", async () => {
+    await using rig = createRig(server);
+    const sandboxId = await rig.running();
+    const ran = run(rig, ["exec", "20000", "--env", "A=1", "--env", "HOME_TOWN", "--", "printf", "%s", "it's"], {
+      HOME_TOWN: "Köln",
+    });
+    const input = await answer(rig, { ...exited, exitCode: 7, stdout: "out\n", stderr: "err\n" });
+    expect(input).toEqual({ sandboxId, command: `'printf' '%s' 'it'\\''s'`, idempotent: false, timeoutMs: 300_000 });
+    expect(await ran).toEqual({ code: 7, out: "out\n", err: "err\n" });
+  });
+
+  test("--json prints the result and keeps the exit code", async () => {
+    await using rig = createRig(server);
+    const sandboxId = await rig.running();
+    const ran = run(rig, ["exec", sandboxId, "--json", "--timeout", "2m", "a && b"]);
+    expect(await answer(rig, { ...exited, exitCode: 124 })).toMatchObject({ command: "a && b", timeoutMs: 120_000 });
+    const { code, out } = await ran;
+    expect(code).toBe(124);
+    expect(JSON.parse(out)).toEqual({ ...exited, exitCode: 124 });
+  });
+
+  test("the fleet's own failure is one line on stderr", async () => {
+    await using rig = createRig(server);
+    const sandboxId = await rig.running();
+    const ran = run(rig, ["exec", sandboxId, "true"]);
+    await answer(rig, new FleetError("execd_unreachable", "no answer\u001b[2J\nat all"));
+    expect(await ran).toEqual({ code: 1, out: "", err: "fleet: execd_unreachable: no answer [2J at all\n" });
+    const missing = await run(rig, ["exec", "no-such-host", "true", "--json"]);
+    expect(missing.code).toBe(1);
+    expect(JSON.parse(missing.err)).toMatchObject({ error: { code: "sandbox_not_found" } });
+    expect((await run(rig, ["exec", sandboxId])).code).toBe(2);
+  });
+});
+
+describe("Ctrl-C", () => {
+  test("cancels what runs, waits for its end and exits with 130", async () => {
+    await using rig = createRig(server);
+    const { child, ended } = start(rig, ["provision", "base"]);
+    const [id] = await open(rig, 1);
+    await rig.readers(1);
+    child.kill("SIGINT");
+    await vi.waitFor(async () => expect(await rig.redis.smembers(rig.keys.aborting)).toEqual([id]), { interval: 10 });
+    await rig.fail(id ?? ("" as OperationId), new FleetError("canceled", "canceled by its producer"));
+    expect(await ended).toEqual({
+      code: 130,
+      out: "",
+      err: "fleet: canceling the operation; Ctrl-C again leaves at once\nfleet: canceled: canceled the operation\n",
+    });
+  });
+
+  test("twice leaves at once", async () => {
+    await using rig = createRig(server);
+    const { child, ended } = start(rig, ["provision", "base", "--count", "2"]);
+    await open(rig, 2);
+    await rig.readers(1);
+    child.kill("SIGINT");
+    await vi.waitFor(async () => expect(await rig.redis.scard(rig.keys.aborting)).toBe(2), { interval: 10 });
+    child.kill("SIGINT");
+    expect(await ended).toMatchObject({
+      code: 130,
+      err: "fleet: canceling 2 operations; Ctrl-C again leaves at once\n",
+    });
+  });
+
+  test("of a request that hangs just ends it", async () => {
+    await using rig = createRig(server);
+    // Takes the connection and never says a word.
+    const mute = createServer().listen(0, "127.0.0.1");
+    await once(mute, "listening");
+    const address = mute.address();
+    const port = typeof address === "object" ? address?.port : undefined;
+    const { child, ended } = start(rig, ["ls"], { REDIS_URL: `redis://127.0.0.1:${port}` });
+    const [socket] = await once(mute, "connection");
+    child.kill("SIGINT");
+    expect(await ended).toEqual({ code: 130, out: "", err: "fleet: canceled: interrupted\n" });
+    socket.destroy();
+    mute.close();
+  });
+});
+
+describe("looking", () => {
+  test("ls, get, status, cancel and nodes, for people and machines", async () => {
+    await using rig = createRig(server);
+    const sandboxId = await rig.running({ metadata: { app: "web" } });
+    const { id } = await rig.fleet.power({ sandboxId, action: "stop" });
+    const facts = { online: true, cores: 8, memoryBytes: 2 ** 36, memoryUsedBytes: 2 ** 34, cgroup: 2 as const };
+    const node = { name: NodeName.parse("pve1"), ...facts, storages: [], foreignMemoryBytes: 0 };
+    await saveInventory(rig.redis, rig.keys, { at: 1, version: "8.4.1", nodes: [node], replicas: [] });
+
+    const [ls, quiet, none, get, byName, status, cancel, nodes] = await Promise.all([
+      run(rig, ["ls"]),
+      run(rig, ["ls", "-q", "--metadata", "app=web", "--state", "running"]),
+      run(rig, ["ls", "--state", "stopped", "--json"]),
+      run(rig, ["get", sandboxId]),
+      run(rig, ["get", "cmux-20000", "--json"]),
+      run(rig, ["status", id]),
+      run(rig, ["cancel", id, "--json"]),
+      run(rig, ["nodes"]),
+    ]);
+    expect(ls?.out).toMatch(
+      new RegExp(`^SANDBOX .*\n${sandboxId}  running  pve1  20000  cmux-20000  base +default .*\n$`),
+    );
+    expect(quiet?.out).toBe(`${sandboxId}\n`);
+    expect(JSON.parse(none?.out ?? "")).toEqual([]);
+    expect(get?.out).toContain("metadata app  web\n");
+    expect(JSON.parse(byName?.out ?? "")).toMatchObject({ id: sandboxId, vmid: 20_000 });
+    expect(status?.out).toContain(`operation    ${id} (power)\n`);
+    expect(JSON.parse(cancel?.out ?? "")).toEqual({ operationId: id, canceling: true });
+    expect(nodes?.out).toMatch(/^NODE .*\npve1 {2}online {2}8 +16\.0 GiB of 64\.0 GiB {2}0 +0\/1 +0\/0\n$/);
+    expect((await run(rig, ["status", "op_0000000000000000"])).code).toBe(1);
+  });
+
+  test("of another team there is nothing to see", async () => {
+    await using rig = createRig(server);
+    const sandboxId = await rig.running();
+    const asRed = (...words: string[]) => run(rig, [...words, "--json"], { FLEET_TEAM: "red" });
+    expect(JSON.parse((await asRed("ls")).out)).toEqual([]);
+    expect(JSON.parse((await asRed("get", sandboxId)).err)).toMatchObject({ error: { code: "sandbox_not_found" } });
+    expect(JSON.parse((await asRed("destroy", sandboxId)).err)).toMatchObject({ error: { code: "sandbox_not_found" } });
+  });
+
+  test("events: once, in lines of JSON, and following until the reader goes", async () => {
+    await using rig = createRig(server);
+    const sandboxId = await rig.running();
+    const all = await run(rig, [
+      "events",
+      "--once",
+      "--json",
+      "--type",
+      "operation.succeeded",
+      "--type",
+      "sandbox.changed",
+    ]);
+    const lines = all.out.trimEnd().split("\n");
+    expect(lines.map((line) => JSON.parse(line))).toMatchObject([
+      { type: "sandbox.changed", sandbox: sandboxId, data: { state: "running" } },
+      { type: "operation.succeeded", sandbox: sandboxId },
+    ]);
+    const { child, ended } = start(rig, ["events", "--after", "0"]);
+    ended.catch(() => {}); // its stdout is taken away below
+    const { stdout } = child;
+    if (!stdout) throw new Error("unreachable");
+    const [first] = await once(stdout, "data");
+    expect(String(first)).toContain("operation.accepted  provision");
+    await rig.readers(1);
+    stdout.destroy();
+    await rig.fleet.provision({ template: "base" });
+    expect(await once(child, "exit")).toEqual([141, null]);
+  });
+
+  test("nothing that could be read is no crash: Redis away is one line", async () => {
+    await using rig = createRig(server);
+    const { code, err } = await run(rig, ["ls"], { REDIS_URL: "" });
+    expect({ code, err }).toEqual({
+      code: 2,
+      err: "fleet: not_configured: REDIS_URL is missing; give redis://host:6379, or rediss:// for TLS\n",
+    });
+  });
+});
+
+describe("changing", () => {
+  test("each command asks for its kind", async () => {
+    await using rig = createRig(server);
+    const sandboxId = await rig.running();
+    const cases: [string[], unknown, unknown, string][] = [
+      [
+        ["expose", sandboxId, "web", "8080"],
+        { name: "web", port: 8080, url: "https://web-20000.example.com", level: "public" },
+        { sandboxId, name: "web", port: 8080 },
+        "https://web-20000.example.com\n",
+      ],
+      [["hide", sandboxId, "web"], { name: "web", hidden: true }, { sandboxId, name: "web" }, "hid web\n"],
+      [
+        ["snapshot", sandboxId, "before", "--description", "d"],
+        { snapshotId: "snap_0000000000000000", name: "before", node: "pve1", vmid: 20_000 },
+        { sandboxId, name: "before", description: "d" },
+        "snap_0000000000000000\n",
+      ],
+      [
+        ["power", sandboxId, "shutdown", "--grace", "1m", "--no-force"],
+        { state: "stopped", changed: true },
+        { sandboxId, action: "shutdown", graceSec: 60, force: false },
+        "stopped\n",
+      ],
+      [
+        ["configure", sandboxId, "--cores", "4", "--no-onboot"],
+        { applied: { cores: 4, onboot: false }, pendingUntilReboot: ["swap"] },
+        { sandboxId, cores: 4, onboot: false },
+        "cores=4 onboot=false (swap at the next start)\n",
+      ],
+    ];
+    for (const [words, result, input, out] of cases) {
+      const ran = run(rig, words);
+      expect(await answer(rig, result)).toEqual(input);
+      expect(await ran).toEqual({ code: 0, out, err: "" });
+    }
+  });
+
+  test("destroy takes several, and nothing when one is not known", async () => {
+    await using rig = createRig(server);
+    const ids = [await rig.running(), await rig.running()];
+    const typo = await run(rig, ["destroy", "20000", "20009"]);
+    expect(typo).toEqual({
+      code: 1,
+      out: "",
+      err: "fleet: sandbox_not_found: there is no sandbox with the id, VMID or hostname 20009\n",
+    });
+    expect(await rig.redis.zcard(rig.keys.open)).toBe(0);
+    const ran = run(rig, ["destroy", "20000", ids[1] ?? "", "--json"]);
+    for (const id of await open(rig, 2)) await rig.succeed(id, { destroyed: true, existed: true });
+    const { code, out } = await ran;
+    expect(code).toBe(0);
+    expect(JSON.parse(out)).toMatchObject(ids.map((sandboxId) => ({ sandboxId, destroyed: true })));
+  });
+});

@@ -1,0 +1,116 @@
+import { EventEmitter } from "node:events";
+import { expect, test, vi } from "vitest";
+import { formatBytes, formatDuration, toEventLine } from "../../../producers/cli/describe.ts";
+import { Interrupted, toExitCode } from "../../../producers/cli/exit-codes.ts";
+import { toProgressLine } from "../../../producers/cli/progress.ts";
+import { formatError } from "../../../producers/cli/session.ts";
+import { createTerminal, formatFacts, formatTable, toPrintable } from "../../../producers/cli/terminal.ts";
+import { FleetError } from "../../../shared/errors.ts";
+import { OperationId, SandboxId, TeamId } from "../../../shared/ids.ts";
+
+const plain = (_: unknown, text: string) => text;
+
+test("a table is plain columns, without trailing spaces", () => {
+  expect(
+    formatTable(
+      ["NAME", "N"],
+      [
+        ["a", "1"],
+        ["long-name", "22"],
+        ["b", ""],
+      ],
+    ),
+  ).toBe("NAME       N\na          1\nlong-name  22\nb\n");
+  expect(formatTable(["NAME", "N"], [])).toBe("NAME  N\n");
+});
+
+test("a coloured cell is as wide as its text", () => {
+  const rows = [
+    ["\u001b[32mok\u001b[39m", "1"],
+    ["failed", "2"],
+  ];
+  const lines = formatTable(["STATE", "N"], rows).split("\n");
+  expect(lines).toEqual(["STATE   N", "\u001b[32mok\u001b[39m      1", "failed  2", ""]);
+});
+
+test("what a guest or user wrote can't drive the terminal or break a line", () => {
+  expect(toPrintable("a\u001b[2Jb\u001b]0;x\u0007\r\nc\u009b1m")).toBe("a [2Jb ]0;x   c 1m");
+  expect(formatTable(["A"], [["x\ny\u001b[H"]])).toBe("A\nx y [H\n");
+  expect(
+    formatFacts([
+      ["key\n", "v\r"],
+      ["k", "w"],
+    ]),
+  ).toBe("key   v \nk     w\n");
+});
+
+function streams(isTTY: boolean) {
+  const make = () => Object.assign(new EventEmitter(), { isTTY, write: vi.fn() });
+  return { stdout: make(), stderr: make() };
+}
+
+test.each([
+  [true, {}, true],
+  [true, { NO_COLOR: "1" }, false],
+  [true, { NO_COLOR: "" }, true],
+  [false, {}, false],
+])("terminal %j with %j: colours %j", (isTTY, env, coloured) => {
+  const terminal = createTerminal(streams(isTTY), env, () => {});
+  expect(terminal.paint("green", "ok")).toBe(coloured ? "\u001b[32mok\u001b[39m" : "ok");
+  expect(terminal.watched).toBe(isTTY);
+});
+
+test("a reader that went ends it quietly; any other trouble with a stream does not", () => {
+  const exit = vi.fn();
+  const { stdout, stderr } = streams(false);
+  createTerminal({ stdout, stderr }, {}, exit);
+  stdout.emit("error", Object.assign(new Error("write EPIPE"), { code: "EPIPE" }));
+  expect(exit).toHaveBeenCalledWith(141);
+  expect(() => stderr.emit("error", Object.assign(new Error("io"), { code: "EIO" }))).toThrow("io");
+});
+
+test.each([
+  [0, "0.00s"],
+  [312, "0.31s"],
+  [59_400, "59s"],
+  [61_000, "1m 1s"],
+  [3_600_000, "1h 0m"],
+  [93_784_000, "1d 2h"],
+])("%i ms read as %s", (ms, text) => expect(formatDuration(ms)).toBe(text));
+
+test("bytes", () => {
+  expect([0, 1_023, 1_536, 2 ** 40].map(formatBytes)).toEqual(["0 B", "1023 B", "1.5 KiB", "1.0 TiB"]);
+});
+
+test("progress: one sandbox by name, many by count", () => {
+  const first = { kind: "provision", sandboxId: "sbx_1" } as const;
+  expect(toProgressLine(first, ["cloning"])).toBe("provision sbx_1: cloning");
+  expect(toProgressLine(first, ["cloning", "ended", "cloning"])).toBe("provision of 3: 2 cloning, 1 ended");
+});
+
+test("an event is one line with time and cursor in front", () => {
+  const event = {
+    cursor: "17-0",
+    at: 0,
+    sandbox: SandboxId.parse("sbx_0000000000000000"),
+    operation: OperationId.parse("op_0000000000000000"),
+    team: TeamId.parse("red"),
+    type: "sandbox.changed" as const,
+    data: { before: "cloning" as const, state: "starting" as const, node: "pve1", vmid: 20_000 },
+  };
+  expect(toEventLine(event, plain)).toBe(
+    "1970-01-01T00:00:00.000Z  17-0  sbx_0000000000000000  op_0000000000000000  sandbox.changed  cloning -> starting on pve1 as 20000",
+  );
+});
+
+test("errors: one line, or one JSON value; and their exit codes", () => {
+  const error = new FleetError("storage_full", "local\nis full", { facts: { node: "pve1" } });
+  expect(formatError(error, false)).toBe("fleet: storage_full: local is full\n");
+  expect(JSON.parse(formatError(error, true))).toEqual({
+    error: { code: "storage_full", message: "local\nis full", facts: { node: "pve1" } },
+  });
+  expect(formatError(new TypeError("x is no function"), false)).toBe("fleet: internal: TypeError: x is no function\n");
+  const codes = ["storage_full", "invalid_input", "idempotency_conflict", "not_configured", "timeout"] as const;
+  expect(codes.map((code) => toExitCode(new FleetError(code, "")))).toEqual([1, 2, 2, 2, 124]);
+  expect([toExitCode(new Interrupted("")), toExitCode(new Error(""))]).toEqual([130, 1]);
+});
