@@ -7,7 +7,7 @@ import type { Run } from "../run/run.ts";
 import { containerOf } from "../sandbox/look.ts";
 import { startContainer } from "../sandbox/power.ts";
 import { awaitReady } from "../sandbox/ready.ts";
-import { runTask } from "../sandbox/task.ts";
+import { runTask, stopRecordedTask } from "../sandbox/task.ts";
 import type { Handler } from "./handler.ts";
 
 export const power: Handler<"power"> = {
@@ -26,6 +26,21 @@ export const power: Handler<"power"> = {
     }
     const result: JobOutput<"power"> = { state: wanted, changed };
     return { result, write: { sandbox: { state: wanted } } };
+  },
+
+  /** The task ends with its operation, since the sandbox's next one may begin at once; the record says what stands. */
+  async undo(run) {
+    const call = run.undoing();
+    if (run.operation.step === undefined) return { undone: [] };
+    await stopRecordedTask(run, call);
+    try {
+      const { status } = await containerOf(run).lxc.status(call);
+      return { undone: [], write: { sandbox: { state: status } } };
+    } catch (error) {
+      // A node that can't be asked must not keep the operation open.
+      if (error instanceof FleetError && error.code !== "lock_lost") return { undone: [] };
+      throw error;
+    }
   },
 };
 
