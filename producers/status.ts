@@ -46,7 +46,7 @@ export async function loadOperation(parts: Parts, id: string): Promise<Operation
   return record;
 }
 
-export function toOperationView(record: OperationRecord, sandbox: SandboxRecord | null): OperationView {
+function toOperationView(record: OperationRecord, sandbox: SandboxRecord | null): OperationView {
   return {
     id: record.id,
     kind: record.kind,

@@ -8,7 +8,7 @@ type Paint = (colour: Colour, text: string) => string;
 
 export const NONE = "-";
 
-export function colourOf(state: SandboxState | OperationView["status"] | undefined): Colour {
+function colourOf(state: SandboxState | OperationView["status"] | undefined): Colour {
   switch (state) {
     case "running":
     case "succeeded":
@@ -154,4 +154,4 @@ function toDetail(event: FleetEvent, paint: Paint): string {
   }
 }
 
-export const formatTime = (at: number): string => new Date(at).toISOString();
+const formatTime = (at: number): string => new Date(at).toISOString();

@@ -46,9 +46,9 @@ export interface NamedPort {
   port: number;
 }
 
-/** Collects `NAME:PORT`, given once for each. */
+/** Collects `NAME:PORT` (or `NAME=PORT`), given once for each. */
 export function collectServices(text: string, before: readonly NamedPort[] = []): NamedPort[] {
-  const [, name, port] = /^([^:]+):(\d+)$/.exec(text) ?? [];
+  const [, name, port] = /^([^:=]+)[:=](\d+)$/.exec(text) ?? [];
   if (name === undefined || port === undefined) throw new InvalidArgumentError("Give NAME:PORT, such as web:8080.");
   return [...before, { name, port: Number(port) }];
 }

@@ -20,12 +20,12 @@ Environment:
 ${EXIT_HELP}
 
 Examples:
-  fleet provision base --service web:8080
+  fleet provision cmux-base --service web:8080
   fleet exec 20001 -- npm test
   fleet ls --state running
   fleet destroy 20001`;
 
-export function createProgram(cli: Cli): Command {
+function createProgram(cli: Cli): Command {
   const program = new Command("fleet")
     .description("Sandboxes on Proxmox VE: make them, run commands in them, expose their ports, destroy them.")
     .option("--json", 'JSON for machines: one value on stdout, errors on stderr as {"error":{code,message,facts}}')

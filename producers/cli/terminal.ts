@@ -1,5 +1,5 @@
 /** Where the CLI writes, and how: colours for people at a terminal only, plain text in logs and pipes. */
-import { stripVTControlCharacters, styleText } from "node:util";
+import { styleText } from "node:util";
 import Table from "cli-table3";
 import { EXIT } from "./exit-codes.ts";
 
@@ -56,7 +56,11 @@ export function formatTable(head: readonly string[], rows: readonly (readonly st
     style: { "padding-left": 0, "padding-right": 0, head: [], border: [], compact: true },
   });
   table.push(...rows.map((row) => row.map(toPrintable)));
-  return `${table.toString().split("\n").map(trimEnd).join("\n")}\n`;
+  return `${table
+    .toString()
+    .split("\n")
+    .map((line) => line.trimEnd())
+    .join("\n")}\n`;
 }
 
 const ESCAPE = "\u001b";
@@ -71,8 +75,4 @@ export const toPrintable = (text: string): string =>
 export function formatFacts(facts: readonly (readonly [string, string])[]): string {
   const width = Math.max(0, ...facts.map(([name]) => toPrintable(name).length));
   return facts.map(([name, value]) => `${toPrintable(name).padEnd(width)}  ${toPrintable(value)}\n`).join("");
-}
-
-function trimEnd(line: string): string {
-  return stripVTControlCharacters(line) === line ? line.trimEnd() : line;
 }

@@ -26,11 +26,11 @@ const EXAMPLES = `
 TEMPLATE is a template's name or tag, its VMID, or a snapshot id snap_...
 
 Examples:
-  fleet provision base
+  fleet provision cmux-base
   fleet provision 9000 --cores 2 --memory 4096 --service web:8080 --ttl 2h
-  fleet provision base --count 20 --batch --metadata run=42
+  fleet provision cmux-base --count 20 --batch --metadata run=42
   fleet provision --input sandbox.json
-  fleet provision base --no-wait --idempotency-key deploy-17`;
+  fleet provision cmux-base --no-wait --idempotency-key deploy-17`;
 
 export function addProvision(program: Command, cli: Cli): void {
   const command = program

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { NodeName, newFence } from "../../../shared/ids.ts";
 import { saveInventory } from "../../../shared/state/inventory.ts";
-import { createSlots, slotOf } from "../../../shared/state/slots.ts";
+import { slotOf } from "../../../shared/state/slots.ts";
 import { type RedisServer, startRedis } from "../../redis.ts";
 import { createRig } from "./rig.ts";
 
@@ -59,7 +59,7 @@ test("nodes come with what runs and waits on them", async () => {
   const sandboxId = await rig.running();
   const { id } = await rig.fleet.power({ sandboxId, action: "stop" });
   await rig.fleet.exec({ sandboxId, command: "ls" });
-  await createSlots(rig.redis, rig.keys).take(slotOf.node(name), 4, id);
+  await rig.redis.hset(rig.keys.slot(slotOf.node(name)), id, Date.now()); // as a run that holds one
   expect(await rig.fleet.nodes()).toEqual([
     {
       ...node,
