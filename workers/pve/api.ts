@@ -1,4 +1,4 @@
-import type { z } from "zod";
+import { z } from "zod";
 import { FleetError } from "../../shared/errors.ts";
 import type { NodeName, Vmid } from "../../shared/ids.ts";
 import { createLxcApi, type LxcApi, type Send } from "./api-lxc.ts";
@@ -9,22 +9,10 @@ import { Nothing } from "./reply-fields.ts";
 import { parseUpid, type Upid } from "./upid.ts";
 import { encodeSegment } from "./wire.ts";
 
-export type { CloneParams, FirewallOptions, LxcApi } from "./api-lxc.ts";
+export type { CloneParams, LxcApi } from "./api-lxc.ts";
 export type { Call, Params } from "./http.ts";
-export type {
-  ClusterResource,
-  ClusterStatusEntry,
-  NodeDns,
-  NodeStatus,
-  NodeStorage,
-  Permissions,
-  Pool,
-  StorageConfig,
-  TaskEntry,
-  TaskStatus,
-  Version,
-} from "./replies.ts";
-export type { LxcConfig, LxcEntry, LxcInterface, LxcSnapshot, LxcStatus } from "./replies-lxc.ts";
+export type { ClusterResource } from "./replies.ts";
+export type { LxcConfig, LxcEntry, LxcInterface } from "./replies-lxc.ts";
 
 export interface TaskFilter {
   /** Without it PVE lists archived tasks, the running ones left out. */
@@ -61,6 +49,8 @@ export interface PveApi {
   pools(call: Call): Promise<replies.Pool[]>;
   /** Of the token itself. */
   permissions(call: Call): Promise<replies.Permissions>;
+  /** Whether no guest of the cluster has this VMID; answers without any right on it, and reserves nothing. */
+  isFree(vmid: Vmid, call: Call): Promise<boolean>;
   /** All containers of a node that the token may see. */
   list(node: NodeName, call: Call): Promise<LxcEntry[]>;
   lxc(node: NodeName, vmid: Vmid): LxcApi;
@@ -89,6 +79,15 @@ export function createPveApi(http: PveHttp): PveApi {
     storageConfig: (call) => get("/storage", replies.StorageConfig.array(), call),
     pools: (call) => get("/pools", replies.Pool.array(), call),
     permissions: (call) => get("/access/permissions", replies.Permissions, call),
+    isFree: async (vmid, call) => {
+      try {
+        await get("/cluster/nextid", z.unknown(), call, { vmid });
+        return true;
+      } catch (error) {
+        if (error instanceof FleetError && error.code === "vmid_taken") return false;
+        throw error;
+      }
+    },
     list: (node, call) => getOf(node, "/lxc", LxcEntry.array(), call),
     lxc: (node, vmid) => createLxcApi(send, node, vmid),
     tasks: createTasksApi(send),

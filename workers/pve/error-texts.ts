@@ -20,7 +20,7 @@ const rule = (code: FleetErrorCode, pattern: RegExp, more: Omit<TextRule, "code"
   ...more,
 });
 
-export const TEXT_RULES: readonly TextRule[] = [
+const TEXT_RULES: readonly TextRule[] = [
   // RESTEnvironment::fork_worker: the worker may run or not, and leaves locks behind on 9.x.
   rule("outcome_unknown", /got no worker upid|got strange worker upid|starting worker failed/),
   rule("task_lost", /no such task/),

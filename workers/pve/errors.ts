@@ -53,8 +53,10 @@ export function toPveError(failure: PveFailure): FleetError {
 
   if (failure.status === 401) return unauthorized(text, facts);
   if (failure.status >= 595 && failure.status <= 599) return fromProxy(failure, text, facts);
-  if (!body.success && /^\s*</.test(failure.body)) return badReply(failure, "is a page of something else than PVE");
-  if (failure.status >= 300 && failure.status < 400) return badReply(failure, "redirects");
+  // PVE gives none of these; a proxy in front of it does.
+  const foreign = failure.status < 400 || (failure.status >= 502 && failure.status <= 504);
+  const page = !body.success && /^\s*</.test(failure.body);
+  if (foreign || page) return badReply(failure, `is not PVE's own (status ${failure.status})`);
   if (failure.status === 403) return forbidden(failure, text, facts);
   if (failure.status === 400 && Object.keys(fields).length > 0) return badParameters(failure, fields, facts);
   if (text === "" || text === "Internal Server Error") return badReply(failure, "says nothing");

@@ -27,7 +27,7 @@ const OLD_KNOWN_MS = 10_000;
 /** However long a kind takes: a task that fails at its start is noticed within this. */
 const MAX_SILENCE_MS = 2_000;
 /** One more request is worth as much as being this late. */
-const REQUEST_COST_MS = 3;
+const REQUEST_COST_MS = 4.5;
 const MIN_GAP_MS = 15;
 const KEPT = 20;
 
@@ -79,13 +79,12 @@ export class Durations {
   learn(kind: string, plan: Plan, afterMs: number, byMs: number): void {
     const known = this.#kinds.get(kind) ?? { samples: [], overByFirst: 0 };
     this.#kinds.set(kind, known);
-    known.overByFirst = afterMs === 0 ? known.overByFirst + 1 : 0;
-    if (known.overByFirst > 2) {
-      // Over by the first ask three times, the third time by the early one: what was learned is no longer true, and
-      // asking at the learned time would never show it.
+    if (afterMs === 0 && plan.probeMs !== undefined) {
+      // Over even by the early ask: what was learned is no longer true, and asking at its times would never show it.
       this.#kinds.delete(kind);
       return;
     }
+    known.overByFirst = afterMs === 0 ? known.overByFirst + 1 : 0;
     const gapMs = Math.min(byMs - afterMs, plan.gapMs ?? Number.POSITIVE_INFINITY);
     // Over by the first ask: it took that long at most. Guessed a whole gap shorter, so that the first ask moves
     // forward until such tasks are few; with half a gap it would only ever move back.

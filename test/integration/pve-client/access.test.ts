@@ -1,0 +1,111 @@
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { FleetError } from "../../../shared/errors.ts";
+import { createPveApi } from "../../../workers/pve/api.ts";
+import { createPveHttp } from "../../../workers/pve/http.ts";
+import { call, failure, node, type StandIn, startStandIn, vmid } from "./stand-in.ts";
+
+let standIn: StandIn;
+beforeAll(async () => {
+  standIn = await startStandIn({ timings: { authDelay: 3_000 } });
+});
+afterAll(() => standIn[Symbol.asyncDispose]());
+
+describe("a token", () => {
+  it("that PVE does not take is unauthorized, after PVE's three seconds, and is not shown", async () => {
+    const token = "root@pam!fleet=11111111-2222-3333-4444-555555555555";
+    const error = await failure(createPveApi(standIn.client({ token })).version(call()));
+    expect(error).toMatchObject({ code: "unauthorized", policy: "never" });
+    expect(String(error)).toContain("invalid token value");
+    expect(JSON.stringify(error) + String(error)).not.toContain("11111111");
+    expect(standIn.reports.at(-1)).toMatchObject({ status: 401 });
+    expect(standIn.reports.at(-1)?.ms).toBeGreaterThan(2_900);
+  });
+
+  it("without a privilege is told which one, where, and how to get it", async () => {
+    const token = standIn.pve.addToken({ user: "cmux@pve", id: "poor", privileges: { "/nodes": ["Sys.Audit"] } });
+    const error = await failure(createPveApi(standIn.client({ token })).lxc(node("pve1"), vmid(9001)).config(call()));
+    expect(error).toMatchObject({ code: "forbidden", facts: { privilege: "VM.Audit", path: "/vms/9001" } });
+    expect(String(error)).toContain("pveum acl modify /vms --tokens 'cmux@pve!poor' --roles PVEVMAdmin");
+  });
+
+  it("that can't be one is refused before it goes anywhere", () => {
+    for (const token of ["", "root@pam", "root@pam!fleet", "root@pam!fleet=a\r\nx: y", "root@pam!fleet=a b"]) {
+      const target = { hosts: [standIn.pve.url], token, tls: { verify: true } };
+      expect(() => createPveHttp(target)).toThrow(expect.objectContaining({ code: "not_configured" }));
+    }
+  });
+});
+
+describe("a certificate", () => {
+  /** One request with this trust, and what of it PVE has seen. */
+  async function tryWith(tls: Parameters<StandIn["client"]>[0]["tls"], hosts = [standIn.pve.url]) {
+    const before = standIn.seen().length;
+    const http = standIn.client({ hosts, ...(tls === undefined ? {} : { tls }) });
+    const result = await createPveApi(http)
+      .version(call())
+      .catch((error: unknown) => error);
+    return { result, seen: standIn.seen().length - before };
+  }
+
+  it("that nobody vouches for is refused, with its fingerprint and how to pin it, and sees no token", async () => {
+    const { result, seen } = await tryWith({ verify: true });
+    const { fingerprint } = standIn.pve;
+    expect(result).toMatchObject({ code: "tls_untrusted", facts: { fingerprint, host: standIn.pve.url } });
+    expect(String(result)).toContain(`PVE_TLS_FINGERPRINT=${fingerprint}`);
+    expect(String(result)).toContain("PVE_CA_FILE");
+    expect(seen).toBe(0);
+  });
+
+  it("is taken when it is the pinned one, in any spelling, also as one of several", async () => {
+    const { fingerprint } = standIn.pve;
+    const other = fingerprint.replaceAll(/../g, (byte) => (byte === "00" ? "01" : "00"));
+    const spellings = [
+      fingerprint,
+      fingerprint.toLowerCase(),
+      fingerprint.replaceAll(":", ""),
+      `${other}, ${fingerprint}`,
+    ];
+    for (const spelling of spellings) {
+      expect(await tryWith({ verify: true, fingerprint: spelling })).toMatchObject({ result: { version: "8.4.1" } });
+    }
+  });
+
+  it("is refused when another one is pinned, even if nothing else was to be verified", async () => {
+    const other = Array.from({ length: 32 }, () => "AB").join(":");
+    for (const verify of [true, false]) {
+      const { result, seen } = await tryWith({ verify, fingerprint: other });
+      expect(result).toMatchObject({ code: "tls_untrusted", facts: { fingerprint: standIn.pve.fingerprint } });
+      expect(String(result)).toContain(other);
+      expect(seen).toBe(0);
+    }
+  });
+
+  it("is taken when its CA is", async () => {
+    expect(await tryWith({ verify: true, caPem: standIn.pve.caPem })).toMatchObject({ result: { version: "8.4.1" } });
+  });
+
+  it("of another CA is refused", async () => {
+    await using stranger = await startStandIn({ nodes: 1 });
+    const { result, seen } = await tryWith({ verify: true, caPem: stranger.pve.caPem });
+    expect(result).toMatchObject({ code: "tls_untrusted" });
+    expect(seen).toBe(0);
+  });
+
+  it("is taken from anyone only when verification is off", async () => {
+    expect(await tryWith({ verify: false })).toMatchObject({ result: { version: "8.4.1" } });
+  });
+});
+
+describe("a host", () => {
+  it("is spoken to over TLS only", () => {
+    for (const host of ["http://127.0.0.1:8006", "127.0.0.1:8006", "pve1", ""]) {
+      const target = { hosts: [host], token: standIn.pve.token, tls: { verify: true } };
+      expect(() => createPveHttp(target)).toThrow(expect.objectContaining({ code: "not_configured" }));
+    }
+  });
+
+  it("is needed", () => {
+    const target = { hosts: [], token: standIn.pve.token, tls: { verify: true } };
+    expect(() => createPveHttp(target)).toThrow(FleetError);
+  });
+});
