@@ -34,14 +34,14 @@ test("lists by state, metadata and team", async () => {
   const running = await rig.running({ metadata: { app: "web", tier: "1" } });
   const { sandboxId: placing } = await red.provision({ template: "base", metadata: { app: "web", tier: "2" } });
   const ids = async (filter: Parameters<typeof red.sandboxes.list>[0]) =>
-    (await rig.fleet.sandboxes.list(filter)).map(({ id }) => id);
-  expect(await ids({})).toEqual([running, placing]);
-  expect(await ids({ state: "running" })).toEqual([running]);
-  expect(await ids({ state: ["running", "placing"] })).toEqual([running, placing]);
-  expect(await ids({ metadata: { app: "web" } })).toEqual([running, placing]);
-  expect(await ids({ metadata: { app: "web", tier: "2" } })).toEqual([placing]);
-  expect(await ids({ team: "red" })).toEqual([placing]);
-  expect(await ids({ team: "nobody" })).toEqual([]);
+    new Set((await rig.fleet.sandboxes.list(filter)).map(({ id }) => id));
+  expect(await ids({})).toEqual(new Set([running, placing]));
+  expect(await ids({ state: "running" })).toEqual(new Set([running]));
+  expect(await ids({ state: ["running", "placing"] })).toEqual(new Set([running, placing]));
+  expect(await ids({ metadata: { app: "web" } })).toEqual(new Set([running, placing]));
+  expect(await ids({ metadata: { app: "web", tier: "2" } })).toEqual(new Set([placing]));
+  expect(await ids({ team: "red" })).toEqual(new Set([placing]));
+  expect(await ids({ team: "nobody" })).toEqual(new Set());
 });
 
 test("what is no sandbox id is not found", async () => {
