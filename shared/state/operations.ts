@@ -11,7 +11,7 @@ import { runScript, type Script } from "../redis/script.ts";
 import { decodeHash, encodeFields, type Fields, toHash } from "./codec.ts";
 import type { Keys } from "./keys.ts";
 import { OperationRecord, type OperationStatus, SandboxRecord, SnapshotRecord, serviceField } from "./records.ts";
-import { ABORT, ACCEPT, CLAIM, END, INSPECT, LEASE_ADDRESS, LEASE_VMID, WRITE } from "./scripts.ts";
+import { ABORT, ACCEPT, CLAIM, CLAIM_ADDRESS, END, INSPECT, LEASE_ADDRESS, LEASE_VMID, WRITE } from "./scripts.ts";
 
 /** A Redis command that runs inside a fenced write. */
 export type Command = readonly (string | number)[];
@@ -75,7 +75,10 @@ export interface OperationStore {
   /** Asks the operation to undo and end. */
   abort(id: OperationId, error: ErrorRecord, scope: TeamId | undefined): Promise<"ok" | "ended" | "unknown">;
   leaseVmid(id: OperationId, fence: string, range: { first: number; last: number }): Promise<Vmid>;
-  leaseAddress(id: OperationId, fence: string, addresses: readonly string[]): Promise<string>;
+  /** An address of the range, with prefix length; the one that the sandbox has already, if any. */
+  leaseAddress(id: OperationId, fence: string, range: AddressRange): Promise<string>;
+  /** Throws `address_refused` while another live sandbox has the address. */
+  claimAddress(id: OperationId, fence: string, address: string): Promise<void>;
   load(id: OperationId): Promise<OperationRecord | null>;
   /** Which of these open operations need help, and why. */
   inspect(ids: readonly string[]): Promise<{ id: OperationId; state: "gone" | "jobless" | "parked" }[]>;
@@ -87,9 +90,21 @@ export type OperationEnd =
   | { status: "succeeded"; result: unknown }
   | { status: "failed" | "canceled"; error: FleetError };
 
+/** IPv4 addresses, both ends included. */
+export interface AddressRange {
+  first: string;
+  last: string;
+  /** Prefix length. */
+  bits: number;
+}
+
+const toNumber = (ip: string) => ip.split(".").reduce((sum, part) => sum * 256 + Number(part), 0);
+
 export interface StoreOptions {
   /** How long an ended record is kept, in seconds. */
   retentionSec: number;
+  /** Bytes of ended operations to keep; 256 MiB when absent. */
+  retentionBytes?: number;
   now?: () => number;
 }
 
@@ -164,6 +179,7 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
       const args = {
         ...toWriteArgs({ ...write, operation: { ...write.operation, ...changes } }),
         status: end.status,
+        keepBytes: options.retentionBytes ?? 268_435_456,
         event: JSON.stringify(end.status === "succeeded" ? {} : { code: end.error.code }),
       };
       const [outcome, ...released] = await runList(END, id, fence, JSON.stringify(args), now(), ttl);
@@ -186,11 +202,20 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
       );
     },
 
-    async leaseAddress(id, fence, addresses) {
-      const [outcome, address] = await runList(LEASE_ADDRESS, id, fence, ...addresses);
+    async leaseAddress(id, fence, { first, last, bits }) {
+      const [outcome, address] = await runList(LEASE_ADDRESS, id, fence, toNumber(first), toNumber(last), bits);
       if (outcome === "ok") return String(address);
       if (outcome !== "exhausted") throw lockLost(id, outcome);
       throw new FleetError("address_range_exhausted", "all addresses of PVE_IP_RANGE are leased; widen it");
+    },
+
+    async claimAddress(id, fence, address) {
+      const outcome = await run(CLAIM_ADDRESS, id, fence, address);
+      if (outcome === "ok") return;
+      if (outcome !== "taken") throw lockLost(id, String(outcome));
+      throw new FleetError("address_refused", `address ${address} belongs to another live sandbox`, {
+        facts: { address },
+      });
     },
 
     async inspect(ids) {

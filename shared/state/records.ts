@@ -46,8 +46,10 @@ export const OperationRecord = z.object({
   abort: ErrorRecordSchema.optional(),
   /** The last error that was retried. */
   lastError: ErrorRecordSchema.optional(),
-  /** Kind-specific: what was last begun, e.g. `{ name: "clone", upid }`; written before PVE is asked. */
-  step: z.object({ name: z.string(), upid: z.string().optional(), at: z.number() }).optional(),
+  /** What was last begun, written before PVE is asked; `node` where the request went to another node than the sandbox's. */
+  step: z
+    .object({ name: z.string(), upid: z.string().optional(), at: z.number(), node: NodeName.optional() })
+    .optional(),
   timings: z.record(z.string(), z.number()).default({}),
   result: z.unknown().optional(),
   error: ErrorRecordSchema.optional(),

@@ -24,7 +24,7 @@ local function apply(key, set, unset)
   if #unset > 0 then redis.call('HDEL', key, unpack(unset)) end
 end
 -- Fairness: a lane's waiting operations carry rising tags a team; a team with nothing waiting is forgotten.
-local function unplace(key)
+local function unplace(key, placed)
   local lane, team = unpack(redis.call('HMGET', key, 'lane', 'team'))
   if not lane then return end
   local tag = tonumber(redis.call('HGET', key, 'tag'))
@@ -35,7 +35,7 @@ local function unplace(key)
     redis.call('HDEL', v..':last', team)
   end
   if redis.call('EXISTS', v..':waiting') == 0 then redis.call('DEL', v)
-  elseif tag > tonumber(redis.call('GET', v) or '0') then redis.call('SET', v, tag) end
+  elseif placed and tag > tonumber(redis.call('GET', v) or '0') then redis.call('SET', v, tag) end
 end
 -- The change of a sandbox's state, with its event and, at its end, its leaving of the indexes.
 local function setSandbox(id, change, now, op, ttl)
@@ -128,9 +128,12 @@ else
     local changes = P..':changes:'..r.sandbox
     if r.destroys then
       for _, id in ipairs(redis.call('LRANGE', changes, 0, -1)) do
-        redis.call('HSETNX', opKey(id), 'abort', '{"code":"canceled","message":"the sandbox is being destroyed","facts":{}}')
-        redis.call('SADD', P..':aborting', id)
-        redis.call('PUBLISH', P..':wake', 'abort '..id)
+        -- An earlier destroy does what this one wants; it is waited for.
+        if redis.call('HGET', opKey(id), 'kind') ~= 'destroy' then
+          redis.call('HSETNX', opKey(id), 'abort', '{"code":"canceled","message":"the sandbox is being destroyed","facts":{}}')
+          redis.call('SADD', P..':aborting', id)
+          redis.call('PUBLISH', P..':wake', 'abort '..id)
+        end
       end
     end
     if redis.call('RPUSH', changes, r.id) > 1 then parked = 1 end
@@ -173,10 +176,12 @@ if lock ~= '' then
   redis.call('PEXPIRE', lock, ARGV[8])
 end
 local key = opKey(id)
-local status, current = unpack(redis.call('HMGET', key, 'status', 'job'))
+local status, current, parked = unpack(redis.call('HMGET', key, 'status', 'job', 'parked'))
 if not status then return {'unknown'} end
 if ENDED[status] then return {'ended', redis.call('HGETALL', key)} end
 if job ~= '' and current ~= job then return {'stale'} end
+-- Without a job only what stands still may be claimed: parked, or nothing begun.
+if job == '' and parked ~= '1' and redis.call('HEXISTS', key, 'step') == 1 then return {'stale'} end
 redis.call('HSET', key, 'fence', fence)
 -- Waiting for a node is no run: it counts neither as a crash nor against the time limit.
 if redis.call('HGET', key, 'queue') ~= 'place' then
@@ -198,7 +203,7 @@ local w = cjson.decode(ARGV[4])
 local key = opKey(id)
 local refused = mayWrite(key, fence)
 if refused then return refused end
-if w.placed then unplace(key) end
+if w.placed then unplace(key, true) end
 apply(key, w.operation.set, w.operation.unset)
 for _, command in ipairs(w.also) do redis.call(unpack(command)) end
 if w.sandbox then setSandbox(redis.call('HGET', key, 'sandbox'), w.sandbox, now, id, ttl) end
@@ -215,7 +220,7 @@ local w = cjson.decode(ARGV[4])
 local key = opKey(id)
 local refused = mayWrite(key, fence)
 if refused then return {refused} end
-unplace(key)
+unplace(key, false)
 apply(key, w.operation.set, w.operation.unset)
 for _, command in ipairs(w.also) do redis.call(unpack(command)) end
 local sandbox, team, kind, idem = unpack(redis.call('HMGET', key, 'sandbox', 'team', 'kind', 'idempotency'))
@@ -226,6 +231,18 @@ redis.call('ZREM', P..':open', id)
 redis.call('SREM', P..':aborting', id)
 redis.call('DEL', P..':secret:'..id)
 redis.call('EXPIRE', key, ttl)
+-- Results are kept within a byte bound as well: the oldest go first.
+local size = redis.call('HSTRLEN', key, 'result') + redis.call('HSTRLEN', key, 'input') + 1024
+redis.call('RPUSH', P..':ended', id..' '..size)
+local total = redis.call('INCRBY', P..':ended-bytes', size)
+for _ = 1, 20 do
+  local oldest = redis.call('LINDEX', P..':ended', 0)
+  local old, bytes = string.match(oldest, '^(%S+) (%d+)$')
+  if old == id or (total <= tonumber(w.keepBytes) and redis.call('EXISTS', opKey(old)) == 1) then break end
+  redis.call('LPOP', P..':ended')
+  redis.call('DEL', opKey(old))
+  total = redis.call('DECRBY', P..':ended-bytes', bytes)
+end
 if idem then redis.call('EXPIRE', idem, ttl) end
 redis.call('LREM', P..':changes:'..sandbox, 0, id)
 redis.call('LREM', P..':waiting:'..sandbox, 0, id)
@@ -274,23 +291,50 @@ end
 return {'exhausted'}
 `);
 
-/** Leases the first free address. ARGV: id, fence, address… → ['ok', address] or [outcome]. */
+/** Leases an IPv4 address, next-fit. ARGV: id, fence, first, last (as numbers), prefix length → ['ok', address/bits] or [outcome]. */
 export const LEASE_ADDRESS = withPrelude(`
-local id, fence = ARGV[2], ARGV[3]
+local id, fence, first, last = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local key = opKey(id)
 local refused = mayWrite(key, fence)
 if refused then return {refused} end
 local sandbox = redis.call('HGET', key, 'sandbox')
-local sk, leases = sbxKey(sandbox), P..':ips'
+local sk, leases, cursor = sbxKey(sandbox), P..':ips', P..':ip-next'
 local held = redis.call('HGET', sk, 'leasedIp')
 if held then return {'ok', held} end
-for i = 4, #ARGV do
-  if redis.call('HSETNX', leases, ARGV[i], sandbox) == 1 then
-    redis.call('HSET', sk, 'leasedIp', ARGV[i])
-    return {'ok', ARGV[i]}
+local at = tonumber(redis.call('GET', cursor) or first)
+if at < first or at > last then at = first end
+for _ = first, last do
+  local n = at
+  at = at + 1
+  if at > last then at = first end
+  local address = string.format('%d.%d.%d.%d/%s', math.floor(n / 16777216), math.floor(n / 65536) % 256, math.floor(n / 256) % 256, n % 256, ARGV[6])
+  if redis.call('HSETNX', leases, address, sandbox) == 1 then
+    redis.call('SET', cursor, at)
+    redis.call('HSET', sk, 'leasedIp', address)
+    return {'ok', address}
   end
 end
 return {'exhausted'}
+`);
+
+/** Claims the address that a container was seen to have. ARGV: id, fence, address → outcome; `taken` when a live sandbox has it. */
+export const CLAIM_ADDRESS = withPrelude(`
+local id, fence, address = ARGV[2], ARGV[3], ARGV[4]
+local key = opKey(id)
+local refused = mayWrite(key, fence)
+if refused then return refused end
+local sandbox = redis.call('HGET', key, 'sandbox')
+local sk, claims = sbxKey(sandbox), P..':addresses'
+local holder = redis.call('HGET', claims, address)
+if holder and holder ~= sandbox then
+  local state, has = unpack(redis.call('HMGET', sbxKey(holder), 'state', 'address'))
+  if state and not GONE[state] and has == address then return 'taken' end
+end
+local before = redis.call('HGET', sk, 'address')
+if before and before ~= address and redis.call('HGET', claims, before) == sandbox then redis.call('HDEL', claims, before) end
+redis.call('HSET', claims, address, sandbox)
+redis.call('HSET', sk, 'address', address)
+return 'ok'
 `);
 
 /**

@@ -4,6 +4,7 @@
  * A slot never ends by time alone: its PVE task may still run. `expired` lists the candidates; the sweeper proves and releases.
  */
 import { z } from "zod";
+import { FleetError } from "../errors.ts";
 import type { OperationId } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { defineScript, runScript } from "../redis/script.ts";
@@ -23,10 +24,13 @@ const EXPIRED_MS = 30_000;
 
 /**
  * First come, first served: granted only to those who wait longest.
- * KEYS: holders, waiters, last seen, what the holder holds. ARGV: holder, limit, now, gone after, name.
+ * KEYS: holders, waiters, last seen, what the holder holds, its operation. ARGV: holder, limit, now, gone after, name, fence.
+ * Returns 1 granted, 0 in line, -1 not this run's to take.
  */
 const TAKE = defineScript(`
 local holder, limit, now = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local fence, ended = unpack(redis.call('HMGET', KEYS[5], 'fence', 'endedAt'))
+if fence ~= ARGV[6] or ended then return -1 end
 if redis.call('HEXISTS', KEYS[1], holder) == 1 then
   redis.call('HSET', KEYS[1], holder, now)
   return 1
@@ -58,12 +62,39 @@ redis.call('HDEL', KEYS[3], holder)
 return grant()
 `);
 
+/** KEYS and ARGV as in TAKE; without a fence for the fleet's own clockwork. */
+const RELEASE = defineScript(`
+local holder, channel, name, fence = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+if fence ~= '' and redis.call('HGET', KEYS[5], 'fence') ~= fence then return 0 end
+redis.call('HDEL', KEYS[1], holder)
+redis.call('ZREM', KEYS[2], holder)
+redis.call('HDEL', KEYS[3], holder)
+redis.call('SREM', KEYS[4], name)
+redis.call('PUBLISH', channel, 'free '..name)
+return 1
+`);
+
+/** Never brings a slot back that was given up meanwhile. */
+const RENEW = defineScript(`
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
+`);
+
+/** A run: the operation that holds, and the fence that proves it is the newest run of it. */
+export interface SlotHolder {
+  id: OperationId;
+  fence: string;
+}
+
 export interface Slots {
-  /** Takes a slot, or stands in line for it; ask again within 4 s to keep the place. */
-  take(name: string, limit: number, holder: OperationId): Promise<boolean>;
-  /** Gives up a slot or the place in line, and wakes who waits. */
-  release(name: string, holder: OperationId): Promise<void>;
-  renew(names: readonly string[], holder: OperationId): Promise<void>;
+  /** Takes a slot, or stands in line for it; ask again within 4 s to keep the place. Throws `lock_lost` for an older run. */
+  take(name: string, limit: number, holder: SlotHolder): Promise<boolean>;
+  /** Gives up a slot or the place in line, and wakes who waits. An older run changes nothing. */
+  release(name: string, holder: SlotHolder): Promise<void>;
+  /** For the clockwork, about operations that have ended. */
+  reap(name: string, id: OperationId): Promise<void>;
+  renew(names: readonly string[], id: OperationId): Promise<void>;
+  /** Names of the slots that an operation holds. */
+  held(id: OperationId): Promise<string[]>;
   /** How many are taken. */
   taken(names: readonly string[]): Promise<number[]>;
   /** Holders that have not renewed for 30 s. */
@@ -71,26 +102,29 @@ export interface Slots {
 }
 
 export function createSlots(redis: RedisConnection, keys: Keys, now: () => number = Date.now): Slots {
-  const seen = (name: string) => `${keys.slotQueue(name)}:seen`;
+  const keysOf = (name: string, id: OperationId) => [
+    keys.slot(name),
+    keys.slotQueue(name),
+    `${keys.slotQueue(name)}:seen`,
+    keys.held(id),
+    keys.operation(id),
+  ];
+  const release = async (name: string, id: OperationId, fence: string) => {
+    await runScript(redis, RELEASE, keysOf(name, id), [id, keys.wake, name, fence]);
+  };
   return {
-    async take(name, limit, holder) {
-      const scriptKeys = [keys.slot(name), keys.slotQueue(name), seen(name), keys.held(holder)];
-      return (await runScript(redis, TAKE, scriptKeys, [holder, limit, now(), WAITER_GONE_MS, name])) === 1;
+    async take(name, limit, { id, fence }) {
+      const taken = await runScript(redis, TAKE, keysOf(name, id), [id, limit, now(), WAITER_GONE_MS, name, fence]);
+      if (taken === -1)
+        throw new FleetError("lock_lost", `this run of ${id} may take no slot any more`, { facts: { operation: id } });
+      return taken === 1;
     },
-    async release(name, holder) {
-      const pipeline = redis.pipeline();
-      pipeline.hdel(keys.slot(name), holder);
-      pipeline.zrem(keys.slotQueue(name), holder);
-      pipeline.hdel(seen(name), holder);
-      pipeline.srem(keys.held(holder), name);
-      pipeline.publish(keys.wake, `free ${name}`);
-      await pipeline.exec();
+    release: (name, { id, fence }) => release(name, id, fence),
+    reap: (name, id) => release(name, id, ""),
+    async renew(names, id) {
+      await Promise.all(names.map((name) => runScript(redis, RENEW, [keys.slot(name)], [id, now()])));
     },
-    async renew(names, holder) {
-      const pipeline = redis.pipeline();
-      for (const name of names) pipeline.hset(keys.slot(name), holder, now());
-      await pipeline.exec();
-    },
+    held: (id) => redis.smembers(keys.held(id)),
     async taken(names) {
       const pipeline = redis.pipeline();
       for (const name of names) pipeline.hlen(keys.slot(name));

@@ -23,7 +23,7 @@ export async function reapSlots(context: WorkerContext, signal: AbortSignal): Pr
       if (operation && !isEnded(operation.status)) continue;
       if (node !== null && (await hasRunningTasks(context, node, signal))) continue;
       context.log.warn({ slot: name, operation: holder }, "slot of an ended operation given back");
-      await context.slots.release(name, holder);
+      await context.slots.reap(name, holder);
     }
   }
 }

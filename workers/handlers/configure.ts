@@ -4,35 +4,30 @@ import { slotOf } from "../../shared/state/slots.ts";
 import type { Params } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import { changedParams, rootfsGib } from "../sandbox/configure-clone.ts";
-import { containerOf, lookAt } from "../sandbox/look.ts";
+import { ownContainer } from "../sandbox/look.ts";
 import { runTask } from "../sandbox/task.ts";
 import type { Handler } from "./handler.ts";
 
 export const configure: Handler<"configure"> = {
   async run(run) {
-    const { place, lxc } = containerOf(run);
+    const { place, lxc, config: before } = await ownContainer(run);
     checkRanges({ cpuunits: run.input.cpuunits, node: place.node }, run.context.inventory.current().nodes);
-    const sight = await lookAt(run, place, run.call);
-    if (sight.is !== "ours")
-      throw new FleetError("sandbox_gone", `container ${place.vmid} on ${place.node} is no longer there`, {
-        facts: { ...place },
-      });
-    const size = rootfsGib(sight.config);
+    const size = rootfsGib(before);
     checkGrowth(run, size);
-    const params = changedParams(sight.config, wanted(run));
+    const params = changedParams(before, wanted(run));
     await run.begin("configure");
     await run.withSlot(slotOf.node(place.node), run.context.config.FLEET_NODE_SLOTS, async () => {
       // The digest makes PVE refuse when somebody else changed the config since we looked.
-      if (Object.keys(params).length > 0) await lxc.setConfig({ ...params, digest: sight.config.digest }, run.call);
+      if (Object.keys(params).length > 0) await lxc.setConfig({ ...params, digest: before.digest }, run.writing);
       if (run.input.diskGib !== undefined && run.input.diskGib !== size) {
         await runTask(run, {
           step: "resize",
           kind: "resize",
-          start: () => lxc.resize("rootfs", `${run.input.diskGib}G`, run.call),
+          start: () => lxc.resize("rootfs", `${run.input.diskGib}G`, run.writing),
         });
       }
     });
-    const { config } = await now(run);
+    const { config } = await ownContainer(run);
     const pending = await lxc.pending(run.call);
     return {
       result: {
@@ -64,16 +59,6 @@ export const configure: Handler<"configure"> = {
     };
   },
 };
-
-async function now(run: Run<"configure">) {
-  const { place } = containerOf(run);
-  const sight = await lookAt(run, place, run.call);
-  if (sight.is !== "ours")
-    throw new FleetError("sandbox_gone", `container ${place.vmid} on ${place.node} is no longer there`, {
-      facts: { ...place },
-    });
-  return sight;
-}
 
 function wanted({ input }: Run<"configure">): Params {
   const { cores, cpulimit, cpuunits, memoryMib, swapMib, onboot } = input;

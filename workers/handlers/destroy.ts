@@ -1,5 +1,5 @@
 import { slotOf } from "../../shared/state/slots.ts";
-import { placeOf } from "../sandbox/look.ts";
+import { containerOf, placeOf } from "../sandbox/look.ts";
 import { destroyContainer, releaseCommands } from "../sandbox/release.ts";
 import type { Handler } from "./handler.ts";
 
@@ -11,11 +11,18 @@ export const destroy: Handler<"destroy"> = {
       await run.begin("destroy", { sandbox: { state: "destroying" } });
       const slot = slotOf.node(place.node);
       existed = await run.withSlot(slot, run.context.config.FLEET_NODE_SLOTS, () =>
-        run.timed("destroy", () => destroyContainer(run, run.call)),
+        run.timed("destroy", () => destroyContainer(run, run)),
       );
     }
     // One that has ended gave everything back then; its numbers may be another's by now.
     const also = run.sandbox.endedAt === undefined ? await releaseCommands(run) : [];
     return { result: { destroyed: true, existed }, write: { sandbox: { state: "destroyed" }, also } };
+  },
+
+  /** It could not be destroyed: the record says again what the container is. */
+  async undo(run) {
+    if (run.operation.step === undefined || !placeOf(run.sandbox)) return { undone: [] };
+    const { status } = await containerOf(run).lxc.status(run.undoing());
+    return { undone: [], write: { sandbox: { state: status } } };
   },
 };

@@ -15,7 +15,6 @@ import { containerOf } from "../sandbox/look.ts";
 import { startContainer } from "../sandbox/power.ts";
 import { awaitReady } from "../sandbox/ready.ts";
 import { destroyContainer, releaseCommands } from "../sandbox/release.ts";
-import { stopRecordedTask } from "../sandbox/task.ts";
 import { urlFacts } from "../sandbox/url-facts.ts";
 import { type Ending, type Handler, Reroute } from "./handler.ts";
 
@@ -31,10 +30,19 @@ export const provision: Handler<"provision"> = {
 
   async undo(run) {
     const call = run.undoing();
-    await stopRecordedTask(run, call);
-    const existed = await destroyContainer(run, call);
-    const also = await releaseCommands(run);
-    return { undone: existed ? ["container"] : [], write: { sandbox: { state: "failed" }, also } };
+    const { node } = run.sandbox;
+    const existed =
+      node !== undefined &&
+      (await run.withSlot(
+        slotOf.node(node),
+        run.context.config.FLEET_NODE_SLOTS,
+        () => destroyContainer(run, { call, writing: call }),
+        call,
+      ));
+    return {
+      undone: existed ? ["container"] : [],
+      write: { sandbox: { state: "failed" }, also: await releaseCommands(run) },
+    };
   },
 };
 

@@ -4,15 +4,16 @@ import { encodeFields } from "../../shared/state/codec.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { Call, LxcApi } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
-import { containerOf } from "../sandbox/look.ts";
-import { runTask, stopRecordedTask } from "../sandbox/task.ts";
+import { containerOf, ownContainer } from "../sandbox/look.ts";
+import { runTask } from "../sandbox/task.ts";
 import type { Handler } from "./handler.ts";
 
 export const snapshot: Handler<"snapshot"> = {
   async run(run) {
-    const { place, lxc } = containerOf(run);
+    const { place, lxc } = await ownContainer(run);
     const name = nameOf(run);
-    const mine = await findOwn(run, lxc, run.call);
+    // An earlier run's task first: PVE lists a snapshot while it is still being taken.
+    const mine = run.operation.step?.upid === undefined ? await findOwn(run, lxc, run.call) : null;
     if (mine === null) await take(run, lxc, name);
     // The id is part of what PVE keeps, so that a lost record finds the same one again.
     const snapshotId = mine ?? (await findOwn(run, lxc, run.call));
@@ -38,7 +39,6 @@ export const snapshot: Handler<"snapshot"> = {
   async undo(run) {
     const call = run.undoing();
     const { place, lxc } = containerOf(run);
-    await stopRecordedTask(run, call);
     try {
       if ((await findOwn(run, lxc, call)) === null) return { undone: [] };
       const upid = await lxc.deleteSnapshot(nameOf(run), {}, call);
@@ -64,13 +64,20 @@ async function take(run: Run<"snapshot">, lxc: LxcApi, name: string): Promise<vo
   const mark = `${run.id} ${newSnapshotId()}`;
   const description = run.input.description === undefined ? mark : `${mark}\n${run.input.description}`;
   await run.withSlot(slotOf.node(place.node), run.context.config.FLEET_NODE_SLOTS, () =>
-    runTask(run, { step: "snapshot", kind: "snapshot", start: () => lxc.snapshot(name, { description }, run.call) }),
+    runTask(run, { step: "snapshot", kind: "snapshot", start: () => lxc.snapshot(name, { description }, run.writing) }),
   );
 }
 
 /** The id of the snapshot that this operation took, read from PVE. */
 async function findOwn(run: Run<"snapshot">, lxc: LxcApi, call: Call): Promise<SnapshotId | null> {
-  const one = (await lxc.snapshots(call)).find(({ description }) => description?.startsWith(`${run.id} `));
+  const isOwn = ({ description }: { description?: string | undefined }) =>
+    description?.startsWith(`${run.id} `) === true;
+  let one = (await lxc.snapshots(call)).find(isOwn);
+  // `snapstate` is there while PVE works on it.
+  while (one?.["snapstate"] !== undefined) {
+    await run.pause(250, call);
+    one = (await lxc.snapshots(call)).find(isOwn);
+  }
   const id = SnapshotId.safeParse(one?.description?.split(/\s/)[1]);
   return id.success ? id.data : null;
 }

@@ -199,7 +199,7 @@ export function isLinked(input: ProvisionInput, source: Source): boolean {
   return input.clone !== "full" && input.sourceSnapshot === undefined && source.linkable && input.storage === undefined;
 }
 
-function canCloneTo(source: Source, node: NodeInventory, input: ProvisionInput): boolean {
+export function canCloneTo(source: Source, node: NodeInventory, input: ProvisionInput): boolean {
   if (input.clone === "linked" && input.sourceSnapshot === undefined && source.storage !== "" && !source.linkable)
     return false;
   return (

@@ -1,15 +1,23 @@
 /** A job's run from claim to end: the one place where outcomes become records, events, retries and BullMQ states. */
 import { DelayedError, type Job, UnrecoverableError, WaitingError } from "bullmq";
-import { FleetError, fromErrorRecord, toErrorRecord, toFleetError } from "../../shared/errors.ts";
+import {
+  type ErrorFacts,
+  FleetError,
+  type FleetErrorCode,
+  fromErrorRecord,
+  toErrorRecord,
+  toFleetError,
+} from "../../shared/errors.ts";
 import { newFence, type OperationId } from "../../shared/ids.ts";
 import { type JobName, jobs } from "../../shared/jobs/index.ts";
 import { type JobData, PLACE } from "../../shared/queues.ts";
-import type { OperationEnd } from "../../shared/state/operations.ts";
+import type { OperationEnd, Write } from "../../shared/state/operations.ts";
 import { isEnded, type OperationRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
 import type { Ending, Handler } from "../handlers/handler.ts";
 import { Reroute } from "../handlers/handler.ts";
-import { decide } from "./decide.ts";
+import { stopRecordedTask } from "../sandbox/task.ts";
+import { type Decision, decide } from "./decide.ts";
 import { type Run, startRun } from "./run.ts";
 
 /** Runs cut short without a word (crashes, lost locks) before the operation is given up. */
@@ -82,36 +90,51 @@ interface Carrier {
   fence: string;
 }
 
+/** Runs the handler to an outcome. A healing error is retried here while the operation holds slots, else by BullMQ. */
 async function conclude(run: Run, handler: Handler<JobName>, carrier: Carrier): Promise<JobSummary> {
-  const { operation } = run;
-  try {
-    if (operation.abort) throw fromErrorRecord(operation.abort);
-    if (operation.claims - operation.attempts > CRASHES_ALLOWED) {
-      throw new FleetError("internal", `gave up after ${operation.claims} runs that ended without a word`, {
-        facts: { runs: operation.claims },
-      });
+  while (true) {
+    try {
+      refuseHopeless(run);
+      const ending = await handler.run(run);
+      await end(run, carrier, { status: "succeeded", result: ending.result }, ending);
+      return { outcome: "succeeded" };
+    } catch (thrown) {
+      if (thrown instanceof Reroute) return reroute(run, thrown);
+      if (thrown instanceof NotYet) return waitAgain(thrown, carrier);
+      const done = await fail(run, handler, carrier, thrown);
+      if (done) return done;
     }
-    const ending = await handler.run(run);
-    await end(run, carrier, { status: "succeeded", result: ending.result }, ending);
-    return { outcome: "succeeded" };
-  } catch (thrown) {
-    if (thrown instanceof Reroute) return reroute(run, thrown);
-    if (thrown instanceof NotYet) return waitAgain(thrown, carrier);
-    return fail(run, handler, carrier, thrown);
   }
 }
 
-async function fail(run: Run, handler: Handler<JobName>, carrier: Carrier, thrown: unknown): Promise<JobSummary> {
+/** Why the operation is to end, unless it is a destroy that has begun: that goes on to its end. */
+function abortOf({ kind, operation }: Run): ErrorRecord | undefined {
+  const unstoppable = kind === "destroy" && operation.step !== undefined && operation.abort?.code === "canceled";
+  return unstoppable ? undefined : operation.abort;
+}
+
+function refuseHopeless(run: Run): void {
+  const { operation, check } = run;
+  const abort = abortOf(run);
+  if (abort) throw fromErrorRecord(abort);
+  check();
+  if (operation.claims - operation.attempts > CRASHES_ALLOWED) {
+    throw new FleetError("internal", `gave up after ${operation.claims} runs that ended without a word`, {
+      facts: { runs: operation.claims },
+    });
+  }
+}
+
+/** Null: run the handler again. */
+async function fail(
+  run: Run,
+  handler: Handler<JobName>,
+  carrier: Carrier,
+  thrown: unknown,
+): Promise<JobSummary | null> {
   const error = toFleetError(thrown);
-  const aborting = run.operation.abort !== undefined;
-  const decision = aborting
-    ? ({ next: "end", status: error.code === "canceled" ? "canceled" : "failed" } as const)
-    : decide(error, {
-        attempts: run.operation.attempts,
-        attemptsAllowed: jobs[run.kind].attempts,
-        random: Math.random(),
-      });
-  run.log[decision.next === "end" && error.code === "internal" ? "error" : "info"](
+  const decision = decideOn(run, error);
+  run.log[error.code === "internal" ? "error" : "info"](
     {
       code: error.code,
       facts: error.facts,
@@ -124,11 +147,7 @@ async function fail(run: Run, handler: Handler<JobName>, carrier: Carrier, throw
     case "yield":
       return yieldJob(error, carrier);
     case "replace":
-      return reroute(
-        run,
-        new Reroute(PLACE, { operation: { waitingFor: error.message }, sandbox: { state: "placing" } }),
-        error,
-      );
+      return replace(run, handler, carrier, error);
     case "retry":
       await run.write({
         operation: {
@@ -137,33 +156,103 @@ async function fail(run: Run, handler: Handler<JobName>, carrier: Carrier, throw
           waitingFor: `retry after ${error.code}`,
         },
       });
-      throw new RetryLater(error, decision.delayMs);
+      // A job in BullMQ's `delayed` would leave its slots to nobody, while others in its queue wait for them.
+      if (!(await run.holdsSlots())) throw new RetryLater(error, decision.delayMs);
+      await run.pause(decision.delayMs).catch(() => {}); // an abort is seen by the next round
+      return null;
     case "end":
       return undoAndEnd(run, handler, carrier, { error, status: decision.status });
   }
 }
 
-/** Undoes, then ends. An undo that fails is tried again by the next run, which finds the decision in the record. */
+function decideOn(run: Run, error: FleetError): Decision {
+  const { operation, kind } = run;
+  const yields = error.code === "lock_lost" || error.code === "shutting_down";
+  if (abortOf(run) && !yields) return { next: "end", status: error.code === "canceled" ? "canceled" : "failed" };
+  return decide(error, { attempts: operation.attempts, attemptsAllowed: jobs[kind].attempts, random: Math.random() });
+}
+
+/** Undoes, then ends. A crash in between is gone on with by the next run, which finds the decision in the record. */
 async function undoAndEnd(
   run: Run,
   handler: Handler<JobName>,
   carrier: Carrier,
   { error, status }: { error: FleetError; status: "failed" | "canceled" },
 ): Promise<JobSummary> {
-  if (!handler.undo) {
-    await end(run, carrier, { status, error });
-  } else {
-    await run.write({ operation: { abort: toErrorRecord(error), attempts: run.operation.attempts + 1 } });
-    const undone = await handler.undo(run).catch((thrown: unknown) => {
+  await run.write({ operation: { abort: toErrorRecord(error), attempts: run.operation.attempts + 1 } });
+  const undone = await undo(run, handler);
+  const told = undone.facts === undefined ? error : error.with(undone.facts);
+  await end(run, carrier, { status, error: told }, undone);
+  throw new UnrecoverableError(error.message);
+}
+
+/** How long an undo is tried: what only a human can clear is told early, an unreachable node is given time. */
+const UNDO_PATIENCE_MS = { stuck: 60_000, weather: 600_000 };
+const STUCK: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
+  "container_locked",
+  "protected",
+  "forbidden",
+  "unauthorized",
+]);
+
+/** Stops the task that still runs and takes back what was made; what can't be taken back is `quarantined`, with its place. */
+async function undo(run: Run, handler: Handler<JobName>): Promise<{ write?: Write; facts?: ErrorFacts }> {
+  const call = run.undoing();
+  const begun = performance.now();
+  for (let attempt = 1; ; attempt++) {
+    try {
+      await stopRecordedTask(run, call);
+      const done = await handler.undo?.(run);
+      return {
+        ...(done?.write ? { write: done.write } : {}),
+        ...(done?.undone.length ? { facts: { undone: done.undone } } : {}),
+      };
+    } catch (thrown) {
       const problem = toFleetError(thrown);
       if (problem.code === "lock_lost") throw problem;
       run.log.warn({ code: problem.code, facts: problem.facts, err: problem.cause }, "could not undo yet");
-      throw new RetryLater(problem, Math.min(30_000, 1_000 * 2 ** Math.min(5, run.operation.attempts)));
-    });
-    const told = undone.undone.length > 0 ? error.with({ undone: undone.undone }) : error;
-    await end(run, carrier, { status, error: told }, undone);
+      const patience = STUCK.has(problem.code) ? UNDO_PATIENCE_MS.stuck : UNDO_PATIENCE_MS.weather;
+      if (performance.now() - begun > patience) return quarantine(run, problem);
+      await run.pause(Math.min(15_000, 500 * 2 ** Math.min(attempt, 6)), call);
+    }
   }
-  throw new UnrecoverableError(error.message);
+}
+
+/** VMID and reservation stay taken: the container is still there. */
+function quarantine(run: Run, problem: FleetError): { write: Write; facts: ErrorFacts } {
+  const { node, vmid } = run.sandbox;
+  run.log.error({ code: "quarantined", node, vmid, problem: problem.code }, "only a human can clear this container");
+  return {
+    write: { sandbox: { state: "quarantined" } },
+    facts: { quarantined: true, node: node ?? null, vmid: vmid ?? null, problem: problem.code },
+  };
+}
+
+/** Back to placement, with nothing left on the node it had. */
+async function replace(run: Run, handler: Handler<JobName>, carrier: Carrier, error: FleetError): Promise<JobSummary> {
+  const undone = await undo(run, handler);
+  if (undone.facts?.["quarantined"] === true) {
+    await end(run, carrier, { status: "failed", error: error.with(undone.facts) }, undone);
+    throw new UnrecoverableError(error.message);
+  }
+  await run.releaseSlots(() => false);
+  const again = { attempts: run.operation.attempts + 1, lastError: toErrorRecord(error) };
+  return reroute(
+    run,
+    new Reroute(PLACE, {
+      operation: { ...again, step: null, waitingFor: error.message },
+      sandbox: {
+        state: "placing",
+        node: null,
+        vmid: null,
+        hostname: null,
+        hwaddr: null,
+        address: null,
+        leasedIp: null,
+      },
+      also: undone.write?.also ?? [],
+    }),
+  );
 }
 
 async function end(run: Run, carrier: Carrier, ended: OperationEnd, ending: Pick<Ending<JobName>, "write"> = {}) {
@@ -196,12 +285,11 @@ export async function addJob(context: WorkerContext, operation: OperationRecord)
   });
 }
 
-async function reroute(run: Run, { queue, write }: Reroute, error?: FleetError): Promise<JobSummary> {
+async function reroute(run: Run, { queue, write }: Reroute): Promise<JobSummary> {
   const seq = run.operation.seq + 1;
-  const again = error ? { attempts: run.operation.attempts + 1, lastError: toErrorRecord(error) } : {};
   await run.write({
     ...write,
-    operation: { ...write.operation, ...again, queue, seq, job: `${run.id}.${seq}`, timings: run.timings },
+    operation: { ...write.operation, queue, seq, job: `${run.id}.${seq}`, timings: run.timings },
   });
   await addJob(run.context, run.operation);
   run.log.info({ queue }, "operation goes on in another queue");
@@ -211,8 +299,9 @@ async function reroute(run: Run, { queue, write }: Reroute, error?: FleetError):
 /** Leaves the job as it is: a lost lock has a new owner already, a shutdown hands it back at once. */
 async function yieldJob(error: FleetError, { job, token }: Carrier): Promise<never> {
   if (error.code === "lock_lost") throw error;
-  await job.moveToDelayed(Date.now(), token);
-  throw new DelayedError();
+  // To the head of its line, not behind it: it may hold slots that the others wait for.
+  await job.moveToWait(token);
+  throw new WaitingError();
 }
 
 async function waitAgain({ delayMs }: NotYet, { job, token }: Carrier): Promise<never> {

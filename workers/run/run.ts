@@ -1,11 +1,12 @@
 /** One run of an operation: its fence, its lock, its deadline, the slots it takes and the record it writes. */
+import { setTimeout as delay } from "node:timers/promises";
 import type { Job } from "bullmq";
 import type { Logger } from "pino";
-import { FleetError, fromErrorRecord, toFleetError } from "../../shared/errors.ts";
-import type { OperationId, Vmid } from "../../shared/ids.ts";
+import { FleetError, type FleetErrorCode, fromErrorRecord } from "../../shared/errors.ts";
+import type { NodeName, OperationId, Vmid } from "../../shared/ids.ts";
 import { type JobName, jobs, type ParsedInput } from "../../shared/jobs/index.ts";
 import { LOCK_MS } from "../../shared/queues.ts";
-import type { Write } from "../../shared/state/operations.ts";
+import type { AddressRange, Write } from "../../shared/state/operations.ts";
 import { ErrorRecordSchema, type OperationRecord, type SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
 import type { Call } from "../pve/api.ts";
@@ -27,42 +28,43 @@ export interface Run<N extends JobName = JobName> extends AsyncDisposable {
   readonly sandbox: SandboxRecord;
   /** Aborts with a FleetError: cancel, time-out, lost lock, shutdown. */
   readonly signal: AbortSignal;
-  /** For every PVE request: the signal, and the check that runs right before it is sent. */
+  /** For reading PVE: the signal, and the check that runs right before a request is sent. */
   readonly call: Call;
+  /**
+   * For changing PVE: checked as `call` before it is sent, but cut short by a lost lock alone. PVE runs a request to its
+   * end whether we listen or not, so a cancel must hear the answer to know what there is to undo.
+   */
+  readonly writing: Call;
   /** Throws when this run may not act any more; synchronous, so nothing can come between it and the act. */
   check(): void;
   write(write: Write): Promise<void>;
   /** A VMID for the sandbox, recorded with the lease; the one it had goes back. */
   leaseVmid(): Promise<Vmid>;
-  /** One of `addresses` (with prefix length); the one it has, if any. */
-  leaseAddress(addresses: readonly string[]): Promise<string>;
+  /** An address of the range, with prefix length; the one it has, if any. */
+  leaseAddress(range: AddressRange): Promise<string>;
+  /** Makes an address that the container was seen to have the sandbox's. Throws `address_refused`. */
+  claimAddress(address: string): Promise<void>;
   /** Records what is begun, before it is begun. */
-  begin(step: string, write?: Write & { upid?: string }): Promise<void>;
+  begin(step: string, write?: Write & { upid?: string; node?: NodeName }): Promise<void>;
   /** Adds what `work` took, in ms, to the operation's timings. */
   timed<T>(step: string, work: () => Promise<T>): Promise<T>;
   /**
    * Holds a slot while `work` runs. Where the outcome is unknown, or a task may still run, the slot is kept:
-   * the next run has it already, and the operation's end gives it up.
+   * a later attempt has it already, and the operation's end gives it up. `call` says what may interrupt the wait for it.
    */
-  withSlot<T>(name: string, limit: number, work: () => Promise<T>): Promise<T>;
+  withSlot<T>(name: string, limit: number, work: () => Promise<T>, call?: Call): Promise<T>;
+  /** Gives up slots that earlier runs kept, save those that `keep` names. */
+  releaseSlots(keep: (name: string) => boolean): Promise<void>;
+  /** Whether this operation holds slots, so that others may be waiting for it. */
+  holdsSlots(): Promise<boolean>;
+  /** Waits; an abort ends it early, and throws. */
+  pause(ms: number, call?: Call): Promise<void>;
   /** A call for undoing, which cancel and time-out must not stop; a lost lock does. */
   undoing(): Call;
   abort(error: FleetError): void;
   /** Timings so far, those of earlier runs included. */
   readonly timings: Record<string, number>;
 }
-
-/** Errors after which something of ours may still be going on in PVE. */
-const UNCERTAIN = new Set([
-  "outcome_unknown",
-  "task_lost",
-  "lock_lost",
-  "shutting_down",
-  "node_unreachable",
-  "pve_bad_reply",
-  "canceled",
-  "timeout",
-]);
 
 export function startRun<N extends JobName>(
   context: WorkerContext,
@@ -90,6 +92,11 @@ export function startRun<N extends JobName>(
     lost.abort(error);
     stop.abort(error);
   };
+  // A destroy that has begun goes on to its end: half a destroyed container is of no use to anybody.
+  const abort = (error: FleetError) => {
+    if (claim.kind === "destroy" && operation.step !== undefined && error.code === "canceled") return;
+    stop.abort(error);
+  };
   const checkLock = () => {
     if (performance.now() > deadline) loseLock("its time passed");
     lost.signal.throwIfAborted();
@@ -101,14 +108,14 @@ export function startRun<N extends JobName>(
 
   const beat = async () => {
     const begun = performance.now();
-    const [extended, abort] = await Promise.all([
+    const [extended, asked] = await Promise.all([
       job.extendLock(token, LOCK_MS),
       redis.hget(keys.operation(id), "abort"),
       holding.size > 0 ? slots.renew([...holding], id) : undefined,
     ]);
     if (extended === 0) return loseLock("another run took the job");
     deadline = begun + LOCK_MS - MARGIN_MS;
-    if (abort !== null) stop.abort(fromErrorRecord(ErrorRecordSchema.parse(JSON.parse(abort))));
+    if (asked !== null) abort(fromErrorRecord(ErrorRecordSchema.parse(JSON.parse(asked))));
   };
   const beats = setInterval(() => {
     if (performance.now() > deadline) loseLock("its time passed");
@@ -124,16 +131,28 @@ export function startRun<N extends JobName>(
     Math.max(0, Math.min(jobs[claim.kind].timeoutMs - (Date.now() - (operation.startedAt ?? Date.now())), 2 ** 31 - 1)),
   );
 
-  const takeSlot = async (name: string, limit: number) => {
-    while (true) {
-      check();
-      if (await slots.take(name, limit, id)) {
-        holding.add(name);
-        return;
+  const holder = { id, fence };
+  const takeSlot = async (name: string, limit: number, { signal, guard }: Call) => {
+    try {
+      while (true) {
+        guard?.();
+        if (await slots.take(name, limit, holder)) {
+          holding.add(name);
+          return;
+        }
+        await context.wake.next(["free", "ended"], { timeoutMs: SLOT_POLL_MS, signal });
       }
-      await context.wake.next(["free", "ended"], { timeoutMs: SLOT_POLL_MS, signal: stop.signal });
+    } catch (error) {
+      await slots.release(name, holder); // the place in line; those behind must not wait for it to time out
+      throw error;
     }
   };
+  const release = async (name: string) => {
+    checkLock();
+    holding.delete(name);
+    await slots.release(name, holder);
+  };
+  const call: Call = { signal: stop.signal, guard: check };
 
   const run: Run<N> = {
     context,
@@ -142,7 +161,8 @@ export function startRun<N extends JobName>(
     input: operation.input as ParsedInput<N>, // parsed by the producer and unchanged since; handlers of an older schema parse again
     log,
     signal: stop.signal,
-    call: { signal: stop.signal, guard: check },
+    call,
+    writing: { signal: lost.signal, guard: check },
     timings,
     get operation() {
       return operation;
@@ -166,14 +186,25 @@ export function startRun<N extends JobName>(
       sandbox = { ...sandbox, vmid };
       return vmid;
     },
-    async leaseAddress(addresses) {
+    async leaseAddress(range) {
       checkLock();
-      const leasedIp = await store.leaseAddress(id, fence, addresses);
+      const leasedIp = await store.leaseAddress(id, fence, range);
       sandbox = { ...sandbox, leasedIp };
       return leasedIp;
     },
-    async begin(step, { upid, ...write } = {}) {
-      const record = { name: step, at: Date.now(), ...(upid === undefined ? {} : { upid }) };
+    async claimAddress(address) {
+      if (sandbox.address === address) return;
+      checkLock();
+      await store.claimAddress(id, fence, address);
+      sandbox = { ...sandbox, address };
+    },
+    async begin(step, { upid, node, ...write } = {}) {
+      const record = {
+        name: step,
+        at: Date.now(),
+        ...(upid === undefined ? {} : { upid }),
+        ...(node === undefined ? {} : { node }),
+      };
       await run.write({ ...write, operation: { ...write.operation, step: record } });
     },
     async timed(step, work) {
@@ -184,32 +215,68 @@ export function startRun<N extends JobName>(
         timings[step] = Math.round((timings[step] ?? 0) + performance.now() - begun);
       }
     },
-    async withSlot(name, limit, work) {
+    async withSlot(name, limit, work, by = call) {
       const before = performance.now();
-      await takeSlot(name, limit);
+      await takeSlot(name, limit, by);
       timings["waited"] = Math.round((timings["waited"] ?? 0) + performance.now() - before);
       try {
         const result = await work();
         await release(name);
         return result;
       } catch (error) {
-        if (!UNCERTAIN.has(toFleetError(error).code)) await release(name);
+        if (isSettled(error)) await release(name);
         throw error;
       }
     },
+    async releaseSlots(keep) {
+      for (const name of await slots.held(id)) if (!keep(name)) await release(name);
+    },
+    holdsSlots: async () => (await slots.held(id)).length > 0,
+    async pause(ms, { signal } = call) {
+      await delay(ms, undefined, { signal }).catch(() => signal.throwIfAborted());
+    },
     undoing: () => ({ signal: lost.signal, guard: checkLock }),
-    abort: (error) => stop.abort(error),
+    abort,
     async [Symbol.asyncDispose]() {
       clearInterval(beats);
       clearTimeout(outOfTime);
     },
   };
-  const release = async (name: string) => {
-    holding.delete(name);
-    await slots.release(name, id);
-  };
   return run;
 }
+
+/**
+ * Whether an error proves that nothing of ours goes on in PVE: it refused, or its task has ended.
+ * Whatever else went wrong may have left a task running.
+ */
+export function isSettled(error: unknown): boolean {
+  return error instanceof FleetError && SETTLED.has(error.code);
+}
+
+const SETTLED: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
+  "invalid_input",
+  "template_not_found",
+  "linked_clone_unsupported",
+  "snapshot_unsupported",
+  "snapshot_exists",
+  "snapshot_not_found",
+  "storage_not_found",
+  "storage_full",
+  "protected",
+  "shutdown_refused",
+  "vmid_taken",
+  "source_locked",
+  "container_locked",
+  "config_changed",
+  "already_running",
+  "already_stopped",
+  "container_running",
+  "container_missing",
+  "no_quorum",
+  "pve_rejected",
+  "task_failed",
+  "start_failed",
+]);
 
 function withoutNulls<T extends object>(fields: { [K in keyof T]?: T[K] | null | undefined } | undefined): Partial<T> {
   const entries = Object.entries(fields ?? {}).map(([key, value]) => [key, value === null ? undefined : value]);

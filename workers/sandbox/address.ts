@@ -3,9 +3,7 @@
  * on the MAC of net0, inside SANDBOX_CIDRS and claimed by no other sandbox.
  */
 import { type BlockList, isIP } from "node:net";
-import { FleetError } from "../../shared/errors.ts";
 import type { LxcInterface } from "../pve/api.ts";
-import type { Run } from "../run/run.ts";
 
 /** Candidates in the order of preference, IPv4 first. Pure. */
 export function usableAddresses(
@@ -27,35 +25,4 @@ export function usableAddresses(
     return family !== 0 && allowed.check(address, family === 6 ? "ipv6" : "ipv4");
   });
   return [...new Set(usable)].sort((a, b) => isIP(a) - isIP(b));
-}
-
-/**
- * Claims an address for the run's sandbox; what it had before goes back.
- * Throws `address_refused` when a living sandbox has it already.
- */
-export async function claimAddress(run: Run, address: string): Promise<void> {
-  const { redis, keys } = run.context;
-  if (run.sandbox.address === address) return;
-  const id = run.sandbox.id;
-  if ((await redis.hsetnx(keys.addresses, address, id)) === 0) {
-    const holder = await redis.hget(keys.addresses, address);
-    if (
-      holder !== null &&
-      holder !== id &&
-      (await redis.hget(keys.sandbox(holder), "address")) === address &&
-      (await isAlive(run, holder))
-    ) {
-      throw new FleetError("address_refused", `address ${address} belongs to another sandbox`, {
-        facts: { sandbox: id },
-      });
-    }
-    await redis.hset(keys.addresses, address, id);
-  }
-  const before = run.sandbox.address;
-  await run.write({ sandbox: { address }, also: before === undefined ? [] : [["HDEL", keys.addresses, before]] });
-}
-
-async function isAlive(run: Run, sandbox: string): Promise<boolean> {
-  const record = await run.context.store.loadSandbox(sandbox as typeof run.sandbox.id); // ids of the hash are ours
-  return record !== null && record.endedAt === undefined;
 }

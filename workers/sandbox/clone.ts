@@ -1,21 +1,20 @@
 /** The clone step: which source, which VMID, and never two containers for one operation. */
 import { FleetError } from "../../shared/errors.ts";
-import { SnapshotId, type Vmid } from "../../shared/ids.ts";
-import type { Inventory } from "../../shared/state/inventory.ts";
+import { type NodeName, SnapshotId, type Vmid } from "../../shared/ids.ts";
 import { hasConfigEnv } from "../../shared/state/inventory.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import { hostLabel } from "../../shared/urls.ts";
-import { findSources, isLinked, type Source, withDefaults } from "../placement/choose-node.ts";
+import { canCloneTo, findSources, isLinked, type Source, withDefaults } from "../placement/choose-node.ts";
 import type { CloneParams } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
-import { lookAt, type Place } from "./look.ts";
+import { lookUntilClear, type Place } from "./look.ts";
 import { formatDescription } from "./stamp.ts";
 import { runTask } from "./task.ts";
 
-/** A locked or half-made clone is looked at this often while its task is unknown to us. */
-const LOOK_MS = 250;
 /** A lock whose task we can't see is given this long. */
 const LOCK_PATIENCE_MS = 30_000;
+/** Somebody else's container in the making is told from ours within this. */
+const STRANGER_PATIENCE_MS = 3_000;
 
 /**
  * Makes the sandbox's container, or adopts the one that an earlier run made.
@@ -24,29 +23,24 @@ const LOCK_PATIENCE_MS = 30_000;
 export async function cloneContainer(run: Run<"provision">, token: string | null): Promise<Place> {
   const node = run.sandbox.node;
   if (node === undefined) throw new FleetError("node_unavailable", "the sandbox has no node yet");
-  const snapshot = await snapshotOf(run);
-  const inventory = run.context.inventory.current();
-  const sources = findSources({ input: inputOf(run), snapshot }, inventory, {
-    allowPrivileged: run.context.config.PVE_ALLOW_PRIVILEGED,
-  }).filter((one) => one.node === node || one.shared);
   while (true) {
     const vmid = run.sandbox.vmid ?? (await run.leaseVmid());
     const place = { node, vmid };
-    const adopted = run.operation.step?.name === "clone" ? await adopt(run, place) : "missing";
-    if (adopted === "ours") return place;
-    if (adopted === "missing") {
-      try {
-        await cloneFrom(run, place, {
-          sources,
-          token,
-          snapname: snapshot?.name ?? run.input.sourceSnapshot,
-          inventory,
-        });
+    if (run.operation.step?.name === "clone") {
+      const { is } = await adopt(run, place);
+      if (is === "ours") {
+        // An earlier run may have kept the slots of the clone; the container is there, so they are free.
+        await run.releaseSlots((name) => name === slotOf.node(node));
         return place;
-      } catch (error) {
-        if (!(error instanceof FleetError) || error.code !== "vmid_taken") throw error;
-        if ((await adopt(run, place)) === "ours") return place; // an earlier request of ours, executed late
       }
+    }
+    try {
+      await cloneFrom(run, place, token);
+      return place;
+    } catch (error) {
+      if (!(error instanceof FleetError) || error.code !== "vmid_taken") throw error;
+      const { is } = await lookUntilClear(run, place, { call: run.call, patienceMs: STRANGER_PATIENCE_MS });
+      if (is === "ours") return place; // an earlier request of ours, executed late
     }
     run.log.info({ vmid }, "VMID is taken by somebody else; leasing the next");
     await run.leaseVmid();
@@ -61,59 +55,52 @@ async function snapshotOf(run: Run<"provision">) {
   return id.success ? run.context.store.loadSnapshot(id.data) : null;
 }
 
-/** Waits until what stands at the VMID is whole, when it is ours. */
-async function adopt(run: Run<"provision">, place: Place): Promise<"ours" | "missing" | "foreign"> {
+/** What became of a clone that was asked for: its task is waited for, then the container says how it ended. */
+async function adopt(run: Run<"provision">, place: Place) {
   if (run.operation.step?.upid !== undefined) {
-    try {
-      await runTask(run, {
-        step: "clone",
-        kind: "clone",
-        start: () => Promise.reject(new Error("recorded tasks are not started again")),
-      });
-    } catch (error) {
-      // The container itself says how the clone ended.
+    const start = () => Promise.reject(new Error("a recorded task is not started again"));
+    await runTask(run, { step: "clone", kind: "clone", start }).catch((error: unknown) => {
       if (!(error instanceof FleetError) || !["task_lost", "task_failed"].includes(error.code)) throw error;
-    }
+    });
   }
-  const patience = performance.now() + LOCK_PATIENCE_MS;
-  while (true) {
-    const sight = await lookAt(run, place, run.call);
-    if (sight.is !== "ours") return sight.is;
-    if (sight.config.lock === undefined) return "ours";
-    if (performance.now() > patience) {
-      throw new FleetError(
-        "container_locked",
-        `container ${place.vmid} on ${place.node} stays locked (${sight.config.lock})`,
-        { facts: { ...place } },
-      );
-    }
-    await run.context.wake.next(["abort"], { timeoutMs: LOOK_MS, signal: run.signal });
-  }
+  return lookUntilClear(run, place, { call: run.call, patienceMs: LOCK_PATIENCE_MS });
 }
 
-interface CloneWay {
-  sources: readonly Source[];
-  token: string | null;
-  snapname: string | undefined;
-  inventory: Inventory;
-}
-
-async function cloneFrom(run: Run<"provision">, place: Place, way: CloneWay): Promise<void> {
-  const source = await pickSource(run, way.sources);
-  const full = !isLinked(inputOf(run), source);
-  const params = cloneParams(run, place, { source, full, token: way.token, snapname: way.snapname });
+async function cloneFrom(run: Run<"provision">, place: Place, token: string | null): Promise<void> {
+  const inventory = run.context.inventory.current();
+  const input = inputOf(run);
+  const snapshot = await snapshotOf(run);
+  const source = await pickSource(run, await sourcesFor(run, place.node));
+  const full = !isLinked(input, source);
+  const snapname = snapshot?.name ?? input.sourceSnapshot;
+  const params = cloneParams(run, place, { source, full, token, snapname });
   const request = () =>
     runTask(run, {
       step: "clone",
       kind: full ? "full_clone" : "linked_clone",
       write: { sandbox: { state: "cloning", hostname: params.hostname ?? null } },
-      start: () => run.context.pve.lxc(source.node, source.vmid).clone(params, run.call),
+      start: () => run.context.pve.lxc(source.node, source.vmid).clone(params, run.writing),
+      ...(source.node === place.node ? {} : { node: source.node }),
     });
-  const storage = inputOf(run).storage ?? source.storage;
-  const shared = way.inventory.nodes.some(({ storages }) => storages.some((one) => one.name === storage && one.shared));
+  const storage = input.storage ?? source.storage;
+  const shared = inventory.nodes.some(({ storages }) => storages.some((one) => one.name === storage && one.shared));
   const withReplica = () => run.withSlot(slotOf.replica(source.node, source.vmid), 1, request);
   if (full && shared) await run.withSlot(slotOf.storage(storage), run.context.config.FLEET_STORAGE_SLOTS, withReplica);
   else await withReplica();
+}
+
+/** The sources that may be cloned to this node, by the rules that placed it. Throws `node_unavailable` when none is left. */
+async function sourcesFor(run: Run<"provision">, nodeName: NodeName): Promise<Source[]> {
+  const inventory = run.context.inventory.current();
+  const input = inputOf(run);
+  const node = inventory.nodes.find(({ name }) => name === nodeName);
+  const { PVE_ALLOW_PRIVILEGED: allowPrivileged } = run.context.config;
+  const sources = findSources({ input, snapshot: await snapshotOf(run) }, inventory, { allowPrivileged });
+  const usable = sources.filter((source) => node && canCloneTo(source, node, input));
+  if (usable.length > 0) return usable;
+  throw new FleetError("node_unavailable", `node ${nodeName} has no source of the template left`, {
+    facts: { node: nodeName },
+  });
 }
 
 /** The replica whose clone slot is free, else the one with the shortest line. */
@@ -132,7 +119,7 @@ async function pickSource(run: Run<"provision">, sources: readonly Source[]): Pr
     }))
     .sort((a, b) => a.line - b.line || a.away - b.away);
   const [first] = ranked;
-  if (!first) throw new FleetError("node_unavailable", `node ${run.sandbox.node} has lost its replica of the template`);
+  if (!first) throw new FleetError("node_unavailable", "there is no source to clone from");
   return first.source;
 }
 

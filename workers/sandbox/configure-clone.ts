@@ -6,6 +6,7 @@ import { FleetError } from "../../shared/errors.ts";
 import type { MountPoint, Network } from "../../shared/jobs/fields.ts";
 import type { ProvisionInput } from "../../shared/jobs/provision.ts";
 import { hasConfigEnv } from "../../shared/state/inventory.ts";
+import type { AddressRange } from "../../shared/state/operations.ts";
 import { EXECD_TOKEN_ENV } from "../exec/execd.ts";
 import type { LxcConfig, Params } from "../pve/api.ts";
 import {
@@ -33,7 +34,7 @@ export async function configureClone(run: Run<"provision">, place: Place, token:
       facts: { ...place },
     });
   const lxc = run.context.pve.lxc(place.node, place.vmid);
-  const leasedIp = needsLease(run) ? await run.leaseAddress(addressesOf(run.context.config)) : undefined;
+  const leasedIp = needsLease(run) ? await run.leaseAddress(rangeOf(run.context.config)) : undefined;
   const net = desiredNet(sight.config.net0, run.input.network ?? {}, run.context.config, leasedIp);
   const envToken = token !== null && hasConfigEnv(run.context.inventory.current().version) ? token : null;
   const params = changedParams(sight.config, {
@@ -42,13 +43,13 @@ export async function configureClone(run: Run<"provision">, place: Place, token:
     ...envParams(sight.config, envToken),
   });
   await run.begin("configure", { sandbox: { state: "configuring", hwaddr: net?.hwaddr?.toUpperCase() ?? null } });
-  if (Object.keys(params).length > 0) await run.timed("configure", () => lxc.setConfig(params, run.call));
+  if (Object.keys(params).length > 0) await run.timed("configure", () => lxc.setConfig(params, run.writing));
   const current = rootfsGib(sight.config);
   if (run.input.diskGib !== undefined && (current === undefined || run.input.diskGib > current)) {
     await runTask(run, {
       step: "resize",
       kind: "resize",
-      start: () => lxc.resize("rootfs", `${run.input.diskGib}G`, run.call),
+      start: () => lxc.resize("rootfs", `${run.input.diskGib}G`, run.writing),
     });
   }
 }
@@ -58,18 +59,13 @@ function needsLease(run: Run<"provision">): boolean {
   return asked === "lease" || (asked === undefined && run.context.config.PVE_IP_RANGE !== undefined);
 }
 
-/** PVE_IP_RANGE as addresses with prefix length. Throws `not_configured` without one. */
-export function addressesOf({ PVE_IP_RANGE: range }: Pick<WorkerConfig, "PVE_IP_RANGE">): string[] {
-  if (!range)
-    throw new FleetError("not_configured", 'network.ip "lease" needs PVE_IP_RANGE', {
-      facts: { variables: ["PVE_IP_RANGE"] },
-    });
-  const [first, last] = [toNumber(range.first), toNumber(range.last)];
-  return Array.from({ length: last - first + 1 }, (_, at) => `${toAddress(first + at)}/${range.bits}`);
+/** Throws `not_configured` without PVE_IP_RANGE. */
+function rangeOf({ PVE_IP_RANGE: range }: Pick<WorkerConfig, "PVE_IP_RANGE">): AddressRange {
+  if (range) return range;
+  throw new FleetError("not_configured", 'network.ip "lease" needs PVE_IP_RANGE', {
+    facts: { variables: ["PVE_IP_RANGE"] },
+  });
 }
-
-const toNumber = (ip: string) => ip.split(".").reduce((sum, part) => sum * 256 + Number(part), 0);
-const toAddress = (value: number) => [24, 16, 8, 0].map((shift) => Math.floor(value / 2 ** shift) % 256).join(".");
 
 /** The clone's net0 with what was asked for, or null when the template has none and none was asked for. Pure. */
 export function desiredNet(
@@ -131,11 +127,26 @@ export function desiredConfig(input: ProvisionInput, config: LxcConfig): Params 
       ? {}
       : { features: formatFeatures({ ...parseFeatures(config.features ?? ""), nesting }) }),
     ...(input.tags.length > 0 ? { tags: formatTags(input.tags) } : {}),
-    ...Object.fromEntries(input.mountPoints.map((mount, at) => [`mp${at}`, formatMount(mount)])),
+    ...desiredMounts(input, config),
   };
 }
 
-const formatMount = ({ storage, sizeGib, path, backup, readOnly }: z.output<typeof MountPoint>) =>
+/** New mount points take free numbers; one whose path the container has already is not made twice. Pure. */
+function desiredMounts({ mountPoints }: ProvisionInput, config: LxcConfig): Params {
+  const there = Object.entries(config).filter(([key]) => /^mp\d+$/.test(key));
+  const paths = new Set(there.map(([, value]) => parseMount(String(value)).mp));
+  const used = new Set(there.map(([key]) => key));
+  const mounts: Params = {};
+  for (const mount of mountPoints.filter(({ path }) => !paths.has(path))) {
+    let at = 0;
+    while (used.has(`mp${at}`)) at += 1;
+    used.add(`mp${at}`);
+    mounts[`mp${at}`] = formatMountPoint(mount);
+  }
+  return mounts;
+}
+
+const formatMountPoint = ({ storage, sizeGib, path, backup, readOnly }: z.output<typeof MountPoint>) =>
   [`${storage}:${sizeGib}`, `mp=${path}`, ...(backup ? ["backup=1"] : []), ...(readOnly ? ["ro=1"] : [])].join(",");
 
 function envParams(config: LxcConfig, token: string | null): Params {
@@ -149,12 +160,13 @@ export function rootfsGib(config: LxcConfig): number | undefined {
   return size === undefined ? undefined : parseSizeMib(size) / 1024;
 }
 
-/** Only what differs from the clone as it is; a mount that is there is not made twice. Pure. */
+/** Only what differs from the container as it is. Pure. */
 export function changedParams(config: LxcConfig, desired: Params): Params {
   const entries = Object.entries(desired).filter(([key, value]) => {
     if (value === undefined) return false;
     const has = config[key];
-    if (/^mp\d+$/.test(key)) return has === undefined;
+    // PVE writes the properties of a network in another order than we do.
+    if (key === "net0" && typeof has === "string") return formatNet(parseNet(has)) !== value;
     if (typeof value === "boolean") return Boolean(has) !== value;
     return String(has ?? "") !== String(value);
   });

@@ -6,18 +6,76 @@ import type { Call, LxcApi, LxcConfig } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import { parseStamp } from "./stamp.ts";
 
-export type Sight = { is: "missing" } | { is: "foreign"; config: LxcConfig } | { is: "ours"; config: LxcConfig };
+export type Sight =
+  | { is: "missing" }
+  | { is: "foreign"; config: LxcConfig }
+  | { is: "ours"; config: LxcConfig }
+  /** There is one, but whose it is can't be told yet: half made, or not in our pool. */
+  | { is: "unclear" };
 
-/** What stands at the sandbox's VMID. `ours` means: stamped with this sandbox. */
+/**
+ * What stands at the sandbox's VMID. `ours` means: stamped with this sandbox, or, where somebody edited the notes,
+ * with the MAC address that we recorded (a clone never has its source's).
+ */
 export async function lookAt(run: Run, place: Place, call: Call): Promise<Sight> {
+  const { pve, config: settings } = run.context;
   try {
-    const config = await run.context.pve.lxc(place.node, place.vmid).config(call);
+    const config = await pve.lxc(place.node, place.vmid).config(call);
     const stamp = parseStamp(config.description, place.vmid);
-    const ours = stamp?.sandbox === run.sandbox.id && stamp.fleet === run.context.config.FLEET_PREFIX;
-    return { is: ours ? "ours" : "foreign", config };
+    const stamped = stamp?.sandbox === run.sandbox.id && stamp.fleet === settings.FLEET_PREFIX;
+    if (stamped || (stamp === null && hasMac(config, run.sandbox.hwaddr))) return { is: "ours", config };
+    // PVE claims the VMID first and writes the description a moment later.
+    return stamp === null && config.lock === "create" ? { is: "unclear" } : { is: "foreign", config };
   } catch (error) {
-    if (error instanceof FleetError && error.code === "container_missing") return { is: "missing" };
+    if (!(error instanceof FleetError)) throw error;
+    if (error.code === "container_missing") return { is: "missing" };
+    // A token that is limited to our pool hears 403 of what is not there, and of a clone that is not in the pool yet.
+    if (error.code === "forbidden") return { is: (await pve.isFree(place.vmid, call)) ? "missing" : "unclear" };
     throw error;
+  }
+}
+
+const hasMac = (config: LxcConfig, hwaddr: string | undefined): boolean =>
+  hwaddr !== undefined && config.net0?.toUpperCase().includes(`HWADDR=${hwaddr.toUpperCase()}`) === true;
+
+/** A locked or half-made container is looked at this often. */
+const LOOK_MS = 250;
+
+/**
+ * Looks until the picture is clear: whole and ours, somebody else's, or not there. A clone to another node stands on its
+ * source's node until its last moment, so both are looked at. After an unknown outcome, `missing` is believed only from
+ * `believeMissingAt` (ms since the epoch) on. Throws `container_locked` when a lock of ours outlasts `patienceMs`.
+ */
+export async function lookUntilClear(
+  run: Run,
+  place: Place,
+  { call, patienceMs, believeMissingAt = 0 }: { call: Call; patienceMs: number; believeMissingAt?: number },
+): Promise<{ is: "ours" | "foreign" | "missing"; place: Place }> {
+  const source = run.operation.step?.node;
+  const places = source === undefined || source === place.node ? [place] : [place, { node: source, vmid: place.vmid }];
+  const patience = performance.now() + patienceMs;
+  while (true) {
+    const sights = await Promise.all(places.map(async (one) => ({ place: one, sight: await lookAt(run, one, call) })));
+    const found = sights.find(({ sight }) => sight.is === "ours") ?? sights.find(({ sight }) => sight.is !== "missing");
+    const impatient = performance.now() > patience;
+    if (!found) {
+      if (Date.now() >= believeMissingAt) return { is: "missing", place };
+    } else if (found.sight.is === "foreign" || (found.sight.is === "unclear" && impatient)) {
+      return { is: "foreign", place: found.place };
+    } else if (found.sight.is === "ours") {
+      const { lock } = found.sight.config;
+      if (lock === undefined) return { is: "ours", place: found.place };
+      if (impatient) {
+        throw new FleetError(
+          "container_locked",
+          `container ${place.vmid} on ${found.place.node} stays locked (${lock})`,
+          {
+            facts: { ...found.place, lock },
+          },
+        );
+      }
+    }
+    await run.pause(LOOK_MS, call);
   }
 }
 
@@ -39,4 +97,14 @@ export function containerOf(run: Run): { place: Place; lxc: LxcApi } {
       facts: { sandbox: run.sandbox.id },
     });
   return { place, lxc: run.context.pve.lxc(place.node, place.vmid) };
+}
+
+/** A container that must be there and ours before it is changed. Throws `sandbox_gone`. */
+export async function ownContainer(run: Run): Promise<{ place: Place; lxc: LxcApi; config: LxcConfig }> {
+  const { place, lxc } = containerOf(run);
+  const sight = await lookAt(run, place, run.call);
+  if (sight.is === "ours") return { place, lxc, config: sight.config };
+  throw new FleetError("sandbox_gone", `container ${place.vmid} on ${place.node} is no longer this sandbox's`, {
+    facts: { sandbox: run.sandbox.id, ...place },
+  });
 }

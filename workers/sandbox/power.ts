@@ -10,7 +10,7 @@ import { runTask } from "./task.ts";
 export async function startContainer(run: Run, sandbox: Fields<SandboxRecord> = {}): Promise<void> {
   const { lxc } = containerOf(run);
   try {
-    await runTask(run, { step: "start", kind: "start", write: { sandbox }, start: () => lxc.start(run.call) });
+    await runTask(run, { step: "start", kind: "start", write: { sandbox }, start: () => lxc.start(run.writing) });
   } catch (error) {
     if (!(error instanceof FleetError)) throw error;
     // A start whose fate is unclear shows on the container itself.

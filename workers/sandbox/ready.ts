@@ -1,7 +1,7 @@
 /** Waiting until a started container can be used: it has an address, and execd takes our token and nobody else's. */
 import { FleetError } from "../../shared/errors.ts";
 import type { Run } from "../run/run.ts";
-import { claimAddress, usableAddresses } from "./address.ts";
+import { usableAddresses } from "./address.ts";
 import { containerOf } from "./look.ts";
 
 /** First and last pause between two looks, in ms; it doubles in between. */
@@ -26,7 +26,7 @@ export async function awaitReady(run: Run, token: string | null): Promise<string
         problem = await probe(run, found, token);
         if (problem === READY) return found;
       }
-      await run.context.wake.next(["abort"], { timeoutMs: pauseMs, signal: run.signal });
+      await run.pause(pauseMs);
       pauseMs = Math.min(pauseMs * 2, PAUSE.last);
     }
     throw problem.with({ sandbox: run.sandbox.id, waitedMs: PATIENCE_MS });
@@ -68,6 +68,6 @@ export async function readAddress(run: Run): Promise<string | null> {
   }
   const [address] = usableAddresses(interfaces, run.sandbox.hwaddr, run.context.config.sandboxNetworks);
   if (address === undefined) return null;
-  await claimAddress(run, address);
+  await run.claimAddress(address);
   return address;
 }

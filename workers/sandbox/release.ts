@@ -3,31 +3,35 @@ import { FleetError } from "../../shared/errors.ts";
 import type { Command } from "../../shared/state/operations.ts";
 import type { Call } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
-import { lookAt, placeOf } from "./look.ts";
+import { lookUntilClear, placeOf } from "./look.ts";
+
+/** A container in the making, or locked by something we can't see, is given this long. */
+const PATIENCE_MS = 10_000;
+/** PVE may execute a request this late after its answer was lost (its proxy gives up after 30 s). */
+const LATE_MS = 60_000;
 
 /**
- * Destroys the run's container when it is ours; returns whether there was one.
- * Looks first and after a refusal, so a lost reply or a human's help is no failure.
+ * Destroys the run's container when it is ours; returns whether there was one. What is not ours stays.
+ * Looks first, so a lost reply or a human's help is no failure. Throws `protected`, or `container_locked` after a while.
  */
-export async function destroyContainer(run: Run, call: Call): Promise<boolean> {
+export async function destroyContainer(run: Run, { call, writing }: { call: Call; writing: Call }): Promise<boolean> {
   const place = placeOf(run.sandbox);
   if (!place) return false;
-  const sight = await lookAt(run, place, call);
-  // What is not stamped with this sandbox is somebody else's and stays.
-  if (sight.is !== "ours") return false;
-  if (sight.config.protection === true) {
-    throw new FleetError(
-      "protected",
-      `container ${place.vmid} on ${place.node} has PVE's protection flag; clear it to destroy the sandbox`,
-      { facts: { ...place } },
-    );
-  }
-  const { lxc, tasks } = { lxc: run.context.pve.lxc(place.node, place.vmid), tasks: run.context.tasks };
+  const { step } = run.operation;
+  const unknown = step?.name === "clone" && step.upid === undefined;
+  const found = await lookUntilClear(run, place, {
+    call,
+    patienceMs: PATIENCE_MS,
+    ...(unknown ? { believeMissingAt: step.at + LATE_MS } : {}),
+  });
+  if (found.is !== "ours") return false;
+  const { node, vmid } = found.place;
   try {
-    const upid = await lxc.destroy({ purge: true, force: true }, call);
-    await tasks.wait(upid, { signal: call.signal, kind: "destroy" });
+    const upid = await run.context.pve.lxc(node, vmid).destroy({ purge: true, force: true }, writing);
+    await run.context.tasks.wait(upid, { signal: call.signal, kind: "destroy" });
   } catch (error) {
-    if (!(error instanceof FleetError) || error.code !== "container_missing") throw error;
+    if (!(error instanceof FleetError)) throw error;
+    if (error.code !== "container_missing") throw error.with({ node, vmid });
   }
   return true;
 }

@@ -1,60 +1,61 @@
 /** A PVE task as one effectively-once step: recorded before it is asked for, found again after a crash. */
-import { FleetError, type FleetErrorCode } from "../../shared/errors.ts";
+import { FleetError } from "../../shared/errors.ts";
+import type { NodeName } from "../../shared/ids.ts";
 import type { Write } from "../../shared/state/operations.ts";
 import type { Call } from "../pve/api.ts";
 import { Upid } from "../pve/upid.ts";
-import type { Run } from "../run/run.ts";
+import { isSettled, type Run } from "../run/run.ts";
 
 export interface TaskStep {
   /** Name of the step in record and timings. */
   step: string;
   /** Tasks of one kind take alike; the watcher learns how long. */
   kind: string;
-  /** Asks PVE. */
+  /** Asks PVE, with `run.writing`. */
   start: () => Promise<Upid>;
   /** Becomes true with the record of the step, before PVE is asked. */
   write?: Write;
+  /** Where the request goes, when not to the sandbox's node. */
+  node?: NodeName;
 }
 
 /**
  * Runs a task to its end. When an earlier run recorded its UPID, waits for that one instead of asking again.
- * Throws the refusal or the task's error.
+ * Throws the refusal or the task's error. Afterwards a record of the step without UPID means: asked, outcome unknown.
  */
-export async function runTask(run: Run, { step, kind, start, write }: TaskStep): Promise<void> {
+export async function runTask(run: Run, { step, kind, start, write, node }: TaskStep): Promise<void> {
+  const at = node === undefined ? {} : { node };
   await run.timed(step, async () => {
     const begun = run.operation.step;
     if (begun?.name === step && begun.upid !== undefined) return settle(run, step, Upid.parse(begun.upid), kind);
-    await run.begin(step, write);
+    await run.begin(step, { ...write, ...at });
     run.check();
-    const upid = await start();
+    const upid = await start().catch(async (error: unknown) => {
+      if (isSettled(error)) await run.begin(`${step} refused`);
+      throw error;
+    });
     // From here on PVE works. Recorded beside the wait: it costs the wait nothing, and a crash before it is found by looking.
-    const recorded = run.begin(step, { upid });
+    const recorded = run.begin(step, { upid, ...at });
     recorded.catch(() => {}); // awaited below; the wait may end first
-    await settle(run, step, upid, kind);
-    await recorded;
+    try {
+      await settle(run, step, upid, kind, recorded);
+    } finally {
+      await recorded;
+    }
   });
 }
 
-async function settle(run: Run, step: string, upid: Upid, kind: string): Promise<void> {
+async function settle(run: Run, step: string, upid: Upid, kind: string, recorded?: Promise<void>): Promise<void> {
   try {
     await run.context.tasks.wait(upid, { signal: run.signal, kind });
   } catch (error) {
+    await recorded;
     // It has ended, badly: the next attempt asks anew instead of waiting for it again.
-    if (error instanceof FleetError && hasEnded(error.code)) await run.begin(`${step} failed`);
+    if (isSettled(error) || (error instanceof FleetError && error.code === "task_lost"))
+      await run.begin(`${step} failed`);
     throw error;
   }
 }
-
-/** Codes of a wait that say nothing about the task's end. */
-const STILL_OPEN = new Set<FleetErrorCode>([
-  "lock_lost",
-  "shutting_down",
-  "canceled",
-  "timeout",
-  "node_unreachable",
-  "internal",
-]);
-const hasEnded = (code: FleetErrorCode) => !STILL_OPEN.has(code);
 
 /** After a cancel or a time-out: stops the task that is still recorded as running, and waits until it is gone. */
 export async function stopRecordedTask(run: Run, call: Call): Promise<void> {
@@ -68,10 +69,7 @@ export async function stopRecordedTask(run: Run, call: Call): Promise<void> {
     await run.context.tasks.wait(task, { signal: call.signal });
   } catch (error) {
     // Its end is what we wanted: an interrupted task ends in an error, a forgotten one has ended.
-    if (
-      !(error instanceof FleetError) ||
-      !["task_failed", "task_lost", "canceled", "shutdown_refused", "start_failed"].includes(error.code)
-    )
-      throw error;
+    const ended = isSettled(error) || (error instanceof FleetError && error.code === "task_lost");
+    if (!ended) throw error;
   }
 }
