@@ -32,9 +32,8 @@ export interface AcceptRequest {
   team: TeamId;
   /** Refuse sandboxes of other teams. */
   scope: TeamId | undefined;
+  /** Without its secrets. They don't tell requests apart either: a hash of a short secret gives it away. */
   input: unknown;
-  /** The input with its secrets, for telling whether two requests are the same. */
-  fullInput: unknown;
   idempotencyKey: string | undefined;
   batch: boolean;
   /** For `provision`: the record to begin with. */
@@ -258,7 +257,7 @@ function toAcceptArgs(request: AcceptRequest, now: number) {
     kind: request.kind,
     sandbox: request.sandbox,
     input: request.input,
-    inputHash: hashInput(request.kind, request.fullInput),
+    inputHash: hashInput(request.kind, request.input),
     status: "queued",
     job: request.id,
     seq: 0,

@@ -19,7 +19,6 @@ export async function expireSandboxes(context: WorkerContext): Promise<void> {
           team: sandbox.team,
           scope: undefined,
           input,
-          fullInput: input,
           idempotencyKey: `ttl ${sandbox.id} ${sandbox.expiresAt}`,
           batch: false,
           newSandbox: undefined,

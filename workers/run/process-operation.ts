@@ -2,6 +2,7 @@
 import { DelayedError, type Job, UnrecoverableError, WaitingError } from "bullmq";
 import {
   type ErrorFacts,
+  type ErrorRecord,
   FleetError,
   type FleetErrorCode,
   fromErrorRecord,
