@@ -178,11 +178,11 @@ describe("a run that may not act any more", () => {
   it("throws its signal's reason, also while it waits for an answer", async () => {
     const reason = new FleetError("canceled", "by the caller");
     expect(await failure(standIn.api.version({ signal: AbortSignal.abort(reason) }))).toBe(reason);
-    const hang = standIn.pve.faults.request({ kind: "hang", path: "/version" });
+    // Even a change that is on its way: whoever aborts knows that its outcome is open.
+    const hang = standIn.pve.faults.request({ kind: "hang", path: "/status/start$" });
     const abort = new AbortController();
-    const waiting = failure(
-      standIn.api.version({ signal: abort.signal, guard: () => setImmediate(() => abort.abort(reason)) }),
-    );
+    const guard = () => setImmediate(() => abort.abort(reason));
+    const waiting = failure(template().start({ signal: abort.signal, guard }));
     expect(await waiting).toBe(reason);
     hang.release();
   });
