@@ -6,15 +6,20 @@ import { startFleetWorkers } from "./fleet.ts";
 import { createLogger } from "./log.ts";
 import { startOps } from "./ops/board.ts";
 
+let started = false;
+const told = new Promise<string>((resolve) => {
+  // Before the start is done there is nothing to hand back; from the first job on there is.
+  for (const name of ["SIGINT", "SIGTERM"] as const)
+    process.on(name, () => (started ? resolve(name) : process.exit(0)));
+});
+
 try {
   const config = loadWorkerConfig(process.env);
   const log = createLogger(config.LOG_LEVEL);
   await using fleet = await startFleetWorkers(config, log);
+  started = true;
   await using _ops = config.FLEET_ROLES.has("ops") ? await startOps(fleet.context) : null;
-  const signal = await new Promise<string>((resolve) => {
-    for (const name of ["SIGINT", "SIGTERM"] as const) process.on(name, () => resolve(name));
-  });
-  log.info({ signal }, "closing");
+  log.info({ signal: await told }, "closing");
 } catch (thrown) {
   const error = toFleetError(thrown);
   process.stderr.write(`fleet worker: ${error.message}\n`);
