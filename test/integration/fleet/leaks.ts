@@ -94,7 +94,7 @@ export async function leftConnections(redis: RedisConnection): Promise<string[]>
 export function openResources(): Map<string, number> {
   const counts = new Map<string, number>();
   for (const name of process.getActiveResourcesInfo()) {
-    if (!/^(TCP|Process|FSEvent|Timeout|PipeWrap|TLS)/.test(name)) continue;
+    if (!/^(TCP|Process|FSEvent|TLS)/.test(name)) continue;
     counts.set(name, (counts.get(name) ?? 0) + 1);
   }
   return counts;
@@ -102,8 +102,7 @@ export function openResources(): Map<string, number> {
 
 /** What keeps this process from ending by itself that was not there before. */
 export async function leaksInProcess(before: ReadonlyMap<string, number>): Promise<string[]> {
-  const more = () =>
-    [...openResources()].filter(([name, count]) => name !== "Timeout" && count > (before.get(name) ?? 0));
+  const more = () => [...openResources()].filter(([name, count]) => count > (before.get(name) ?? 0));
   await until(() => more().length === 0, "no open handles", 3_000).catch(() => {});
   return more().map(([name, count]) => `${count - (before.get(name) ?? 0)} open ${name}`);
 }

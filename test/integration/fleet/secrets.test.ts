@@ -1,0 +1,99 @@
+/** Secrets: what is planted must come out in the container, and nowhere else. */
+import { afterAll, beforeAll, expect, test } from "vitest";
+import type { RedisConnection } from "../../../shared/redis/connect.ts";
+import { type Bed, containerOf, failure, provisionOne, run, startBed } from "./harness.ts";
+import type { WorkerProcess } from "./worker-process.ts";
+
+let bed: Bed;
+let worker: WorkerProcess;
+beforeAll(async () => {
+  bed = await startBed({ pve: { nodes: 1 }, workers: "none", env: { LOG_LEVEL: "trace" } });
+  worker = await bed.startProcess();
+});
+afterAll(() => bed.close());
+
+/** Every key with everything in it. */
+async function dump(redis: RedisConnection): Promise<string> {
+  const parts: string[] = [];
+  for (const key of await redis.keys("*")) {
+    parts.push(key, JSON.stringify(await readers[await redis.type(key)]?.(redis, key)));
+  }
+  return parts.join("\n");
+}
+
+const readers: Record<string, (redis: RedisConnection, key: string) => Promise<unknown>> = {
+  string: (redis, key) => redis.get(key),
+  hash: (redis, key) => redis.hgetall(key),
+  list: (redis, key) => redis.lrange(key, 0, -1),
+  set: (redis, key) => redis.smembers(key),
+  zset: (redis, key) => redis.zrange(key, "0", "-1"),
+  stream: (redis, key) => redis.xrange(key, "-", "+"),
+};
+
+test("env reaches setup and exec; env, exec token and PVE token are in no key, log or request in clear", async () => {
+  const planted = {
+    OF_SANDBOX: "planted-0f5a-sandbox",
+    OF_EXEC: "planted-77c1-exec",
+    OF_FAILED: "planted-e10b-failed",
+  };
+  const provision = await bed.fleet.provision({
+    template: "cmux-base",
+    env: { OF_SANDBOX: planted.OF_SANDBOX },
+    setup: ['test "$OF_SANDBOX" = planted-0f5a-"sandbox"'],
+  });
+  const { sandboxId, vmid } = await provision.result({ timeoutMs: 20_000 });
+  const long = await bed.fleet.exec({
+    sandboxId,
+    command: 'printf %s "$OF_SANDBOX$OF_EXEC" | wc -c; until test -e go; do read -t 0.02 < <(:) || true; done',
+    env: { OF_EXEC: planted.OF_EXEC },
+  });
+  const failing = await bed.fleet.provision({
+    template: "cmux-base",
+    env: { OF_FAILED: planted.OF_FAILED },
+    setup: ["exit 9"],
+  });
+  await failure(failing.result({ timeoutMs: 20_000 }), "setup_failed");
+  const secrets = {
+    ...planted,
+    execToken: containerOf(bed, vmid)?.tokenInForce ?? "",
+    pveToken: bed.pve.token.split("=")[1] ?? "",
+    secretKey: String(bed.env["FLEET_SECRET_KEY"]),
+  };
+  for (const [name, secret] of Object.entries(secrets)) expect(secret.length, name).toBeGreaterThan(16);
+  const during = await dump(bed.redis);
+  await run(bed.fleet, "exec", { sandboxId, command: "touch go" });
+  const { stdout } = await long.result({ timeoutMs: 20_000 });
+  expect(Number(stdout)).toBe(planted.OF_SANDBOX.length + planted.OF_EXEC.length);
+  const after = await dump(bed.redis);
+  await run(bed.fleet, "destroy", { sandboxId });
+  const places = {
+    "Redis while it runs": during,
+    "Redis after it": after,
+    "the worker's log": worker.output(),
+    "PVE's request log": JSON.stringify(bed.pve.log()),
+    "PVE's task list": JSON.stringify(bed.pve.tasks()),
+  };
+  // The dump sees what is there: ids are.
+  expect(during).toContain(sandboxId);
+  expect(worker.output()).toContain(provision.id);
+  for (const [place, text] of Object.entries(places)) {
+    for (const [name, secret] of Object.entries(secrets)) {
+      // The hookscript reads the exec token from the description, so that PVE is told it.
+      if (name === "execToken" && place === "PVE's request log") continue;
+      expect(text.includes(secret), `${name} in ${place}`).toBe(false);
+    }
+  }
+});
+
+test("another key can't open them, and says which variable it is about", async () => {
+  const { sandboxId } = await provisionOne(bed.fleet);
+  await worker.end("SIGTERM");
+  const other = await bed.startProcess({ FLEET_SECRET_KEY: "11".repeat(32) });
+  const handle = await bed.fleet.exec({ sandboxId, command: "true" });
+  const error = await failure(handle.result({ timeoutMs: 20_000 }), "not_configured");
+  expect(error.facts).toMatchObject({ variables: ["FLEET_SECRET_KEY"] });
+  await other.end("SIGTERM");
+  // Rotated: the new one seals, the old one still opens.
+  await bed.startProcess({ FLEET_SECRET_KEY: `${"11".repeat(32)},${bed.env["FLEET_SECRET_KEY"]}` });
+  expect(await run(bed.fleet, "exec", { sandboxId, command: "true" })).toMatchObject({ exitCode: 0 });
+});
