@@ -31,7 +31,7 @@ export function createParts(options: CheckedOptions): Parts {
     const redis = link.redis();
     opened = {
       // Retention is set by whoever ends an operation, and a producer never does.
-      store: createOperationStore(redis, keys, { retentionSec: 0 }),
+      store: createOperationStore(redis, keys, { retentionSec: 0, keyring: options.keyring }),
       secrets: createSecretStore(redis, keys, options.keyring),
       queues: createQueues(redis, options.prefix),
       slots: createSlots(redis, keys),

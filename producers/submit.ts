@@ -33,7 +33,7 @@ export async function submit<N extends JobName>(
   const idempotencyKey = checkIdempotencyKey(options.idempotencyKey);
   await checkAgainstCluster(parts, input);
   const { stored, secrets } = splitSecrets(kind, input);
-  const request = { ...toTarget(parts, kind, input), kind, scope: parts.team, input: stored };
+  const request = { ...toTarget(parts, kind, input), kind, scope: parts.team, input: stored, secrets };
   if (secrets) {
     await parts.link.request(() => parts.secrets.put(request.id, secrets, { expiresInSec: UNCLAIMED_SECRET_SEC }));
   }

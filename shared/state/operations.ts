@@ -1,5 +1,5 @@
 /** Operations and the sandboxes they change: accepted, claimed, written and ended in atomic, fenced steps. */
-import { createHash } from "node:crypto";
+import { createHash, createHmac } from "node:crypto";
 import { z } from "zod";
 import { type ErrorRecord, FleetError, toErrorRecord } from "../errors.ts";
 import { OperationId, SandboxId, type ServiceName, TeamId, Vmid } from "../ids.ts";
@@ -32,8 +32,10 @@ export interface AcceptRequest {
   team: TeamId;
   /** Refuse sandboxes of other teams. */
   scope: TeamId | undefined;
-  /** Without its secrets. They don't tell requests apart either: a hash of a short secret gives it away. */
+  /** Without its secrets. */
   input: unknown;
+  /** What was sealed apart from it; tells requests apart like the rest of the input. */
+  secrets: unknown;
   idempotencyKey: string | undefined;
   batch: boolean;
   /** For `provision`: the record to begin with. */
@@ -102,16 +104,25 @@ const toNumber = (ip: string) => ip.split(".").reduce((sum, part) => sum * 256 +
 export interface StoreOptions {
   /** How long an ended record is kept, in seconds. */
   retentionSec: number;
+  /** Keys that seal secrets; needed where requests carry some. */
+  keyring?: readonly Buffer[] | undefined;
   /** Bytes of ended operations to keep; 256 MiB when absent. */
   retentionBytes?: number;
   now?: () => number;
 }
 
-/** Same input, same text, whatever the order of its keys. */
-export function hashInput(kind: JobName, input: unknown): string {
-  return createHash("sha256")
-    .update(`${kind} ${canonical(input)}`)
-    .digest("base64url");
+/**
+ * What tells two inputs apart, whatever the order of their keys; the first is kept with the record, any may match.
+ * With secrets they are keyed, one for each key: a plain hash of a short secret would give it away.
+ */
+export function hashInput(kind: JobName, input: unknown, secrets: unknown, keyring: readonly Buffer[]): string[] {
+  const text = `${kind} ${canonical(input)}`;
+  if (secrets === undefined) return [createHash("sha256").update(text).digest("base64url")];
+  return keyring.map((key) =>
+    createHmac("sha256", key)
+      .update(`${text} ${canonical(secrets)}`)
+      .digest("base64url"),
+  );
 }
 
 function canonical(value: unknown): string {
@@ -134,7 +145,7 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
 
   return {
     async accept(request) {
-      const reply = await runList(ACCEPT, JSON.stringify(toAcceptArgs(request, now())));
+      const reply = await runList(ACCEPT, JSON.stringify(toAcceptArgs(request, now(), options.keyring ?? [])));
       const [outcome, id, sandbox, ...facets] = AcceptReply.parse(reply);
       const facts = { operation: id, sandbox };
       switch (outcome) {
@@ -250,14 +261,15 @@ export function decodeSandbox(hash: Readonly<Record<string, string>>): SandboxRe
   return { ...decodeHash(SandboxRecord, hash, `sandbox ${hash["id"]}`), services };
 }
 
-function toAcceptArgs(request: AcceptRequest, now: number) {
+function toAcceptArgs(request: AcceptRequest, now: number, keyring: readonly Buffer[]) {
   const spec = jobs[request.kind];
+  const hashes = hashInput(request.kind, request.input, request.secrets, keyring);
   const operation: Fields<OperationRecord> = {
     id: request.id,
     kind: request.kind,
     sandbox: request.sandbox,
     input: request.input,
-    inputHash: hashInput(request.kind, request.input),
+    inputHash: hashes[0] ?? "",
     status: "queued",
     job: request.id,
     seq: 0,
@@ -275,7 +287,7 @@ function toAcceptArgs(request: AcceptRequest, now: number) {
     route: spec.queue,
     destroys: request.kind === "destroy",
     batch: request.batch,
-    hash: operation.inputHash,
+    hashes,
     // Hashed, since a caller's key may hold anything and becomes part of a Redis key.
     idempotency:
       request.idempotencyKey === undefined

@@ -56,6 +56,10 @@ local function setSandbox(id, change, now, op, ttl)
     end
   end
 end
+local function matches(one, list)
+  for _, other in ipairs(list) do if one == other then return true end end
+  return false
+end
 local function queueOf(route, sandbox)
   local node = redis.call('HGET', sbxKey(sandbox), 'node')
   if not node then return 'place' end
@@ -108,7 +112,7 @@ if idem then
   if known then
     local hash, sandbox, owner = unpack(redis.call('HMGET', opKey(known), 'inputHash', 'sandbox', 'team'))
     if hash and r.scope and r.scope ~= owner then return {'sandbox_not_found', r.id, r.sandbox} end
-    if hash == r.hash then return reply('existing', known) end
+    if matches(hash, r.hashes) then return reply('existing', known) end
     if hash then return {'conflict', known, sandbox} end
   end
 end
