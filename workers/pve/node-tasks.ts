@@ -30,8 +30,8 @@ const ASK_DEADLINE_MS = 10_000;
 const MAX_RETRY_MS = 5_000;
 /** Room in the list for tasks that have ended since the last one. */
 const LIST_MARGIN = 20;
-/** How often the list is checked on (see SUSPECT_MS): at 2 s it costs one tick in twenty. */
-const SUSPECT_EVERY_MS = 2_000;
+/** How often the list is checked on (see SUSPECT_MS): it costs one tick in fifty. */
+const SUSPECT_EVERY_MS = 5_000;
 /** Asking again will not help; anything else is the node's weather. */
 const FINAL = new Set(["task_lost", "forbidden", "invalid_input", "tls_untrusted"]);
 
@@ -136,14 +136,13 @@ export class NodeTasks {
 
   async #ask(wait: Wait): Promise<void> {
     wait.asking = true;
-    wait.unlisted = false;
     const sentAt = this.#sending();
     try {
       const status = await this.#options.tasks.status(wait.upid, this.#call());
       this.#failures = 0;
       if (status.status === "stopped") this.#end(wait, status.exitstatus ?? "unexpected status", sentAt);
       else this.#running(wait, sentAt);
-      wait.suspectAt = this.#options.clock.now() + wait.ranMs / 4;
+      wait.suspectAt = Math.max(wait.suspectAt, this.#options.clock.now() + wait.ranMs / 4);
     } catch (error) {
       const failure = toFleetError(error);
       if (FINAL.has(failure.code)) this.#reject(wait, failure.with({ upid: wait.upid }));
@@ -164,12 +163,14 @@ export class NodeTasks {
       const entries = await this.#options.tasks.list(this.#node, { source: "all", limit }, this.#call());
       this.#failures = 0;
       const { exits, running } = readTaskList(entries);
-      this.#others = Math.max(0, running - waits.length);
+      // All running: there is more than there was room for.
+      const cutOff = running >= limit;
+      this.#others = cutOff ? running : Math.max(0, running - waits.length);
       for (const wait of waits) {
         const exitstatus = exits.get(wait.upid);
         if (exitstatus !== undefined) this.#end(wait, exitstatus, sentAt);
         else if (exits.has(wait.upid)) this.#running(wait, sentAt);
-        else wait.unlisted = true;
+        else wait.unlisted = !cutOff;
       }
     } catch (error) {
       const failure = toFleetError(error);
@@ -195,6 +196,7 @@ export class NodeTasks {
   #running(wait: Wait, sentAt: number): void {
     const now = this.#options.clock.now();
     wait.asks++;
+    wait.unlisted = false;
     wait.ranMs = this.#lookedAt(sentAt) - wait.startedAt;
     const halfWayMs = (now - sentAt) / 2;
     // Among many one request is for all, and load makes what was learned of one alone untrue.

@@ -80,7 +80,8 @@ export class SimulatedNode {
       list: (_, { source, limit = 50 }, { signal }) =>
         this.#answer("list", signal, () => {
           const entries = [...this.#tasks].map(([upid, task]) => this.#entry(upid as Upid, task));
-          const running = entries.filter((entry) => entry.status === "RUNNING");
+          // Newest first, as PVE has them: what is cut off is what has run longest.
+          const running = entries.filter((entry) => entry.status === "RUNNING").reverse();
           const ended = entries.filter((entry) => entry.status !== "RUNNING").sort((a, b) => b.endtime - a.endtime);
           return (source === "active" ? running : [...running, ...ended]).slice(0, limit);
         }),

@@ -108,12 +108,31 @@ describe("many tasks", () => {
 
   it("are asked for by name when the list is wrong about them", async () => {
     const stuck = node.start(20_000, { listedForever: true });
-    const others = Array.from({ length: 9 }, () => node.start(60_000));
+    const others = Array.from({ length: 3 }, () => node.start(200_000));
     const late = node.clock.until(lateness(stuck, "start"));
     for (const upid of others) watcher.wait(upid, { signal: never, kind: "start" }).catch(() => {});
-    // Ten suspects, one of them asked for every 2 s.
+    // Four suspects, one of them asked for every 5 s.
     expect(await late).toBeLessThan(20_000);
     await watcher.close();
+  });
+
+  it("cost no more than that when some of them were few before", async () => {
+    const first = Array.from({ length: 3 }, () => node.start(9_000));
+    const ends = first.map((upid) => lateness(upid, "start"));
+    await node.clock.until(node.clock.sleep(300));
+    const later = Array.from({ length: 20 }, () => node.start(9_500));
+    ends.push(...later.map((upid) => lateness(upid, "start")));
+    await node.clock.until(Promise.all(ends));
+    const byName = node.requests.filter(({ at, what }) => what === "status" && at > 400);
+    expect(byName).toEqual([]);
+  });
+
+  it("are found among more of others than the list has room for", async () => {
+    const mine = Array.from({ length: 10 }, () => node.start(3_000));
+    for (let i = 0; i < 300; i++) node.start(60_000);
+    const late = await node.clock.until(Promise.all(mine.map((upid) => lateness(upid, "start"))));
+    expect(Math.max(...late)).toBeLessThanOrEqual(110);
+    expect(node.requests.filter(({ what }) => what === "status")).toEqual([]);
   });
 
   it("that PVE has forgotten are lost", async () => {
