@@ -45,6 +45,8 @@ export const Replica = z.object({
   diskBytes: z.number(),
   memoryMib: z.number(),
   locked: z.boolean(),
+  /** false: its node can't be asked now, and this is what was last known of it; empty where nothing ever was. */
+  online: z.boolean().default(true),
 });
 export type Replica = z.output<typeof Replica>;
 
@@ -57,10 +59,22 @@ export const Inventory = z.object({
 });
 export type Inventory = z.output<typeof Inventory>;
 
-/** Null before any worker has written it. */
+const Stored = z
+  .string()
+  .transform((text, context): unknown => {
+    try {
+      return JSON.parse(text);
+    } catch {
+      context.addIssue({ code: "custom", message: "must be JSON" });
+      return z.NEVER;
+    }
+  })
+  .pipe(Inventory);
+
+/** Null before any worker has written it, and when another version wrote it: it is written anew every few seconds. */
 export async function loadInventory(redis: RedisConnection, keys: Keys): Promise<Inventory | null> {
   const text = await redis.get(keys.inventory);
-  return text === null ? null : Inventory.parse(JSON.parse(text));
+  return text === null ? null : (Stored.safeParse(text).data ?? null);
 }
 
 export async function saveInventory(redis: RedisConnection, keys: Keys, inventory: Inventory): Promise<void> {

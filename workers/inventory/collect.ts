@@ -7,9 +7,12 @@ import { parseMount, parseSizeMib, parseTags, storageOf } from "../pve/config-fo
 
 /** What changes rarely is read again after this long. */
 const SLOW_MS = 60_000;
+/** A node that hangs must not hold up the reading of the others. */
+const NODE_DEADLINE_MS = 5_000;
 
 export interface Collector {
-  collect(call: Call): Promise<Inventory>;
+  /** `before`: the last reading, this worker's or another's; what can't be asked now is taken over from it. */
+  collect(call: Call, before: Inventory | null): Promise<Inventory>;
 }
 
 /** `vmids`: our own range; other guests' memory counts as foreign. */
@@ -22,31 +25,83 @@ export function createCollector(
   const searches = createCache<string>(now);
   const versions = createCache<string>(now);
   return {
-    async collect(call) {
+    async collect(call, before) {
+      const ofNode = { ...call, deadlineMs: NODE_DEADLINE_MS };
       const [resources, version] = await Promise.all([
         pve.clusterResources({}, call),
         versions.get("version", async () => (await pve.version(call)).version),
       ]);
+      const search = (name: NodeName) => searchOf(pve, searches, name, ofNode);
       const nodes = await Promise.all(
         resources
           .filter(({ type }) => type === "node")
-          .map((node) => toNode(node, resources, vmids, (name) => searchOf(pve, searches, name, call))),
+          .map((node) => toNode(node, resources, { vmids, search, before: before?.nodes ?? [] })),
       );
-      const online = new Set(nodes.filter((one) => one.online).map(({ name }) => name));
-      const templates = resources.filter((one) => one.type === "lxc" && one.template === true);
-      const replicas = await Promise.all(
-        templates.map(async (one) => {
-          const { node, vmid } = one;
-          if (node === undefined || vmid === undefined || !online.has(node)) return null;
-          // A template's config changes only by hand; PVE's list tells us of a new name or lock at once.
-          const config = await configs
-            .get(`${node} ${vmid} ${one.name}`, () => pve.lxc(node, vmid).config(call))
-            .catch(ignoreGone);
-          return config ? toReplica({ node, vmid }, one, config, nodes) : null;
-        }),
-      );
+      const readConfig = (node: NodeName, vmid: Vmid, name: string | undefined) =>
+        // A template's config changes only by hand; PVE's list tells us of a new name or lock at once.
+        configs.get(`${node} ${vmid} ${name}`, () => pve.lxc(node, vmid).config(ofNode));
+      const guests = resources.filter(({ type }) => type === "lxc");
+      const replicas = await Promise.all(guests.map((one) => replicaOf(one, { nodes, vmids, before, readConfig })));
       return { at: now(), version, nodes, replicas: replicas.filter((one) => one !== null) };
     },
+  };
+}
+
+interface Reading {
+  nodes: readonly NodeInventory[];
+  vmids: { first: number; last: number };
+  before: Inventory | null;
+  readConfig(node: NodeName, vmid: Vmid, name: string | undefined): Promise<LxcConfig>;
+}
+
+/** The guest as a replica, the last known one where its node can't be asked; null when it is no template. */
+async function replicaOf(guest: ClusterResource, reading: Reading): Promise<Replica | null> {
+  const { node, vmid } = guest;
+  if (node === undefined || vmid === undefined || guest.template === false) return null;
+  const known = reading.before?.replicas.find((one) => one.node === node && one.vmid === vmid);
+  if (!reading.nodes.some(({ name, online }) => name === node && online)) {
+    return asLastSeen({ ...guest, node, vmid }, known, reading.vmids);
+  }
+  // Of a node that has just come back the list says neither name nor kind for some seconds.
+  if (guest.template === undefined && !known) return null;
+  try {
+    const config = await reading.readConfig(node, vmid, guest.name);
+    const isTemplate = guest.template === true || config.template === true;
+    return isTemplate ? toReplica({ node, vmid }, guest, config, reading.nodes) : null;
+  } catch (error) {
+    if (!(error instanceof FleetError)) throw error;
+    // The list lags: what it still shows may be gone, or out of our rights.
+    if (error.code === "container_missing" || error.code === "forbidden") return null;
+    if (error.code === "node_unreachable") return asLastSeen({ ...guest, node, vmid }, known, reading.vmids);
+    throw error;
+  }
+}
+
+/**
+ * A template that can't be used now but is there: PVE lists the guests of a node that is down with VMID and tags, and
+ * often without name and kind. A stranger's guest of unknown kind may be one; waiting for its node tells.
+ */
+function asLastSeen(
+  guest: ClusterResource & { node: NodeName; vmid: Vmid },
+  known: Replica | undefined,
+  vmids: { first: number; last: number },
+): Replica | null {
+  const locked = guest.lock !== undefined;
+  if (known) return { ...known, locked, online: false };
+  if (guest.template !== true && isOurs(guest.vmid, vmids)) return null;
+  return {
+    node: guest.node,
+    vmid: guest.vmid,
+    name: guest.name ?? String(guest.vmid),
+    tags: parseTags(guest.tags ?? ""),
+    storage: "",
+    shared: false,
+    unprivileged: true, // looked at again before it is cloned
+    hookscript: false,
+    diskBytes: 0,
+    memoryMib: 512,
+    locked,
+    online: false,
   };
 }
 
@@ -61,13 +116,6 @@ function createCache<T>(now: () => number) {
       return value;
     },
   };
-}
-
-/** The list lags: what it still shows may be gone, or out of our rights. */
-function ignoreGone(error: unknown): null {
-  if (error instanceof FleetError && ["container_missing", "forbidden", "node_unreachable"].includes(error.code))
-    return null;
-  throw error;
 }
 
 /** The node's DNS search domain; "" where there is none, it can't be asked, or the token may not. */
@@ -90,12 +138,21 @@ async function searchOf(
 async function toNode(
   resource: ClusterResource,
   all: readonly ClusterResource[],
-  vmids: { first: number; last: number },
-  search: (node: NodeName) => Promise<string>,
+  {
+    vmids,
+    search,
+    before,
+  }: {
+    vmids: { first: number; last: number };
+    search: (node: NodeName) => Promise<string>;
+    before: readonly NodeInventory[];
+  },
 ): Promise<NodeInventory> {
   const name = resource.node;
   if (name === undefined) throw new FleetError("pve_bad_reply", "cluster/resources has a node without a name");
   const online = resource.status === "online";
+  // Of a node that is down PVE says no sizes; it will be as large when it is back.
+  const last = before.find((one) => one.name === name);
   const foreign = all.filter(
     (one) =>
       (one.type === "lxc" || one.type === "qemu") &&
@@ -104,16 +161,19 @@ async function toNode(
       !isOurs(one.vmid, vmids) &&
       one.status === "running",
   );
-  const dnsSearch = online ? await search(name) : "";
+  const dnsSearch = online ? await search(name) : (last?.dnsSearch ?? "");
+  const cgroup = resource["cgroup-mode"] ?? last?.cgroup;
   return {
     name,
     online,
-    cores: resource.maxcpu ?? 0,
-    memoryBytes: resource.maxmem ?? 0,
+    cores: resource.maxcpu ?? last?.cores ?? 0,
+    memoryBytes: resource.maxmem ?? last?.memoryBytes ?? 0,
     memoryUsedBytes: resource.mem ?? 0,
-    cgroup: resource["cgroup-mode"] === 1 ? 1 : 2,
+    cgroup: cgroup === 1 ? 1 : 2,
     ...(dnsSearch === "" ? {} : { dnsSearch }),
-    storages: all.filter((one) => one.type === "storage" && one.node === name).map(toStorage),
+    storages: all
+      .filter((one) => one.type === "storage" && one.node === name)
+      .map((one) => toStorage(one, last?.storages ?? [])),
     foreignMemoryBytes: foreign.reduce((sum, { maxmem }) => sum + (maxmem ?? 0), 0),
   };
 }
@@ -121,14 +181,17 @@ async function toNode(
 const isOurs = (vmid: Vmid | undefined, { first, last }: { first: number; last: number }) =>
   vmid !== undefined && vmid >= first && vmid <= last;
 
-function toStorage(resource: ClusterResource): Storage {
+function toStorage(resource: ClusterResource, before: readonly Storage[]): Storage {
+  const last = before.find(({ name }) => name === resource.storage);
+  const active = resource.status === "available";
   return {
     name: resource.storage ?? "",
-    type: resource.plugintype ?? "",
-    shared: resource.shared === true,
+    type: resource.plugintype ?? last?.type ?? "",
+    shared: resource.shared ?? last?.shared ?? false,
     rootdir: (resource.content ?? "").split(",").includes("rootdir"),
-    active: resource.status === "available",
-    totalBytes: resource.maxdisk ?? 0,
+    active,
+    // An inactive one is said to hold 0 bytes.
+    totalBytes: active ? (resource.maxdisk ?? 0) : resource.maxdisk || last?.totalBytes || 0,
     usedBytes: resource.disk ?? 0,
   };
 }
@@ -155,5 +218,6 @@ function toReplica(
     diskBytes: rootfs?.size === undefined ? 0 : parseSizeMib(rootfs.size) * 1_048_576,
     memoryMib: config.memory ?? 512,
     locked: resource.lock !== undefined,
+    online: true,
   };
 }

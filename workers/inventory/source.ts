@@ -8,8 +8,10 @@ import type { Collector } from "./collect.ts";
 
 /** A reading this young is good enough for everybody. */
 const FRESH_MS = 2_000;
+/** A reading may take this long, whoever waits for it. */
+const READ_MS = 30_000;
 
-export interface LiveInventory extends InventorySource {
+export interface LiveInventory extends InventorySource, AsyncDisposable {
   onChange(listener: (inventory: Inventory) => void): void;
   /** Takes over what another worker has read, or reads when nobody has for `everyMs`. */
   update(everyMs: number, signal: AbortSignal): Promise<void>;
@@ -17,6 +19,7 @@ export interface LiveInventory extends InventorySource {
 
 export function createInventorySource(redis: RedisConnection, keys: Keys, collector: Collector): LiveInventory {
   const listeners: ((inventory: Inventory) => void)[] = [];
+  const closing = new AbortController();
   let latest: Inventory | null = null;
   let reading: Promise<Inventory> | null = null;
 
@@ -25,16 +28,27 @@ export function createInventorySource(redis: RedisConnection, keys: Keys, collec
     for (const listener of listeners) listener(inventory);
     return inventory;
   };
-  const read = async (signal: AbortSignal) => {
-    const inventory = await collector.collect({ signal });
-    await saveInventory(redis, keys, inventory);
-    return adopt(inventory);
+  const read = async () => {
+    const limit = AbortSignal.timeout(READ_MS);
+    try {
+      const before = latest ?? (await loadInventory(redis, keys));
+      const inventory = await collector.collect({ signal: AbortSignal.any([closing.signal, limit]) }, before);
+      await saveInventory(redis, keys, inventory);
+      return adopt(inventory);
+    } catch (error) {
+      if (!limit.aborted) throw error;
+      throw new FleetError("node_unreachable", `the cluster could not be read within ${READ_MS} ms`, { cause: error });
+    }
   };
-  const refresh = (signal: AbortSignal) => {
-    reading ??= read(signal).finally(() => {
-      reading = null;
-    });
-    return reading;
+  /** One reading for all who ask; each waits no longer than its own signal lets it, and takes nothing from the others. */
+  const readShared = (signal: AbortSignal): Promise<Inventory> => {
+    if (!reading) {
+      reading = read().finally(() => {
+        reading = null;
+      });
+      reading.catch(() => {}); // all who waited may have left
+    }
+    return orAbort(reading, signal);
   };
   return {
     current() {
@@ -42,14 +56,28 @@ export function createInventorySource(redis: RedisConnection, keys: Keys, collec
       return latest;
     },
     async refresh(signal) {
+      signal.throwIfAborted();
       if (latest && Date.now() - latest.at < FRESH_MS) return latest;
-      return refresh(signal);
+      return readShared(signal);
     },
     async update(everyMs, signal) {
       const stored = await loadInventory(redis, keys);
-      if (stored && Date.now() - stored.at < everyMs) adopt(stored);
-      else await refresh(signal);
+      if (!stored || Date.now() - stored.at >= everyMs) await readShared(signal);
+      else if (!latest || stored.at > latest.at) adopt(stored);
     },
     onChange: (listener) => void listeners.push(listener),
+    async [Symbol.asyncDispose]() {
+      closing.abort(new FleetError("shutting_down", "the worker is shutting down"));
+      await reading?.catch(() => {});
+    },
   };
+}
+
+function orAbort<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const onAbort = () => reject(signal.reason);
+    signal.addEventListener("abort", onAbort, { once: true });
+    work.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
+    if (signal.aborted) onAbort();
+  });
 }

@@ -6,23 +6,21 @@ import { type NodeName, SnapshotId } from "../../shared/ids.ts";
 import type { ProvisionInput } from "../../shared/jobs/provision.ts";
 import type { Inventory, NodeInventory, Replica } from "../../shared/state/inventory.ts";
 import type { SnapshotRecord } from "../../shared/state/records.ts";
+import {
+  assertFitsSomewhere,
+  type Demand,
+  type NodeLoad,
+  type Overcommit,
+  type Site,
+  whyNoRoom,
+  whyUnusable,
+} from "./capacity.ts";
 
 const MIB = 1_048_576;
 const GIB = 1_073_741_824;
 
-/** What a node has to do and has promised, over all workers. */
-export interface NodeLoad {
-  /** Jobs in its queue, running ones included. */
-  jobs: number;
-  /** Memory and disk of our sandboxes on it, those on their way included. */
-  reservedMemoryMib: number;
-  reservedDiskGib: number;
-}
-
-export interface PlacementLimits {
+export interface PlacementLimits extends Overcommit {
   slots: number;
-  memoryOvercommit: number;
-  diskOvercommit: number;
   allowPrivileged: boolean;
 }
 
@@ -32,16 +30,13 @@ export interface PlacementRequest {
   snapshot: SnapshotRecord | null;
 }
 
-/** What one sandbox takes of its node. */
-export interface Demand {
-  memoryMib: number;
-  diskGib: number;
-}
-
-export type Placement =
-  | { node: NodeName; demand: Demand }
-  /** `blocked`: some other operation could be placed now, so this one must not hold up the line. */
-  | { wait: true; reason: string; blocked: boolean };
+/**
+ * Why there is no node yet, and so who must wait:
+ * - `line`: no node has a free slot, nobody could be placed; the head of the line keeps its place for as long as it takes.
+ * - `room`: nodes with free slots have no memory or disk left for it; others may be smaller.
+ * - `aside`: the nodes in question are busy, offline or without the template; others may not need them.
+ */
+export type Placement = { node: NodeName; demand: Demand } | { wait: "line" | "room" | "aside"; reason: string };
 
 /** The input with the configuration's node, and its storage where a full clone lets one choose. Pure. */
 export function withDefaults(
@@ -60,7 +55,8 @@ const PREFETCH = 1;
 
 /**
  * Picks the node with the fewest jobs for its slots among those that are online, hold a source and have room.
- * Throws what will not heal: `template_not_found`, `privileged_template`, `linked_clone_unsupported`, `storage_not_found`, `invalid_input`.
+ * Throws what will not heal: `template_not_found`, `privileged_template`, `linked_clone_unsupported`, `storage_not_found`,
+ * `invalid_input` (a node that there is not, or more than any node has).
  */
 export function chooseNode(
   request: PlacementRequest,
@@ -68,15 +64,81 @@ export function chooseNode(
   loads: ReadonlyMap<string, NodeLoad>,
   limits: PlacementLimits,
 ): Placement {
-  const sources = findSources(request, inventory, limits);
   const { input } = request;
-  if (input.node !== undefined && !inventory.nodes.some(({ name }) => name === input.node)) {
-    throw invalid(
-      "node",
-      `there is no node ${input.node}; nodes are ${inventory.nodes.map(({ name }) => name).join(", ")}`,
-    );
+  const sources = findSources(request, inventory, limits);
+  assertKnown(input, inventory);
+  const places = placesOf(input, inventory, sources);
+  assertFitsSomewhere(places, limits);
+
+  const refusals: string[] = [];
+  const candidates: { place: Place; load: NodeLoad }[] = [];
+  let busy = 0;
+  let short = false;
+  for (const place of places) {
+    const load = loads.get(place.node.name) ?? NO_LOAD;
+    const noRoom = whyNoRoom(place, load, limits);
+    const refusal = place.sourceOnline ? (whyUnusable(place) ?? noRoom) : "the template's node is offline";
+    if (refusal) refusals.push(`${place.node.name}: ${refusal}`);
+    else if (isBusy(load, limits)) busy += 1;
+    else candidates.push({ place, load });
+    short ||= refusal !== null && refusal === noRoom && !isBusy(load, limits);
   }
-  // One that no node has will not come by waiting; one that is only inactive may.
+  const [best] = candidates.sort(
+    (a, b) =>
+      a.load.jobs - b.load.jobs ||
+      share(a.load, a.place.node) - share(b.load, b.place.node) ||
+      (a.place.node.name < b.place.node.name ? -1 : 1),
+  );
+  if (best) return { node: best.place.node.name, demand: best.place.demand };
+  if (busy > 0) refusals.unshift(`all slots of ${busy} node(s) are busy`);
+  const reason = refusals.join("; ") || "no online node has the template";
+  if (isEveryNodeBusy(inventory, loads, limits)) return { wait: "line", reason };
+  return { wait: short ? "room" : "aside", reason };
+}
+
+/** A node that the sandbox could stand on, and whether its source can be cloned now. */
+interface Place extends Site {
+  sourceOnline: boolean;
+}
+
+const NO_LOAD: NodeLoad = { jobs: 0, reservedMemoryMib: 0, reservedDiskGib: 0 };
+
+const isBusy = (load: NodeLoad, limits: PlacementLimits) => load.jobs >= limits.slots + PREFETCH;
+
+const share = (load: NodeLoad, node: NodeInventory) => (load.reservedMemoryMib * MIB) / Math.max(1, node.memoryBytes);
+
+/** All nodes that the request may go to, as far as their sources and not their state decide. */
+function placesOf(input: ProvisionInput, inventory: Inventory, sources: readonly Source[]): Place[] {
+  return inventory.nodes
+    .filter(({ name }) => input.node === undefined || name === input.node)
+    .flatMap((node) => {
+      const near = sources.filter((one) => isInReach(one, node, input));
+      const source = near.find((one) => canCloneTo(one, node, input)) ?? near[0];
+      if (!source) return [];
+      const storage = input.storage ?? source.storage;
+      return [{ node, storage, demand: demandOf(input, source), sourceOnline: source.online }];
+    });
+}
+
+/** Whether nobody could be placed. A node without template and sandbox, such as one that is there for the quorum, is no place. */
+function isEveryNodeBusy(inventory: Inventory, loads: ReadonlyMap<string, NodeLoad>, limits: PlacementLimits): boolean {
+  const takers = inventory.nodes.filter(
+    (node) =>
+      node.online &&
+      ((loads.get(node.name)?.reservedMemoryMib ?? 0) > 0 ||
+        inventory.replicas.some((one) => one.online && reaches(one, node))),
+  );
+  return takers.length > 0 && takers.every(({ name }) => isBusy(loads.get(name) ?? NO_LOAD, limits));
+}
+
+/** A node or a storage that no node has will not come by waiting; one that is only offline or inactive may. */
+function assertKnown(input: ProvisionInput, inventory: Inventory): void {
+  const names = inventory.nodes.map(({ name }) => name);
+  if (input.node !== undefined && !names.includes(input.node)) {
+    throw new FleetError("invalid_input", `node: there is no node ${input.node}; nodes are ${names.join(", ")}`, {
+      facts: { fields: ["node"] },
+    });
+  }
   const storages = new Set(inventory.nodes.flatMap((node) => node.storages.map(({ name }) => name)));
   if (input.storage !== undefined && !storages.has(input.storage)) {
     throw new FleetError(
@@ -85,52 +147,12 @@ export function chooseNode(
       { facts: { storage: input.storage } },
     );
   }
-  const refusals = new Map<string, string>();
-  const candidates: { node: NodeInventory; load: NodeLoad; demand: Demand }[] = [];
-  let busy = 0;
-  for (const node of inventory.nodes) {
-    if (input.node !== undefined && node.name !== input.node) continue;
-    const source = sources.find((one) => canCloneTo(one, node, input));
-    if (!source) continue;
-    const load = loads.get(node.name) ?? { jobs: 0, reservedMemoryMib: 0, reservedDiskGib: 0 };
-    const demand = demandOf(input, source);
-    const refusal = whyNot(node, load, demand, { source, input, limits });
-    if (refusal) refusals.set(node.name, refusal);
-    else if (load.jobs >= limits.slots + PREFETCH) busy += 1;
-    else candidates.push({ node, load, demand });
-  }
-  const [best] = candidates.sort(
-    (a, b) =>
-      a.load.jobs - b.load.jobs ||
-      share(a.load, a.node) - share(b.load, b.node) ||
-      (a.node.name < b.node.name ? -1 : 1),
-  );
-  if (best) return { node: best.node.name, demand: best.demand };
-  const reasons = [...refusals].map(([node, why]) => `${node}: ${why}`);
-  if (busy > 0) reasons.unshift(`all slots of ${busy} node(s) are busy`);
-  if (reasons.length === 0) reasons.push("no online node has the template");
-  const [source] = sources;
-  const demand = source ? demandOf(input, source) : { memoryMib: 0, diskGib: 0 };
-  const blocked = inventory.nodes.some((node) => isFree(node, loads.get(node.name), demand, limits));
-  return { wait: true, reason: reasons.join("; "), blocked };
 }
-
-/** Whether a node could take a sandbox of this size now, had it the source. */
-function isFree(node: NodeInventory, load: NodeLoad | undefined, demand: Demand, limits: PlacementLimits): boolean {
-  if (!node.online || (load?.jobs ?? 0) >= limits.slots + PREFETCH) return false;
-  return hasMemory(node, load?.reservedMemoryMib ?? 0, demand, limits);
-}
-
-function hasMemory(node: NodeInventory, reservedMib: number, demand: Demand, limits: PlacementLimits): boolean {
-  return (reservedMib + demand.memoryMib) * MIB + node.foreignMemoryBytes <= node.memoryBytes * limits.memoryOvercommit;
-}
-
-const share = (load: NodeLoad, node: NodeInventory) => (load.reservedMemoryMib * MIB) / Math.max(1, node.memoryBytes);
 
 /** Where the container comes from. */
 export type Source = Pick<
   Replica,
-  "vmid" | "node" | "storage" | "shared" | "unprivileged" | "hookscript" | "diskBytes" | "memoryMib"
+  "vmid" | "node" | "storage" | "shared" | "unprivileged" | "hookscript" | "diskBytes" | "memoryMib" | "online"
 > & {
   linkable: boolean;
 };
@@ -148,7 +170,9 @@ export function findSources(
     typeof wanted === "number" ? one.vmid === wanted : one.name === wanted || one.tags.includes(wanted),
   );
   if (replicas.length === 0) {
-    const known = [...new Set(inventory.replicas.map(({ name }) => name))].sort().join(", ") || "none";
+    // Guests of which nothing but the VMID is known are no help to people.
+    const named = inventory.replicas.filter(({ name, vmid }) => name !== String(vmid));
+    const known = [...new Set(named.map(({ name }) => name))].sort().join(", ") || "none";
     throw new FleetError("template_not_found", `there is no template ${wanted}; templates are: ${known}`, {
       facts: { template: String(wanted) },
     });
@@ -161,7 +185,11 @@ export function findSources(
       { facts: { template: String(wanted) } },
     );
   }
-  const sources = allowed.map((one) => ({ ...one, linkable: canLink(storageType(inventory, one.node, one.storage)) }));
+  const sources = allowed.map((one) => {
+    const type = storageType(inventory, one.node, one.storage);
+    // What can't be asked now may well be able to.
+    return { ...one, linkable: canLink(type) || (!one.online && !type) };
+  });
   if (input.clone === "linked" && input.sourceSnapshot === undefined && !sources.some(({ linkable }) => linkable)) {
     throw new FleetError(
       "linked_clone_unsupported",
@@ -184,6 +212,7 @@ function sourceOfSnapshot(snapshot: SnapshotRecord, inventory: Inventory): Sourc
     hookscript: inventory.replicas.some(({ hookscript }) => hookscript),
     diskBytes: 0,
     memoryMib: 512,
+    online: inventory.nodes.some(({ name, online }) => name === snapshot.node && online),
     linkable: false,
   };
 }
@@ -199,40 +228,26 @@ export function isLinked(input: ProvisionInput, source: Source): boolean {
   return input.clone !== "full" && input.sourceSnapshot === undefined && source.linkable && input.storage === undefined;
 }
 
+/** Whether this source can be cloned to this node now. */
 export function canCloneTo(source: Source, node: NodeInventory, input: ProvisionInput): boolean {
-  if (input.clone === "linked" && input.sourceSnapshot === undefined && source.storage !== "" && !source.linkable)
-    return false;
-  return (
-    source.node === node.name ||
-    (source.shared && node.storages.some(({ name, active }) => name === source.storage && active))
-  );
+  if (!source.online || !isInReach(source, node, input)) return false;
+  return source.node === node.name || node.storages.some(({ name, active }) => name === source.storage && active);
 }
 
-export function demandOf(input: ProvisionInput, source: Source): Demand {
+/** Whether it can when all that is down is up again. */
+function isInReach(source: Source, node: NodeInventory, input: ProvisionInput): boolean {
+  if (input.clone === "linked" && input.sourceSnapshot === undefined && source.storage !== "" && !source.linkable)
+    return false;
+  return reaches(source, node);
+}
+
+const reaches = (source: Pick<Source, "node" | "shared" | "storage">, node: NodeInventory) =>
+  source.node === node.name || (source.shared && node.storages.some(({ name }) => name === source.storage));
+
+function demandOf(input: ProvisionInput, source: Source): Demand {
   const mounts = input.mountPoints.reduce((sum, { sizeGib }) => sum + sizeGib, 0);
   return {
     memoryMib: input.memoryMib ?? source.memoryMib,
     diskGib: Math.max(input.diskGib ?? 0, Math.ceil(source.diskBytes / GIB)) + mounts,
   };
-}
-
-function whyNot(
-  node: NodeInventory,
-  load: NodeLoad,
-  demand: Demand,
-  { source, input, limits }: { source: Source; input: ProvisionInput; limits: PlacementLimits },
-): string | null {
-  if (!node.online) return "offline";
-  if (!hasMemory(node, load.reservedMemoryMib, demand, limits)) return `no memory left for ${demand.memoryMib} MiB`;
-  const target = input.storage ?? source.storage;
-  const storage = node.storages.find(({ name }) => name === target);
-  if (target !== "" && !storage?.active) return `storage ${target} is not active`;
-  if (storage && (load.reservedDiskGib + demand.diskGib) * GIB > storage.totalBytes * limits.diskOvercommit)
-    return `no disk left for ${demand.diskGib} GiB on ${target}`;
-  if (storage && storage.usedBytes > storage.totalBytes * 0.95) return `storage ${target} is over 95 % full`;
-  return null;
-}
-
-function invalid(field: string, text: string): FleetError {
-  return new FleetError("invalid_input", `${field}: ${text}`, { facts: { fields: [field] } });
 }

@@ -1,43 +1,104 @@
 /** The placer: gives the operations of `place` a node, one at a time, in their order, only when a slot is near free. */
-import { FleetError } from "../../shared/errors.ts";
+import { FleetError, type FleetErrorCode } from "../../shared/errors.ts";
 import { SnapshotId } from "../../shared/ids.ts";
 import { checkRanges } from "../../shared/jobs/check-ranges.ts";
-import { nodeQueue } from "../../shared/queues.ts";
-import type { WorkerContext } from "../context.ts";
+import { nodeQueue, PLACE } from "../../shared/queues.ts";
 import { Reroute } from "../handlers/handler.ts";
 import { NotYet } from "../run/process-operation.ts";
 import type { Run } from "../run/run.ts";
-import { chooseNode, type NodeLoad, type Placement, withDefaults } from "./choose-node.ts";
+import { asideMs } from "./aside.ts";
+import { chooseNode, type Placement, type PlacementRequest, withDefaults } from "./choose-node.ts";
+import { forgetLoads, loadsOf } from "./loads.ts";
 
 /** How long the placer sleeps when nothing wakes it. */
 const POLL_MS = 200;
-/** How long an operation steps aside that only waits for something others do not need. */
-const LET_OTHERS_PASS_MS = 500;
+/** What finds too little room gets this much of the line in each round, so that smaller ones don't take every bit that is freed. */
+const PATIENCE = { heldMs: 2_000, roundMs: 10_000 };
+/** How long the placer waits for a newer reading of the cluster, and an operation for the next try to get one. */
+const READING = { patienceMs: 1_000, againMs: 500 };
+/** Field of the operation's hash: how often it stepped aside since it was last placed. */
+const ASIDE = "aside";
 
-/** Throws `Reroute` to the node's queue, `NotYet` when all are busy, or what will not heal. */
+/** Throws `Reroute` to the node's queue, `NotYet` when there is none yet, or what will not heal. */
 export async function place(run: Run<"provision">): Promise<never> {
   const placement = await choose(run);
-  if ("wait" in placement) {
-    if (run.operation.waitingFor !== placement.reason) await run.write({ operation: { waitingFor: placement.reason } });
-    if (placement.blocked) throw new NotYet(LET_OTHERS_PASS_MS);
-    await run.context.wake.next(["free", "ended", "abort"], { timeoutMs: POLL_MS, signal: run.signal });
-    run.check();
-    throw new NotYet(0);
-  }
+  if ("wait" in placement) return wait(run, placement);
   const { node, demand } = placement;
-  const { keys } = run.context;
+  const { keys, inventory } = run.context;
   throw new Reroute(nodeQueue(node), {
     placed: true,
     sandbox: { node, state: "placing" },
     operation: { waitingFor: null },
     also: [
-      ...run.context.inventory.current().nodes.map(({ name }) => ["HDEL", keys.reserved(name), run.sandbox.id]),
+      ["HDEL", keys.operation(run.id), ASIDE],
+      ...inventory.current().nodes.map(({ name }) => ["HDEL", keys.reserved(name), run.sandbox.id]),
       ["HSET", keys.reserved(node), run.sandbox.id, `${demand.memoryMib} ${demand.diskGib}`],
     ],
   });
 }
 
+/** Only where nobody could be placed is the line held without limit: what fits nowhere now must not stop the others. */
+async function wait(run: Run<"provision">, placement: Extract<Placement, { wait: string }>): Promise<never> {
+  if (run.operation.waitingFor !== placement.reason) await run.write({ operation: { waitingFor: placement.reason } });
+  const holds = placement.wait === "line" || (placement.wait === "room" && (await hasPatience(run)));
+  if (!holds) return stepAside(run);
+  await run.context.wake.next(["free", "ended", "abort"], { timeoutMs: POLL_MS, signal: run.signal });
+  run.check();
+  forgetLoads(run.context);
+  throw new NotYet(0);
+}
+
+/** Whether it may hold the line for room: one operation a round, for a part of the round. */
+async function hasPatience(run: Run<"provision">): Promise<boolean> {
+  const { redis, keys } = run.context;
+  const key = `${keys.prefix}:place-patience`;
+  if ((await redis.set(key, run.id, "PX", PATIENCE.roundMs, "NX")) === "OK") return true;
+  const [holder, leftMs] = await Promise.all([redis.get(key), redis.pttl(key)]);
+  return holder === run.id && leftMs > PATIENCE.roundMs - PATIENCE.heldMs;
+}
+
+async function stepAside(run: Run<"provision">): Promise<never> {
+  const { redis, keys, queues } = run.context;
+  const key = keys.operation(run.id);
+  const [before, crowd] = await Promise.all([redis.hget(key, ASIDE), queues.get(PLACE).getDelayedCount()]);
+  const times = Number(before ?? 0);
+  await run.write({ also: [["HSET", key, ASIDE, times + 1]] });
+  throw new NotYet(asideMs(times, crowd));
+}
+
 async function choose(run: Run<"provision">): Promise<Placement> {
+  const request = await toRequest(run);
+  try {
+    return await decideOn(run, request);
+  } catch (error) {
+    if (!(error instanceof FleetError) || !OF_THE_CLUSTER.has(error.code)) throw error;
+    await readAgain(run); // what is missing may be younger than what we know
+    return decideOn(run, request);
+  }
+}
+
+/** Refusals that another state of the cluster might take back. */
+const OF_THE_CLUSTER: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
+  "template_not_found",
+  "privileged_template",
+  "linked_clone_unsupported",
+  "storage_not_found",
+  "invalid_input",
+]);
+
+/** A cluster that can't be read just now is weather: it must not fail the operation, nor hold up the line. */
+async function readAgain(run: Run<"provision">): Promise<void> {
+  try {
+    await run.context.inventory.refresh(AbortSignal.any([run.signal, AbortSignal.timeout(READING.patienceMs)]));
+  } catch (error) {
+    run.check();
+    run.log.info({ code: error instanceof FleetError ? error.code : "timeout" }, "could not read the cluster yet");
+    await run.write({ operation: { waitingFor: "the cluster can't be read just now" } });
+    throw new NotYet(READING.againMs);
+  }
+}
+
+async function toRequest(run: Run<"provision">): Promise<PlacementRequest> {
   const { context } = run;
   const input = withDefaults(run.input, context.config);
   const wanted = SnapshotId.safeParse(input.template);
@@ -47,43 +108,23 @@ async function choose(run: Run<"provision">): Promise<Placement> {
       facts: { snapshot: wanted.data },
     });
   }
-  const limits = {
-    slots: context.config.FLEET_NODE_SLOTS,
-    memoryOvercommit: context.config.FLEET_MEMORY_OVERCOMMIT,
-    diskOvercommit: context.config.FLEET_DISK_OVERCOMMIT,
-    allowPrivileged: context.config.PVE_ALLOW_PRIVILEGED,
-  };
-  const decideOn = async () => {
-    const inventory = context.inventory.current();
-    checkRanges(input, inventory.nodes);
-    return chooseNode({ input, snapshot }, inventory, await loadsOf(context), limits);
-  };
-  try {
-    return await decideOn();
-  } catch (error) {
-    if (!(error instanceof FleetError) || error.code !== "template_not_found") throw error;
-    await context.inventory.refresh(run.signal); // it may be younger than what we know
-    return decideOn();
-  }
+  return { input, snapshot };
 }
 
-/** What each node has to do, from its queue and its reservations. */
-async function loadsOf(context: WorkerContext): Promise<Map<string, NodeLoad>> {
-  const { nodes } = context.inventory.current();
-  const loads = await Promise.all(
-    nodes.map(async ({ name }): Promise<[string, NodeLoad]> => {
-      const [jobs, reserved] = await Promise.all([
-        context.queues.get(nodeQueue(name)).getJobCountByTypes("waiting", "prioritized", "active"),
-        context.redis.hvals(context.keys.reserved(name)),
-      ]);
-      const load = { jobs, reservedMemoryMib: 0, reservedDiskGib: 0 };
-      for (const one of reserved) {
-        const [memory = 0, disk = 0] = one.split(" ").map(Number);
-        load.reservedMemoryMib += memory;
-        load.reservedDiskGib += disk;
-      }
-      return [name, load];
-    }),
-  );
-  return new Map(loads);
+async function decideOn({ context }: Run<"provision">, request: PlacementRequest): Promise<Placement> {
+  const { config } = context;
+  const limits = {
+    slots: config.FLEET_NODE_SLOTS,
+    memoryOvercommit: config.FLEET_MEMORY_OVERCOMMIT,
+    diskOvercommit: config.FLEET_DISK_OVERCOMMIT,
+    allowPrivileged: config.PVE_ALLOW_PRIVILEGED,
+  };
+  const inventory = context.inventory.current();
+  checkRanges(request.input, inventory.nodes);
+  const young = await loadsOf(context, "young");
+  const placement = chooseNode(request, inventory, young.loads, limits);
+  // Somebody may have been placed since: a slot is given on what is true now only.
+  if ("wait" in placement || young.now) return placement;
+  const { loads } = await loadsOf(context, "now");
+  return chooseNode(request, inventory, loads, limits);
 }

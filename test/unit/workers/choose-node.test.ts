@@ -1,0 +1,235 @@
+import { describe, expect, it } from "vitest";
+import { FleetError } from "../../../shared/errors.ts";
+import { NodeName, SandboxId, SnapshotId, TeamId, Vmid } from "../../../shared/ids.ts";
+import { type JobInput, parseInput } from "../../../shared/jobs/index.ts";
+import type { Inventory, NodeInventory, Replica, Storage } from "../../../shared/state/inventory.ts";
+import type { SnapshotRecord } from "../../../shared/state/records.ts";
+import { asideMs } from "../../../workers/placement/aside.ts";
+import type { NodeLoad } from "../../../workers/placement/capacity.ts";
+import { chooseNode } from "../../../workers/placement/choose-node.ts";
+
+const GIB = 1_073_741_824;
+const LIMITS = { slots: 4, memoryOvercommit: 1.5, diskOvercommit: 4, allowPrivileged: false };
+const BUSY = { jobs: 5 };
+
+function storage(more: Partial<Storage> = {}): Storage {
+  const base = { name: "local-lvm", type: "lvmthin", shared: false, rootdir: true, active: true };
+  return { ...base, totalBytes: 100 * GIB, usedBytes: 0, ...more };
+}
+
+function node(name: string, more: Partial<NodeInventory> = {}): NodeInventory {
+  return {
+    name: NodeName.parse(name),
+    online: true,
+    cores: 8,
+    memoryBytes: 16 * GIB,
+    memoryUsedBytes: 0,
+    cgroup: 2,
+    storages: [storage()],
+    foreignMemoryBytes: 0,
+    ...more,
+  };
+}
+
+function replica(on: string, more: Partial<Replica> = {}): Replica {
+  return {
+    name: "base",
+    tags: [],
+    vmid: Vmid.parse(9_001),
+    node: NodeName.parse(on),
+    storage: "local-lvm",
+    shared: false,
+    unprivileged: true,
+    hookscript: false,
+    diskBytes: 4 * GIB,
+    memoryMib: 512,
+    locked: false,
+    online: true,
+    ...more,
+  };
+}
+
+interface World {
+  nodes: NodeInventory[];
+  replicas: Replica[];
+  loads?: Record<string, Partial<NodeLoad>>;
+  snapshot?: SnapshotRecord;
+}
+
+function choose(world: World, input: Partial<JobInput<"provision">> = {}) {
+  const inventory: Inventory = { at: 0, version: "8.4.1", nodes: world.nodes, replicas: world.replicas };
+  const idle = { jobs: 0, reservedMemoryMib: 0, reservedDiskGib: 0 };
+  const loads = new Map(Object.entries(world.loads ?? {}).map(([name, load]) => [name, { ...idle, ...load }]));
+  const parsed = parseInput("provision", { template: "base", ...input });
+  return chooseNode({ input: parsed, snapshot: world.snapshot ?? null }, inventory, loads, LIMITS);
+}
+
+function refusal(world: World, input: Partial<JobInput<"provision">>): FleetError {
+  try {
+    choose(world, input);
+  } catch (error) {
+    if (error instanceof FleetError) return error;
+    throw error;
+  }
+  throw new Error("it was not refused");
+}
+
+const two = (): World => ({ nodes: [node("a"), node("b")], replicas: [replica("a"), replica("b")] });
+
+describe("a request that fits nowhere, ever", () => {
+  it("is refused with the field and the most that there is", () => {
+    const memory = refusal(two(), { memoryMib: 8_388_608 });
+    expect(memory).toMatchObject({ code: "invalid_input", facts: { fields: ["memoryMib"] } });
+    expect(memory.text).toContain("the most is 24576");
+    const disk = refusal(two(), { diskGib: 401 });
+    expect(disk).toMatchObject({ code: "invalid_input", facts: { fields: ["diskGib"] } });
+    expect(disk.text).toContain("the most is 400");
+    expect(refusal(two(), { memoryMib: 30_000, diskGib: 500 }).facts["fields"]).toEqual(["memoryMib", "diskGib"]);
+  });
+
+  it("is so when each of the two fits on another node only", () => {
+    const world = {
+      nodes: [
+        node("wide", { storages: [storage({ totalBytes: 1_000 * GIB })] }),
+        node("tall", { memoryBytes: 64 * GIB }),
+      ],
+      replicas: [replica("wide"), replica("tall")],
+    };
+    expect(choose(world, { memoryMib: 60_000 })).toMatchObject({ node: "tall" });
+    expect(choose(world, { diskGib: 2_000 })).toMatchObject({ node: "wide" });
+    const neither = refusal(world, { memoryMib: 60_000, diskGib: 2_000 });
+    expect(neither.facts["fields"]).toEqual(["memoryMib", "diskGib"]);
+    expect(neither.text).toMatch(/the most is 24576 or .*the most is 400/);
+  });
+
+  it("counts the nodes that it may go to only", () => {
+    const world = { nodes: [node("a"), node("big", { memoryBytes: 64 * GIB })], replicas: [replica("a")] };
+    expect(refusal(world, { memoryMib: 30_000 }).facts["fields"]).toEqual(["memoryMib"]);
+    expect(
+      refusal({ ...two(), nodes: [node("a"), node("b", { memoryBytes: 64 * GIB })] }, { memoryMib: 30_000, node: "a" })
+        .code,
+    ).toBe("invalid_input");
+  });
+
+  it("is not refused while a node is down that may be large enough", () => {
+    const down = node("b", { online: false, memoryBytes: 64 * GIB });
+    const world = { nodes: [node("a"), down], replicas: [replica("a"), replica("b", { online: false })] };
+    expect(choose(world, { memoryMib: 30_000 })).toMatchObject({ wait: "room" });
+    const unknown = { ...world, nodes: [node("a"), node("b", { online: false, memoryBytes: 0, storages: [] })] };
+    expect(choose(unknown, { memoryMib: 30_000 })).toMatchObject({ wait: "room" });
+  });
+});
+
+describe("who waits for what", () => {
+  it("holds the line while every node is busy, whatever it needs itself", () => {
+    expect(choose({ ...two(), loads: { a: BUSY, b: BUSY } })).toMatchObject({ wait: "line" });
+    expect(choose({ ...two(), loads: { a: BUSY, b: BUSY } }, { node: "a" })).toMatchObject({ wait: "line" });
+    expect(
+      choose({ ...two(), loads: { a: BUSY, b: { ...BUSY, reservedMemoryMib: 24_000 } } }, { memoryMib: 1_024 }),
+    ).toMatchObject({
+      wait: "line",
+    });
+  });
+
+  it("leaves the line when its node is busy and another is not", () => {
+    expect(choose({ ...two(), loads: { a: BUSY } }, { node: "a" })).toMatchObject({ wait: "aside" });
+    expect(
+      choose({
+        nodes: [node("a"), node("b")],
+        replicas: [replica("a"), replica("b", { name: "other" })],
+        loads: { a: BUSY },
+      }),
+    ).toMatchObject({ wait: "aside" });
+  });
+
+  it("does not count a node without template and sandbox as one that others may go to", () => {
+    const witness = { nodes: [node("a"), node("witness")], replicas: [replica("a")] };
+    expect(choose({ ...witness, loads: { a: BUSY } })).toMatchObject({ wait: "line" });
+    expect(choose({ ...witness, loads: { a: BUSY, witness: { reservedMemoryMib: 512 } } })).toMatchObject({
+      wait: "aside",
+    });
+  });
+
+  it("waits for room when nodes with free slots are full", () => {
+    const full = { reservedMemoryMib: 24_000 };
+    expect(choose({ ...two(), loads: { a: full, b: full } }, { memoryMib: 1_024 })).toMatchObject({ wait: "room" });
+    expect(choose({ ...two(), loads: { a: full, b: BUSY } }, { memoryMib: 1_024 })).toMatchObject({ wait: "room" });
+    expect(
+      choose({ ...two(), loads: { a: { reservedDiskGib: 390 }, b: { reservedDiskGib: 390 } } }, { diskGib: 20 }),
+    ).toMatchObject({
+      wait: "room",
+    });
+    expect(choose({ ...two(), loads: { a: { ...full, ...BUSY } } }, { memoryMib: 1_024, node: "a" })).toMatchObject({
+      wait: "aside",
+    });
+  });
+
+  it("steps aside for what is down or inactive", () => {
+    const down = {
+      nodes: [node("a"), node("b", { online: false })],
+      replicas: [replica("a"), replica("b", { online: false })],
+    };
+    expect(choose(down, { node: "b" })).toMatchObject({ wait: "aside" });
+    const inactive = { nodes: [node("a", { storages: [storage({ active: false })] })], replicas: [replica("a")] };
+    expect(choose(inactive)).toMatchObject({ wait: "aside", reason: "a: storage local-lvm is not active" });
+  });
+});
+
+describe("a template whose node is down", () => {
+  const down = (more: Partial<Replica> = {}): World => ({
+    nodes: [node("a"), node("b", { online: false, storages: [storage(), CEPH] })],
+    replicas: [replica("b", { online: false, ...more })],
+  });
+  const CEPH = storage({ name: "ceph", type: "rbd", shared: true });
+
+  it("is there: the request waits", () => {
+    expect(choose(down())).toEqual({ wait: "aside", reason: "b: the template's node is offline" });
+    expect(refusal(down(), { template: "other" }).code).toBe("template_not_found");
+  });
+
+  it("may be one of which only the VMID is known", () => {
+    const nameless = down({ name: "9001", storage: "", diskBytes: 0 });
+    expect(choose(nameless, { template: 9_001 })).toMatchObject({ wait: "aside" });
+    expect(refusal(nameless, {}).text).toContain("templates are: none");
+  });
+
+  it("can't be cloned to another node from a shared storage either, but its other replica can", () => {
+    const nodes = [node("a", { storages: [CEPH] }), node("b", { online: false, storages: [CEPH] })];
+    const gone = replica("b", { online: false, storage: "ceph", shared: true });
+    expect(choose({ nodes, replicas: [gone] })).toMatchObject({ wait: "aside" });
+    const here = replica("a", { vmid: Vmid.parse(9_002), storage: "ceph", shared: true });
+    expect(choose({ nodes, replicas: [gone, here] })).toMatchObject({ node: "a" });
+  });
+
+  it("is waited for by a clone of a snapshot too", () => {
+    const snapshot: SnapshotRecord = {
+      id: SnapshotId.parse("snap_0123456789abcdef"),
+      sandbox: SandboxId.parse("sbx_0123456789abcdef"),
+      team: TeamId.parse("default"),
+      node: NodeName.parse("b"),
+      vmid: Vmid.parse(20_000),
+      name: "one",
+      createdAt: 0,
+    };
+    expect(choose({ ...down(), snapshot }, { template: snapshot.id })).toMatchObject({ wait: "aside" });
+    const up = { ...down(), nodes: [node("a"), node("b")], snapshot };
+    expect(choose(up, { template: snapshot.id })).toMatchObject({ node: "b" });
+  });
+});
+
+it("picks the node with the fewest jobs, then the emptier one", () => {
+  expect(choose({ ...two(), loads: { a: { jobs: 2 }, b: { jobs: 1 } } })).toMatchObject({ node: "b" });
+  expect(choose({ ...two(), loads: { a: { reservedMemoryMib: 10 } } })).toMatchObject({ node: "b" });
+});
+
+describe("how long it steps aside", () => {
+  it("is half a second for a few, and grows with each time as far as the crowd is large", () => {
+    expect([0, 1, 2, 9].map((times) => asideMs(times, 3))).toEqual([500, 500, 500, 500]);
+    expect([0, 1, 2, 3, 4, 9].map((times) => asideMs(times, 500))).toEqual([500, 1_000, 2_000, 4_000, 8_000, 10_000]);
+  });
+
+  it("keeps ten thousand from taking more than a part of the placer's time", () => {
+    const looksPerSecond = 10_000 / (asideMs(30, 10_000) / 1_000);
+    expect(looksPerSecond).toBeLessThan(100);
+  });
+});
