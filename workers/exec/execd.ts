@@ -1,5 +1,5 @@
 /** cmux-execd, the HTTP command daemon in every sandbox (port 39375). Source: cmux's README of execd, see docs. */
-import { Agent, request } from "undici";
+import { Agent, Client, type Dispatcher, request } from "undici";
 import { z } from "zod";
 import { FleetError } from "../../shared/errors.ts";
 import { EXECD_PORT } from "../../shared/jobs/fields.ts";
@@ -26,7 +26,7 @@ export interface ExecCall {
   /** Bytes to keep of each stream. */
   keepBytes: number;
   signal: AbortSignal;
-  /** Runs right before the request is sent. */
+  /** Called right before the request is written to its connection; what it throws comes through, and nothing is sent. */
   guard?: () => void;
 }
 
@@ -55,53 +55,42 @@ const Line = z.discriminatedUnion("type", [
 const LINE_LIMIT = 8 * 1_048_576;
 const PROBE_MS = 3_000;
 
+/** A guest that comes up answers a connect at once or not at all. */
+const CONNECT_MS = 3_000;
+
 export function createExecd(): Execd {
+  // For probes alone. A connection that is kept can belong to a container before its reboot, or to the address's last owner.
   const agent = new Agent({
     connections: 64,
     pipelining: 1,
     keepAliveTimeout: 4_000,
-    connect: { timeout: 3_000 },
-    bodyTimeout: 0,
-    headersTimeout: 30_000,
+    connect: { timeout: CONNECT_MS },
+    headersTimeout: PROBE_MS,
   });
-
-  const post = (address: string, token: string | null, body: unknown, signal: AbortSignal) =>
-    request(`http://${address.includes(":") ? `[${address}]` : address}:${EXECD_PORT}/exec`, {
-      method: "POST",
-      dispatcher: agent,
-      signal,
-      headers: { "content-type": "application/json", ...(token === null ? {} : { authorization: `Bearer ${token}` }) },
-      body: JSON.stringify(body),
-    });
+  const busy = new Set<Client>();
 
   const status = async (address: string, token: string | null, signal: AbortSignal): Promise<number> => {
-    const reply = await post(address, token, { command: "true", timeout_ms: PROBE_MS }, signal);
+    const body = { command: "true", timeout_ms: PROBE_MS };
+    const reply = await post(agent, { address, token, body, signal });
     await reply.body.dump();
     return reply.statusCode;
   };
 
   return {
-    async exec({ address, token, script, timeoutMs, keepBytes, signal, guard }) {
-      guard?.();
-      const reply = await post(address, token, { command: script, timeout_ms: timeoutMs }, signal).catch(
-        (error: unknown) => {
-          signal.throwIfAborted();
-          if (neverSent(error))
-            throw new FleetError("execd_unreachable", `the exec daemon at ${address} can't be reached`, {
-              cause: error,
-            });
-          throw interrupted(error);
-        },
-      );
-      if (reply.statusCode !== 200) {
-        await reply.body.dump();
-        throw refused(reply.statusCode);
-      }
+    async exec(call) {
+      call.signal.throwIfAborted();
+      // A command gets a connection of its own: a reset on a kept one could mean both that it ran and that it never did.
+      const client = new Client(originOf(call.address), {
+        pipelining: 1,
+        connect: { timeout: CONNECT_MS },
+        bodyTimeout: 0,
+        headersTimeout: 30_000,
+      });
+      busy.add(client);
       try {
-        return await collect(reply.body, keepBytes);
-      } catch (error) {
-        signal.throwIfAborted();
-        throw error instanceof FleetError ? error : interrupted(error);
+        return await execOn(client, call);
+      } finally {
+        void client.destroy().finally(() => busy.delete(client));
       }
     },
 
@@ -123,7 +112,77 @@ export function createExecd(): Execd {
     },
 
     async [Symbol.asyncDispose]() {
-      await agent.destroy();
+      await Promise.all([agent, ...busy].map((one) => one.destroy()));
+    },
+  };
+}
+
+const originOf = (address: string) => `http://${address.includes(":") ? `[${address}]` : address}:${EXECD_PORT}`;
+
+interface Post {
+  address: string;
+  token: string | null;
+  body: { command: string; timeout_ms: number };
+  signal: AbortSignal;
+}
+
+const post = (dispatcher: Dispatcher, { address, token, body, signal }: Post) =>
+  request(`${originOf(address)}/exec`, {
+    method: "POST",
+    dispatcher,
+    signal,
+    headers: { "content-type": "application/json", ...(token === null ? {} : { authorization: `Bearer ${token}` }) },
+    body: JSON.stringify(body),
+  });
+
+async function execOn(client: Client, call: ExecCall): Promise<ExecOutcome> {
+  const { address, token, script, timeoutMs, keepBytes, signal } = call;
+  const gate = createGate(call.guard);
+  const body = { command: script, timeout_ms: timeoutMs };
+  try {
+    const reply = await post(client.compose(gate.interceptor), { address, token, body, signal });
+    if (reply.statusCode === 200) return await collect(reply.body, keepBytes);
+    await reply.body.dump();
+    throw refused(reply.statusCode);
+  } catch (error) {
+    gate.throwIfRefused();
+    signal.throwIfAborted();
+    if (error instanceof FleetError) throw error;
+    if (gate.passed()) throw interrupted(error);
+    throw new FleetError("execd_unreachable", `the exec daemon at ${address} can't be reached`, { cause: error });
+  }
+}
+
+/** Runs the guard when the connection stands and the request is about to be written; tells whether it was. */
+function createGate(guard: (() => void) | undefined) {
+  let passed = false;
+  let refusal: { by: unknown } | undefined;
+  const open = () => {
+    try {
+      guard?.();
+    } catch (by) {
+      refusal = { by };
+      throw by;
+    }
+    passed = true;
+  };
+  const interceptor: Dispatcher.DispatcherComposeInterceptor = (dispatch) => (options, handler) =>
+    dispatch(options, {
+      onRequestStart(controller, context) {
+        open();
+        handler.onRequestStart?.(controller, context);
+      },
+      onResponseStart: (...args) => handler.onResponseStart?.(...args),
+      onResponseData: (...args) => handler.onResponseData?.(...args),
+      onResponseEnd: (...args) => handler.onResponseEnd?.(...args),
+      onResponseError: (...args) => handler.onResponseError?.(...args),
+    });
+  return {
+    interceptor,
+    /** false: not a byte was written, so the command was certainly not started. */
+    passed: () => passed,
+    throwIfRefused() {
+      if (refusal) throw refusal.by;
     },
   };
 }
@@ -202,17 +261,3 @@ const interrupted = (cause: unknown) =>
   new FleetError("exec_interrupted", "the connection to the exec daemon broke; whether the command ended is unknown", {
     cause,
   });
-
-/** Failures that happen before the first byte of a request. */
-function neverSent(error: unknown): boolean {
-  const codes = [
-    "ECONNREFUSED",
-    "EHOSTUNREACH",
-    "ENETUNREACH",
-    "ETIMEDOUT",
-    "UND_ERR_CONNECT_TIMEOUT",
-    "EADDRNOTAVAIL",
-  ];
-  const code = error instanceof Error && "code" in error ? String(error.code) : "";
-  return codes.includes(code);
-}
