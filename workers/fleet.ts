@@ -12,7 +12,7 @@ import { createOperationStore } from "../shared/state/operations.ts";
 import { createSecretStore } from "../shared/state/secrets.ts";
 import { createSlots } from "../shared/state/slots.ts";
 import type { WorkerContext } from "./context.ts";
-import { assertLimits, startClockwork } from "./control/clockwork.ts";
+import { assertNodeLimits, assertPlaceLimit, startClockwork } from "./control/clockwork.ts";
 import { settleAbort } from "./control/sweep.ts";
 import { createExecd } from "./exec/execd.ts";
 import { handlerOf } from "./handlers/index.ts";
@@ -44,7 +44,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const pve = createPveApi(http);
   const tasks = stack.use(createTaskWatcher(pve));
   const execd = stack.use(createExecd());
-  const inventory = createInventorySource(redis, keys, createCollector(pve, config.PVE_VMID_RANGE));
+  const inventory = stack.use(createInventorySource(redis, keys, createCollector(pve, config.PVE_VMID_RANGE)));
   const queues = createQueues(redis, config.FLEET_PREFIX);
   stack.defer(() => queues.close());
   const context: WorkerContext = {
@@ -63,14 +63,15 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     log,
   };
   await inventory.refresh(AbortSignal.timeout(30_000));
-  await assertLimits(context);
   stack.use(await startClockwork(context, inventory));
 
   const live: LiveRuns = new Set();
   const workers = createQueueWorkers(context, live);
   if (config.FLEET_ROLES.has("worker")) {
-    workers.follow(inventory.current());
-    inventory.onChange((latest) => workers.follow(latest));
+    await workers.follow(inventory.current());
+    inventory.onChange((latest) => {
+      workers.follow(latest).catch((error: unknown) => log.warn({ err: error }, "could not follow the cluster yet"));
+    });
   }
   wake.on((kind, subject) => {
     if (kind !== "abort") return;
@@ -111,11 +112,13 @@ function createQueueWorkers(context: WorkerContext, live: LiveRuns) {
   };
   let closed = false;
   return {
-    follow({ nodes }: Inventory) {
-      if (closed) return;
-      ensure(PLACE, 1);
-      for (const { name } of nodes) {
-        if (workers.has(nodeQueue(name))) continue;
+    /** Limits come first: a queue without them would let every worker take as many jobs as it likes. */
+    async follow({ nodes }: Inventory) {
+      if (!workers.has(PLACE)) await assertPlaceLimit(context);
+      if (!closed) ensure(PLACE, 1);
+      const fresh = nodes.filter(({ name }) => !workers.has(nodeQueue(name)));
+      await Promise.all(fresh.map(({ name }) => assertNodeLimits(context, name)));
+      for (const { name } of closed ? [] : fresh) {
         ensure(nodeQueue(name), config.FLEET_NODE_SLOTS);
         ensure(execQueue(name), config.FLEET_EXEC_SLOTS);
       }

@@ -1,9 +1,11 @@
 /** The fleet's own recurring work, as jobs of `control`: each kind runs once at a time over all workers. */
 import { Queue, Worker } from "bullmq";
+import type { NodeName } from "../../shared/ids.ts";
 import { CONTROL, execQueue, nodeQueue, PLACE } from "../../shared/queues.ts";
 import type { WorkerContext } from "../context.ts";
 import type { LiveInventory } from "../inventory/source.ts";
 import { expireSandboxes } from "./expire.ts";
+import { withLock } from "./lock.ts";
 import { reapSlots } from "./reap-slots.ts";
 import { settleAborts, sweepOperations } from "./sweep.ts";
 
@@ -25,17 +27,22 @@ const LOOK_MS = 5_000;
 const INVENTORY_MS = 10_000;
 
 /** Global concurrency of every queue; somebody may have obliterated one, which deletes it. */
-export async function assertLimits(context: WorkerContext): Promise<void> {
-  const { config, queues } = context;
+async function assertLimits(context: WorkerContext): Promise<void> {
+  await assertPlaceLimit(context);
+  for (const { name } of context.inventory.current().nodes) await assertNodeLimits(context, name);
+}
+
+export async function assertPlaceLimit({ queues }: WorkerContext): Promise<void> {
   await queues.get(PLACE).setGlobalConcurrency(1);
-  for (const { name } of context.inventory.current().nodes) {
-    await queues.get(nodeQueue(name)).setGlobalConcurrency(config.FLEET_NODE_SLOTS);
-    await queues.get(execQueue(name)).setGlobalConcurrency(config.FLEET_EXEC_SLOTS);
-  }
+}
+
+export async function assertNodeLimits({ config, queues }: WorkerContext, node: NodeName): Promise<void> {
+  await queues.get(nodeQueue(node)).setGlobalConcurrency(config.FLEET_NODE_SLOTS);
+  await queues.get(execQueue(node)).setGlobalConcurrency(config.FLEET_EXEC_SLOTS);
 }
 
 export async function startClockwork(context: WorkerContext, inventory: LiveInventory): Promise<AsyncDisposable> {
-  const { config, redis, log } = context;
+  const { config, redis, keys, log } = context;
   const stop = new AbortController();
   const queue = new Queue(CONTROL, {
     connection: redis,
@@ -48,18 +55,13 @@ export async function startClockwork(context: WorkerContext, inventory: LiveInve
       await queue.upsertJobScheduler(name, { every: everyMs }, { name });
   };
   await schedule();
-  const running = new Set<string>();
   const worker = new Worker(
     CONTROL,
     async (job) => {
       const task: Task | undefined = Object.entries(TASKS).find(([name]) => name === job.name)?.[1];
-      if (!task || running.has(job.name)) return;
-      running.add(job.name);
-      try {
-        await task.run(context, stop.signal);
-      } finally {
-        running.delete(job.name);
-      }
+      if (!task) return;
+      // BullMQ gives a stalled job to another worker, and a slow one is not done when its next turn comes.
+      await withLock(redis, `${keys.prefix}:control-lock:${job.name}`, () => task.run(context, stop.signal));
     },
     {
       connection: redis,

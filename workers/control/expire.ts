@@ -1,36 +1,63 @@
-/** Sandboxes whose time is up are destroyed: as an operation like any other, once. */
+/** Sandboxes whose time is up are destroyed: by an operation like any other, asked for until they are gone. */
 import { FleetError } from "../../shared/errors.ts";
-import { newOperationId, SandboxId } from "../../shared/ids.ts";
+import { newOperationId, OperationId, SandboxId } from "../../shared/ids.ts";
+import { isEnded } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
 import { addJob } from "../run/process-operation.ts";
+import { forEachRecord } from "./for-each-record.ts";
 
-export async function expireSandboxes(context: WorkerContext): Promise<void> {
-  const { redis, keys, store } = context;
-  const due = await redis.zrangebyscore(keys.expiries, "-inf", Date.now(), "LIMIT", 0, 200);
-  for (const id of due) {
-    const sandbox = await store.loadSandbox(SandboxId.parse(id));
-    if (sandbox && sandbox.endedAt === undefined) {
-      const input = { sandboxId: sandbox.id };
-      try {
-        const accepted = await store.accept({
-          id: newOperationId(),
-          kind: "destroy",
-          sandbox: sandbox.id,
-          team: sandbox.team,
-          scope: undefined,
-          input,
-          idempotencyKey: `ttl ${sandbox.id} ${sandbox.expiresAt}`,
-          batch: false,
-          newSandbox: undefined,
-        });
-        const operation = await store.load(accepted.id);
-        if (operation && !accepted.parked && !accepted.existing) await addJob(context, operation);
-        context.log.info({ sandbox: sandbox.id, operation: accepted.id }, "sandbox's time is up");
-      } catch (error) {
-        if (!(error instanceof FleetError) || error.code !== "sandbox_not_found") throw error;
-      }
+const PAGE = 200;
+/** A destroy may fail for good (its node is down): after this long it is asked for again. */
+const ASK_AGAIN_MS = 300_000;
+
+export async function expireSandboxes(context: WorkerContext, now: () => number = Date.now): Promise<void> {
+  const { redis, keys } = context;
+  const due = await redis.zrangebyscore(keys.expiries, "-inf", now(), "WITHSCORES", "LIMIT", 0, PAGE);
+  const entries = due.flatMap((id, at) => (at % 2 === 0 ? [{ id, dueAt: due[at + 1] ?? "" }] : []));
+  await forEachRecord(context, entries, async ({ id, dueAt }) => {
+    try {
+      if (!(await expire(context, id, dueAt))) await redis.zrem(keys.expiries, id);
+    } finally {
+      // XX: the end of the sandbox removes the entry. A crash before this finds the same due time, hence the same key again;
+      // a record that can't be read makes way for those behind it.
+      await redis.zadd(keys.expiries, "XX", now() + ASK_AGAIN_MS, id);
     }
-    // Only now: a crash before it finds the same sandbox again, and the key keeps it from being asked twice.
-    await redis.zrem(keys.expiries, id);
+  });
+}
+
+/** False: there is nothing to destroy any more. */
+async function expire(context: WorkerContext, id: string, dueAt: string): Promise<boolean> {
+  const { store, log } = context;
+  const sandbox = await store.loadSandbox(SandboxId.parse(id));
+  if (!sandbox || sandbox.endedAt !== undefined) return false;
+  if (await isBeingDestroyed(context, sandbox.id)) return true;
+  const input = { sandboxId: sandbox.id };
+  try {
+    const accepted = await store.accept({
+      id: newOperationId(),
+      kind: "destroy",
+      sandbox: sandbox.id,
+      team: sandbox.team,
+      scope: undefined,
+      input,
+      secrets: undefined,
+      idempotencyKey: `ttl ${sandbox.id} ${dueAt}`,
+      batch: false,
+      newSandbox: undefined,
+    });
+    const operation = await store.load(accepted.id);
+    if (operation && !accepted.parked && !accepted.existing) await addJob(context, operation);
+    log.info({ sandbox: sandbox.id, operation: accepted.id }, "sandbox's time is up");
+    return true;
+  } catch (error) {
+    if (error instanceof FleetError && error.code === "sandbox_not_found") return false;
+    throw error;
   }
+}
+
+/** Another destroy would only stand in line behind it. */
+async function isBeingDestroyed({ redis, keys, store }: WorkerContext, sandbox: SandboxId): Promise<boolean> {
+  const changes = await redis.lrange(`${keys.prefix}:changes:${sandbox}`, 0, -1);
+  const operations = await Promise.all(changes.map((id) => store.load(OperationId.parse(id))));
+  return operations.some((one) => one?.kind === "destroy" && !isEnded(one.status));
 }

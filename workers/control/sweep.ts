@@ -4,13 +4,17 @@
  */
 import { FleetError, fromErrorRecord } from "../../shared/errors.ts";
 import { newFence, OperationId } from "../../shared/ids.ts";
-import { isEnded, type OperationRecord } from "../../shared/state/records.ts";
+import type { Command } from "../../shared/state/operations.ts";
+import { isEnded, type OperationRecord, type SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
 import { addJob, addReleased } from "../run/process-operation.ts";
+import { forEachRecord } from "./for-each-record.ts";
 
 /** Younger operations may just be on their way from record to job. */
 const GRACE_MS = 3_000;
 const PAGE = 500;
+/** Field of the operation's hash: its abort has woken it. */
+const PROMOTED = "promoted";
 
 /** One round over all open operations. Returns how many needed help. */
 export async function sweepOperations(context: WorkerContext, signal: AbortSignal): Promise<number> {
@@ -29,7 +33,12 @@ export async function sweepOperations(context: WorkerContext, signal: AbortSigna
       PAGE,
     );
     const ids = page.filter((_, at) => at % 2 === 0);
-    for (const { id, state } of await store.inspect(ids)) helped += Number(await help(context, id, state));
+    const known = ids.filter((id) => OperationId.safeParse(id).success);
+    // What is no id can have no record either.
+    if (known.length < ids.length) await redis.zrem(keys.open, ...ids.filter((id) => !known.includes(id)));
+    await forEachRecord(context, await store.inspect(known), async ({ id, state }) => {
+      helped += Number(await help(context, id, state));
+    });
     // Pages go by time, so that what ends meanwhile shifts nothing; a full page of one millisecond would stand still.
     const last = Number(page.at(-1));
     if (ids.length < PAGE) return helped;
@@ -74,8 +83,12 @@ async function expireParked(context: WorkerContext, operation: OperationRecord):
 
 /** Aborted operations that no run will notice: they wait, or are parked. */
 export async function settleAborts(context: WorkerContext): Promise<void> {
-  for (const id of await context.redis.smembers(context.keys.aborting))
-    await settleAbort(context, OperationId.parse(id));
+  const aborting = await context.redis.smembers(context.keys.aborting);
+  await forEachRecord(
+    context,
+    aborting.map((id) => ({ id })),
+    ({ id }) => settleAbort(context, OperationId.parse(id)),
+  );
 }
 
 /** Ends an aborted operation that has made nothing; wakes one that has; leaves a running one to its run. */
@@ -97,7 +110,8 @@ export async function settleAbort(context: WorkerContext, id: OperationId): Prom
       () => false,
     );
     if (removed) await endWithoutRun(context, id, error);
-  } else if (state === "delayed") {
+  } else if (state === "delayed" && (await context.redis.hsetnx(context.keys.operation(id), PROMOTED, 1)) === 1) {
+    // Once: an undo that fails waits for its own next time.
     await job.promote().catch(() => {}); // no longer delayed: just what we want
   }
 }
@@ -109,14 +123,21 @@ async function endWithoutRun(context: WorkerContext, id: OperationId, error: Fle
   if (claim.outcome !== "claimed") return;
   const status = error.code === "canceled" ? "canceled" : "failed";
   const provision = claim.operation.kind === "provision";
-  const { node, id: sandbox } = claim.sandbox;
-  const also = node === undefined ? [] : [["HDEL", context.keys.reserved(node), sandbox]];
   const released = await context.store.end(
     id,
     fence,
     { status, error },
-    provision ? { sandbox: { state: "failed" }, also } : {},
+    provision ? { sandbox: { state: "failed" }, also: leasesOf(context, claim.sandbox) } : {},
   );
   context.log.info({ operation: id, code: error.code, status }, "operation ended before it ran");
   await addReleased(context, released);
+}
+
+/** What a sandbox without container may have leased already: its run got that far, and no step was begun. */
+function leasesOf({ keys }: WorkerContext, { id, node, vmid, leasedIp }: SandboxRecord): Command[] {
+  return [
+    ...(node === undefined ? [] : [["HDEL", keys.reserved(node), id]]),
+    ...(vmid === undefined ? [] : [["HDEL", keys.vmids, vmid]]),
+    ...(leasedIp === undefined ? [] : [["HDEL", keys.ips, leasedIp]]),
+  ];
 }

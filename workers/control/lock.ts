@@ -1,0 +1,34 @@
+/** A lock in Redis for a piece of clockwork: one run at a time over all workers, as far as clocks allow. */
+import { randomUUID } from "node:crypto";
+import type { RedisConnection } from "../../shared/redis/connect.ts";
+import { defineScript, runScript } from "../../shared/redis/script.ts";
+
+/** So long the work of a worker that died stands still. */
+const LOCK_MS = 6_000;
+const BEAT_MS = 1_500;
+
+const RELEASE = defineScript(`
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+`);
+
+const RENEW = defineScript(`
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 0
+`);
+
+/** Runs `work` unless somebody else holds the lock; returns whether it ran. */
+export async function withLock(redis: RedisConnection, key: string, work: () => Promise<unknown>): Promise<boolean> {
+  const token = randomUUID();
+  if ((await redis.set(key, token, "PX", LOCK_MS, "NX")) !== "OK") return false;
+  const beats = setInterval(() => {
+    runScript(redis, RENEW, [key], [token, LOCK_MS]).catch(() => {}); // it runs out, and another may begin
+  }, BEAT_MS);
+  try {
+    await work();
+    return true;
+  } finally {
+    clearInterval(beats);
+    await runScript(redis, RELEASE, [key], [token]);
+  }
+}
