@@ -26,13 +26,9 @@ export function formatDescription(
 ): string {
   const lines = [MARK + JSON.stringify({ v: 1, ...stamp })];
   if (token !== null) lines.push(TOKEN_MARK + token);
-  // A line that the hookscript or we would take for our own never comes from a user.
-  if (text)
-    lines.push(
-      ...text
-        .split(/\r?\n/)
-        .map((line) => (line.startsWith(MARK) || line.trimStart().startsWith(TOKEN_MARK) ? `> ${line}` : line)),
-    );
+  // What the hookscript or we would take for our own never comes from a user; the hookscript looks anywhere in a line.
+  const harmless = text?.replaceAll(TOKEN_MARK, `${TOKEN_MARK} `).split(/\r?\n/) ?? [];
+  lines.push(...harmless.map((line) => (line.startsWith(MARK) ? `> ${line}` : line)));
   return lines.join("\n");
 }
 
