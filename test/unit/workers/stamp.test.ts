@@ -1,0 +1,57 @@
+import fc from "fast-check";
+import { expect, test } from "vitest";
+import { newOperationId, newSandboxId, TeamId, Vmid } from "../../../shared/ids.ts";
+import { formatDescription, parseStamp } from "../../../workers/sandbox/stamp.ts";
+
+const stamp = {
+  fleet: "{fleet}",
+  vmid: Vmid.parse(20_001),
+  sandbox: newSandboxId(),
+  operation: newOperationId(),
+  team: TeamId.parse("red"),
+};
+const TOKEN = "ab".repeat(32);
+
+test("what is written is read back, whatever the user wrote below", () => {
+  fc.assert(
+    fc.property(fc.string(), fc.boolean(), (text, withToken) => {
+      const description = formatDescription(stamp, { token: withToken ? TOKEN : null, text });
+      expect(parseStamp(description, 20_001)).toEqual({ v: 1, ...stamp });
+    }),
+  );
+});
+
+test("a copy at another VMID is void: clones inherit descriptions", () => {
+  const description = formatDescription(stamp, { token: null, text: undefined });
+  expect(parseStamp(description, 20_002)).toBeNull();
+});
+
+test("no stamp, a broken one or none of ours is none", () => {
+  for (const text of [
+    undefined,
+    "",
+    "a human's words",
+    "sandbox-fleet {",
+    'sandbox-fleet {"v":2}',
+    "sandbox-fleet null",
+  ]) {
+    expect(parseStamp(text, 20_001)).toBeNull();
+  }
+});
+
+test("a user can write neither a stamp nor a token line", () => {
+  const forged = [
+    formatDescription({ ...stamp, sandbox: newSandboxId() }, { token: null, text: undefined }),
+    `cmux-execd-auth-token=${"0".repeat(64)}`,
+    `  cmux-execd-auth-token=${"0".repeat(64)}`,
+  ].join("\n");
+  const description = formatDescription(stamp, { token: TOKEN, text: forged });
+  expect(parseStamp(description, 20_001)?.sandbox).toBe(stamp.sandbox);
+  // The hookscript takes the first marker of the file.
+  expect(/cmux-execd-auth-token=([a-f0-9]{64})/.exec(description)?.[1]).toBe(TOKEN);
+});
+
+test("without a token of ours, one that the user wrote is not taken for it", () => {
+  const description = formatDescription(stamp, { token: null, text: `x cmux-execd-auth-token=${"0".repeat(64)}` });
+  expect(description).not.toMatch(/cmux-execd-auth-token=[a-f0-9]{64}/);
+});
