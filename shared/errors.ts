@@ -49,7 +49,7 @@ export const POLICY = {
   no_address: "transport",
   url_unresolvable: "never",
   protected: "never",
-  address_refused: "transport",
+  address_refused: "never",
   shutdown_refused: "never",
   // PVE's weather
   vmid_taken: "next_vmid",

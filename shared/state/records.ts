@@ -46,9 +46,18 @@ export const OperationRecord = z.object({
   abort: ErrorRecordSchema.optional(),
   /** The last error that was retried. */
   lastError: ErrorRecordSchema.optional(),
-  /** What was last begun, written before PVE is asked; `node` where the request went to another node than the sandbox's. */
+  /**
+   * What was last begun, written before PVE is asked. `open`: a PVE task of it may be running; without `upid` it is not
+   * even known whether PVE took the request. `node`: where it went, when not to the sandbox's node.
+   */
   step: z
-    .object({ name: z.string(), upid: z.string().optional(), at: z.number(), node: NodeName.optional() })
+    .object({
+      name: z.string(),
+      at: z.number(),
+      open: z.boolean().optional(),
+      upid: z.string().optional(),
+      node: NodeName.optional(),
+    })
     .optional(),
   timings: z.record(z.string(), z.number()).default({}),
   result: z.unknown().optional(),

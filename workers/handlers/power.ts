@@ -75,7 +75,7 @@ async function act(run: Run<"power">, lxc: LxcApi, status: "running" | "stopped"
 /** Whether a reboot whose answer was lost has happened all the same: the container is younger than the request. */
 async function hasRebooted(run: Run<"power">, lxc: LxcApi): Promise<boolean> {
   const begun = run.operation.step;
-  if (begun?.name !== "reboot" || begun.upid !== undefined) return false;
+  if (begun?.name !== "reboot" || begun.open !== true || begun.upid !== undefined) return false;
   const { status, uptime } = await lxc.status(run.call);
   return status === "running" && uptime !== undefined && uptime * 1_000 < Date.now() - begun.at;
 }

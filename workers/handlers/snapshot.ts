@@ -13,7 +13,10 @@ export const snapshot: Handler<"snapshot"> = {
     const { place, lxc } = await ownContainer(run);
     const name = nameOf(run);
     // An earlier run's task first: PVE lists a snapshot while it is still being taken.
-    const mine = run.operation.step?.upid === undefined ? await findOwn(run, lxc, run.call) : null;
+    const mine =
+      run.operation.step?.open !== true || run.operation.step.upid === undefined
+        ? await findOwn(run, lxc, run.call)
+        : null;
     if (mine === null) await take(run, lxc, name);
     // The id is part of what PVE keeps, so that a lost record finds the same one again.
     const snapshotId = mine ?? (await findOwn(run, lxc, run.call));

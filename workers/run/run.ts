@@ -2,7 +2,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Job } from "bullmq";
 import type { Logger } from "pino";
-import { FleetError, type FleetErrorCode, fromErrorRecord } from "../../shared/errors.ts";
+import { FleetError, fromErrorRecord } from "../../shared/errors.ts";
 import type { NodeName, OperationId, Vmid } from "../../shared/ids.ts";
 import { type JobName, jobs, type ParsedInput } from "../../shared/jobs/index.ts";
 import { LOCK_MS } from "../../shared/queues.ts";
@@ -45,11 +45,11 @@ export interface Run<N extends JobName = JobName> extends AsyncDisposable {
   /** Makes an address that the container was seen to have the sandbox's. Throws `address_refused`. */
   claimAddress(address: string): Promise<void>;
   /** Records what is begun, before it is begun. */
-  begin(step: string, write?: Write & { upid?: string; node?: NodeName }): Promise<void>;
+  begin(step: string, write?: Write & { open?: boolean; upid?: string; node?: NodeName }): Promise<void>;
   /** Adds what `work` took, in ms, to the operation's timings. */
   timed<T>(step: string, work: () => Promise<T>): Promise<T>;
   /**
-   * Holds a slot while `work` runs. Where the outcome is unknown, or a task may still run, the slot is kept:
+   * Holds a slot while `work` runs. Where the step that failed is still open, the slot is kept:
    * a later attempt has it already, and the operation's end gives it up. `call` says what may interrupt the wait for it.
    */
   withSlot<T>(name: string, limit: number, work: () => Promise<T>, call?: Call): Promise<T>;
@@ -198,13 +198,8 @@ export function startRun<N extends JobName>(
       await store.claimAddress(id, fence, address);
       sandbox = { ...sandbox, address };
     },
-    async begin(step, { upid, node, ...write } = {}) {
-      const record = {
-        name: step,
-        at: Date.now(),
-        ...(upid === undefined ? {} : { upid }),
-        ...(node === undefined ? {} : { node }),
-      };
+    async begin(step, { open, upid, node, ...write } = {}) {
+      const record = { name: step, at: Date.now(), open, upid, node };
       await run.write({ ...write, operation: { ...write.operation, step: record } });
     },
     async timed(step, work) {
@@ -224,7 +219,7 @@ export function startRun<N extends JobName>(
         await release(name);
         return result;
       } catch (error) {
-        if (isSettled(error)) await release(name);
+        if (operation.step?.open !== true) await release(name);
         throw error;
       }
     },
@@ -244,39 +239,6 @@ export function startRun<N extends JobName>(
   };
   return run;
 }
-
-/**
- * Whether an error proves that nothing of ours goes on in PVE: it refused, or its task has ended.
- * Whatever else went wrong may have left a task running.
- */
-export function isSettled(error: unknown): boolean {
-  return error instanceof FleetError && SETTLED.has(error.code);
-}
-
-const SETTLED: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
-  "invalid_input",
-  "template_not_found",
-  "linked_clone_unsupported",
-  "snapshot_unsupported",
-  "snapshot_exists",
-  "snapshot_not_found",
-  "storage_not_found",
-  "storage_full",
-  "protected",
-  "shutdown_refused",
-  "vmid_taken",
-  "source_locked",
-  "container_locked",
-  "config_changed",
-  "already_running",
-  "already_stopped",
-  "container_running",
-  "container_missing",
-  "no_quorum",
-  "pve_rejected",
-  "task_failed",
-  "start_failed",
-]);
 
 function withoutNulls<T extends object>(fields: { [K in keyof T]?: T[K] | null | undefined } | undefined): Partial<T> {
   const entries = Object.entries(fields ?? {}).map(([key, value]) => [key, value === null ? undefined : value]);

@@ -26,7 +26,7 @@ export async function cloneContainer(run: Run<"provision">, token: string | null
   while (true) {
     const vmid = run.sandbox.vmid ?? (await run.leaseVmid());
     const place = { node, vmid };
-    if (run.operation.step?.name === "clone") {
+    if (run.operation.step?.name === "clone" && run.operation.step.open === true) {
       const { is } = await adopt(run, place);
       if (is === "ours") {
         // An earlier run may have kept the slots of the clone; the container is there, so they are free.

@@ -18,7 +18,7 @@ export async function destroyContainer(run: Run, { call, writing }: { call: Call
   const place = placeOf(run.sandbox);
   if (!place) return false;
   const { step } = run.operation;
-  const unknown = step?.name === "clone" && step.upid === undefined;
+  const unknown = step?.name === "clone" && step.open === true && step.upid === undefined;
   const found = await lookUntilClear(run, place, {
     call,
     patienceMs: PATIENCE_MS,

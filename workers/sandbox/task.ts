@@ -1,10 +1,10 @@
 /** A PVE task as one effectively-once step: recorded before it is asked for, found again after a crash. */
-import { FleetError } from "../../shared/errors.ts";
+import { FleetError, type FleetErrorCode } from "../../shared/errors.ts";
 import type { NodeName } from "../../shared/ids.ts";
 import type { Write } from "../../shared/state/operations.ts";
 import type { Call } from "../pve/api.ts";
 import { Upid } from "../pve/upid.ts";
-import { isSettled, type Run } from "../run/run.ts";
+import type { Run } from "../run/run.ts";
 
 export interface TaskStep {
   /** Name of the step in record and timings. */
@@ -21,38 +21,70 @@ export interface TaskStep {
 
 /**
  * Runs a task to its end. When an earlier run recorded its UPID, waits for that one instead of asking again.
- * Throws the refusal or the task's error. Afterwards a record of the step without UPID means: asked, outcome unknown.
+ * Throws the refusal or the task's error. An open step without UPID in the record means: asked, outcome unknown.
  */
 export async function runTask(run: Run, { step, kind, start, write, node }: TaskStep): Promise<void> {
   const at = node === undefined ? {} : { node };
   await run.timed(step, async () => {
     const begun = run.operation.step;
-    if (begun?.name === step && begun.upid !== undefined) return settle(run, step, Upid.parse(begun.upid), kind);
-    await run.begin(step, { ...write, ...at });
+    if (begun?.name === step && begun.open === true && begun.upid !== undefined) {
+      return settle(run, step, Upid.parse(begun.upid));
+    }
+    await run.begin(step, { ...write, ...at, open: true });
     run.check();
     const upid = await start().catch(async (error: unknown) => {
-      if (isSettled(error)) await run.begin(`${step} refused`);
+      if (wasRefused(error)) await run.begin(step);
       throw error;
     });
     // From here on PVE works. Recorded beside the wait: it costs the wait nothing, and a crash before it is found by looking.
-    const recorded = run.begin(step, { upid, ...at });
+    const recorded = run.begin(step, { upid, ...at, open: true });
     recorded.catch(() => {}); // awaited below; the wait may end first
     try {
-      await settle(run, step, upid, kind, recorded);
+      await settle(run, step, upid, { kind, recorded });
     } finally {
       await recorded;
     }
   });
 }
 
-async function settle(run: Run, step: string, upid: Upid, kind: string, recorded?: Promise<void>): Promise<void> {
+const UNKNOWN: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
+  "outcome_unknown",
+  "pve_bad_reply",
+  "timeout",
+  "lock_lost",
+  "internal",
+]);
+
+/** Whether PVE certainly did not take a request: it refused, or the request was never sent. */
+const wasRefused = (error: unknown): boolean => error instanceof FleetError && !UNKNOWN.has(error.code);
+
+/** What a wait for a task throws while nothing is known of the task's end. */
+const WAITING: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
+  ...UNKNOWN,
+  "canceled",
+  "shutting_down",
+  "node_unreachable",
+  "unauthorized",
+  "forbidden",
+  "tls_untrusted",
+]);
+
+/** Whether an error of a wait is the task's own end; a task that PVE does not know any more has ended, too. */
+const hasEnded = (error: unknown): boolean => error instanceof FleetError && !WAITING.has(error.code);
+
+/** `kind` only for a task just started: the watcher learns from it, and asks for a found one at once. */
+async function settle(
+  run: Run,
+  step: string,
+  upid: Upid,
+  fresh?: { kind: string; recorded: Promise<void> },
+): Promise<void> {
   try {
-    await run.context.tasks.wait(upid, { signal: run.signal, kind });
+    await run.context.tasks.wait(upid, { signal: run.signal, ...(fresh ? { kind: fresh.kind } : {}) });
   } catch (error) {
-    await recorded;
+    await fresh?.recorded;
     // It has ended, badly: the next attempt asks anew instead of waiting for it again.
-    if (isSettled(error) || (error instanceof FleetError && error.code === "task_lost"))
-      await run.begin(`${step} failed`);
+    if (hasEnded(error)) await run.begin(step);
     throw error;
   }
 }
@@ -69,7 +101,6 @@ export async function stopRecordedTask(run: Run, call: Call): Promise<void> {
     await run.context.tasks.wait(task, { signal: call.signal });
   } catch (error) {
     // Its end is what we wanted: an interrupted task ends in an error, a forgotten one has ended.
-    const ended = isSettled(error) || (error instanceof FleetError && error.code === "task_lost");
-    if (!ended) throw error;
+    if (!hasEnded(error)) throw error;
   }
 }
