@@ -46,6 +46,11 @@ export interface Run<N extends JobName = JobName> extends AsyncDisposable {
   claimAddress(address: string): Promise<void>;
   /** Records what is begun, before it is begun. */
   begin(step: string, write?: Write & { open?: boolean; upid?: string; node?: NodeName }): Promise<void>;
+  /**
+   * The step's task has ended well. Not written: the next step's record says it, and until then a later run that finds
+   * the step open learns the same from PVE at once.
+   */
+  close(): void;
   /** Adds what `work` took, in ms, to the operation's timings. */
   timed<T>(step: string, work: () => Promise<T>): Promise<T>;
   /**
@@ -201,6 +206,10 @@ export function startRun<N extends JobName>(
     async begin(step, { open, upid, node, ...write } = {}) {
       const record = { name: step, at: Date.now(), open, upid, node };
       await run.write({ ...write, operation: { ...write.operation, step: record } });
+    },
+    close() {
+      const { step } = operation;
+      if (step) operation = { ...operation, step: { ...step, open: false } };
     },
     async timed(step, work) {
       const begun = performance.now();

@@ -28,7 +28,8 @@ export async function runTask(run: Run, { step, kind, start, write, node }: Task
   await run.timed(step, async () => {
     const begun = run.operation.step;
     if (begun?.name === step && begun.open === true && begun.upid !== undefined) {
-      return settle(run, step, Upid.parse(begun.upid));
+      await settle(run, step, Upid.parse(begun.upid));
+      return run.close();
     }
     await run.begin(step, { ...write, ...at, open: true });
     run.check();
@@ -44,6 +45,7 @@ export async function runTask(run: Run, { step, kind, start, write, node }: Task
     } finally {
       await recorded;
     }
+    run.close();
   });
 }
 
