@@ -1,0 +1,171 @@
+/** The fleet's clockwork, on records alone: neither a failure nor a bad record nor a second worker gets in its way. */
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { FleetError } from "../../../shared/errors.ts";
+import { newFence, newSandboxId, type OperationId, type SandboxId } from "../../../shared/ids.ts";
+import { nodeQueue, PLACE } from "../../../shared/queues.ts";
+import type { WorkerContext } from "../../../workers/context.ts";
+import { expireSandboxes } from "../../../workers/control/expire.ts";
+import { withLock } from "../../../workers/control/lock.ts";
+import { settleAborts, sweepOperations } from "../../../workers/control/sweep.ts";
+import { createLogger } from "../../../workers/log.ts";
+import { type RedisServer, startRedis } from "../../redis.ts";
+import { createRig, type Rig } from "../producers/rig.ts";
+import { until } from "./until.ts";
+
+let server: RedisServer;
+let rig: Rig;
+let context: WorkerContext;
+beforeAll(async () => {
+  server = await startRedis();
+  rig = createRig(server);
+  const { redis, keys, store, queues } = rig;
+  // The clockwork of records touches nothing else.
+  context = { redis, keys, store, queues, log: createLogger("silent") } as unknown as WorkerContext;
+});
+afterAll(async () => {
+  await rig[Symbol.asyncDispose]();
+  await server[Symbol.asyncDispose]();
+});
+
+const NEVER = new AbortController().signal;
+const NODE = "pve1";
+
+/** The open destroys of a sandbox, oldest first. */
+async function destroysOf(sandbox: SandboxId): Promise<OperationId[]> {
+  const ids = await rig.redis.lrange(`${rig.keys.prefix}:changes:${sandbox}`, 0, -1);
+  return ids as OperationId[]; // nothing else is asked of these sandboxes
+}
+
+async function damage(key: string, field: string): Promise<void> {
+  await rig.redis.hset(key, field, "{");
+}
+
+test("a sandbox whose time is up is destroyed; when that fails, again five minutes later, until it is gone", async () => {
+  const sandbox = await rig.running();
+  const due = () => rig.redis.zscore(rig.keys.expiries, sandbox);
+  await rig.redis.zadd(rig.keys.expiries, 1_000, sandbox);
+  await expireSandboxes(context, () => 999);
+  expect(await destroysOf(sandbox)).toEqual([]);
+
+  await expireSandboxes(context, () => 5_000);
+  const [first = "" as OperationId, ...more] = await destroysOf(sandbox);
+  expect(more).toEqual([]);
+  expect(await rig.queues.get(nodeQueue(NODE)).getJob(first)).toBeDefined();
+  expect(await due()).toBe("305000");
+  await expireSandboxes(context, () => 305_000);
+  expect(await destroysOf(sandbox)).toEqual([first]);
+  expect(await due()).toBe("605000");
+
+  await rig.fail(first, new FleetError("node_unreachable", "the node is down"));
+  await expireSandboxes(context, () => 605_000);
+  const [second = "" as OperationId] = await destroysOf(sandbox);
+  expect(second).not.toBe(first);
+  const fence = newFence();
+  await rig.store.claim(second, fence);
+  await rig.store.end(second, fence, { status: "succeeded", result: {} }, { sandbox: { state: "destroyed" } });
+  expect(await due()).toBeNull();
+});
+
+test("a TTL of a sandbox without record is forgotten, one with a bad record stops no other", async () => {
+  const [bad, good, unknown] = [await rig.running(), await rig.running(), newSandboxId()];
+  await damage(rig.keys.sandbox(bad), "createdAt");
+  await rig.redis.zadd(rig.keys.expiries, 1, bad, 2, "nonsense", 3, unknown, 4, good);
+  await expireSandboxes(context, () => 1_000);
+  expect(await destroysOf(good)).toHaveLength(1);
+  expect(await rig.redis.zscore(rig.keys.expiries, unknown)).toBeNull();
+  expect(await rig.redis.zscore(rig.keys.expiries, bad)).toBe("301000");
+  await rig.redis.del(rig.keys.expiries);
+});
+
+/** A provision whose job waits for its next try. */
+async function delayed(id: OperationId): Promise<void> {
+  const queue = rig.queues.get(PLACE);
+  const job = await queue.getJob(id);
+  const data = job?.data;
+  if (!data) throw new Error("no job");
+  await job.remove();
+  await queue.add("provision", data, { jobId: id, delay: 600_000 });
+}
+
+test("an aborted operation is woken once, so that an undo that fails keeps its own curve", async () => {
+  const { id } = await rig.fleet.provision({ template: "base" });
+  await rig.redis.hset(rig.keys.operation(id), "step", JSON.stringify({ name: "clone", at: 1 }));
+  const stateOf = async () => (await rig.queues.get(PLACE).getJob(id))?.getState();
+  await delayed(id);
+  await rig.store.abort(id, { code: "canceled", message: "canceled", facts: {} }, undefined);
+  await settleAborts(context);
+  expect(await stateOf()).toMatch(/waiting|prioritized/);
+  await delayed(id);
+  await settleAborts(context);
+  expect(await stateOf()).toBe("delayed");
+});
+
+test("an aborted provision that has leased numbers and begun nothing gives them back; a bad record before it is passed over", async () => {
+  const broken = await rig.fleet.provision({ template: "base" });
+  const { id, sandboxId } = await rig.fleet.provision({ template: "base" });
+  const fence = newFence();
+  await rig.store.claim(id, fence);
+  await rig.store.leaseVmid(id, fence, { first: 20_000, last: 20_009 });
+  await rig.store.leaseAddress(id, fence, { first: "10.0.0.1", last: "10.0.0.9", bits: 24 });
+  expect(await rig.redis.hvals(rig.keys.vmids)).toContain(sandboxId);
+  const abort = { code: "canceled" as const, message: "canceled", facts: {} };
+  for (const one of [broken.id, id]) await rig.store.abort(one, abort, undefined);
+  await damage(rig.keys.operation(broken.id), "attempts");
+  await rig.redis.sadd(rig.keys.aborting, "nonsense");
+  await settleAborts(context);
+  expect(await rig.store.load(id)).toMatchObject({ status: "canceled" });
+  expect(await rig.store.loadSandbox(sandboxId)).toMatchObject({ state: "failed" });
+  expect(await rig.redis.hvals(rig.keys.vmids)).not.toContain(sandboxId);
+  expect(await rig.redis.hvals(rig.keys.ips)).not.toContain(sandboxId);
+  await rig.redis.del(rig.keys.aborting);
+});
+
+test("an operation that lost its job gets it again, whatever stands before it in the list", async () => {
+  const [broken, lost] = [
+    await rig.fleet.provision({ template: "base" }),
+    await rig.fleet.provision({ template: "base" }),
+  ];
+  const queue = rig.queues.get(PLACE);
+  for (const { id } of [broken, lost]) await (await queue.getJob(id))?.remove();
+  await damage(rig.keys.operation(broken.id), "attempts");
+  await rig.redis.zadd(rig.keys.open, 1, "nonsense", 2, broken.id, 3, lost.id);
+  expect(await sweepOperations(context, NEVER)).toBe(1);
+  expect(await queue.getJob(lost.id)).toBeDefined();
+  expect(await rig.redis.zscore(rig.keys.open, "nonsense")).toBeNull();
+});
+
+test("what waits for a sandbox goes on when the provision's worker died right after its end", async () => {
+  const provision = await rig.fleet.provision({ template: "base" });
+  const { sandboxId } = provision;
+  const waiting = [
+    await rig.fleet.exec({ sandboxId, command: "true" }),
+    await rig.fleet.expose({ sandboxId, name: "web", port: 80 }),
+    await rig.fleet.hide({ sandboxId, name: "web" }),
+  ];
+  const fence = newFence();
+  await rig.store.claim(provision.id, fence);
+  const error = new FleetError("canceled", "canceled");
+  // The worker would add their jobs now.
+  await rig.store.end(provision.id, fence, { status: "canceled", error }, { sandbox: { state: "failed" } });
+  for (const { id } of waiting) await rig.redis.zadd(rig.keys.open, 1, id);
+  await sweepOperations(context, NEVER);
+  for (const { id } of waiting) expect(await rig.queues.get(PLACE).getJob(id)).toBeDefined();
+});
+
+test("a task of the clockwork runs once at a time over all workers, and again when it has failed", async () => {
+  const key = `${rig.keys.prefix}:control-lock:test`;
+  const first = Promise.withResolvers<void>();
+  const running = withLock(rig.redis, key, () => first.promise);
+  await until(async () => (await rig.redis.exists(key)) === 1, "the lock");
+  expect(await withLock(rig.redis, key, () => Promise.reject(new Error("ran beside the first")))).toBe(false);
+  first.resolve();
+  expect(await running).toBe(true);
+  await expect(withLock(rig.redis, key, () => Promise.reject(new Error("failed")))).rejects.toThrow("failed");
+  expect(await withLock(rig.redis, key, () => Promise.resolve())).toBe(true);
+});
+
+test("who has lost the lock does not take it from the next one", async () => {
+  const key = `${rig.keys.prefix}:control-lock:other`;
+  await withLock(rig.redis, key, () => rig.redis.set(key, "of another worker", "PX", 60_000));
+  expect(await rig.redis.get(key)).toBe("of another worker");
+});

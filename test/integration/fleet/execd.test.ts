@@ -1,0 +1,121 @@
+/** The exec daemon's client against servers that do what a rebooted, a hung or a slow guest does. */
+import { once } from "node:events";
+import { createServer, type Server } from "node:http";
+import type { Socket } from "node:net";
+import { afterEach, expect, test } from "vitest";
+import { FleetError } from "../../../shared/errors.ts";
+import { EXECD_PORT } from "../../../shared/jobs/fields.ts";
+import { createExecd, type ExecCall } from "../../../workers/exec/execd.ts";
+import { failure } from "./harness.ts";
+
+const ADDRESS = "127.3.9.1";
+const stack: (() => PromiseLike<unknown>)[] = [];
+afterEach(async () => {
+  for (const undo of stack.splice(0).reverse()) await undo();
+});
+
+function startExecd() {
+  const execd = createExecd();
+  stack.push(() => execd[Symbol.asyncDispose]());
+  return execd;
+}
+
+interface Daemon {
+  commands: string[];
+  server: Server;
+}
+
+/** Takes one request a connection; a second one finds the guest rebooted: a reset. */
+async function startDaemon(onConnection: (socket: Socket) => void = () => {}): Promise<Daemon> {
+  const commands: string[] = [];
+  const used = new WeakSet<Socket>();
+  const server = createServer(async (request, response) => {
+    if (used.has(request.socket)) {
+      request.socket.resetAndDestroy();
+      return;
+    }
+    used.add(request.socket);
+    let body = "";
+    for await (const chunk of request) body += String(chunk);
+    commands.push(JSON.parse(body).command);
+    const allowed = request.headers.authorization === "Bearer token";
+    response.writeHead(allowed ? 200 : 401).end(allowed ? '{"type":"exit","code":0}\n' : "");
+  });
+  server.on("connection", onConnection);
+  server.listen(EXECD_PORT, ADDRESS);
+  await once(server, "listening");
+  stack.push(async () => {
+    server.closeAllConnections();
+    server.close();
+    await once(server, "close");
+  });
+  return { commands, server };
+}
+
+const call = (more: Partial<ExecCall> = {}): ExecCall => ({
+  address: ADDRESS,
+  token: "token",
+  script: "echo once",
+  timeoutMs: 1_000,
+  keepBytes: 1_000,
+  signal: AbortSignal.timeout(10_000),
+  ...more,
+});
+
+test("a command never goes out on a connection that was used before, by a probe or a command", async () => {
+  const { commands } = await startDaemon();
+  const execd = startExecd();
+  const { address, token, signal } = call();
+  expect(await execd.probe({ address, token, signal })).toBe("ready");
+  for (const script of ["one", "two", "three"]) {
+    expect(await execd.exec(call({ script }))).toMatchObject({ exitCode: 0 });
+  }
+  expect(commands.slice(-3)).toEqual(["one", "two", "three"]);
+});
+
+test("the guard is asked when the connection stands; when it refuses, nothing is sent", async () => {
+  const order: string[] = [];
+  const connected = Promise.withResolvers<void>();
+  const { commands } = await startDaemon(() => {
+    order.push("connected");
+    connected.resolve();
+  });
+  const fenced = new FleetError("lock_lost", "another run took the job");
+  const refused = startExecd().exec(
+    call({
+      guard: () => {
+        order.push("guard");
+        throw fenced;
+      },
+    }),
+  );
+  expect(await failure(refused, "lock_lost")).toBe(fenced);
+  await connected.promise;
+  expect(order.toSorted()).toEqual(["connected", "guard"]);
+  expect(commands).toEqual([]);
+});
+
+test("a run that loses its lock while it connects does not send", async () => {
+  const { commands } = await startDaemon();
+  let mayAct = true;
+  const guard = () => {
+    if (!mayAct) throw new FleetError("lock_lost", "another run took the job");
+  };
+  const sending = startExecd().exec(call({ guard }));
+  mayAct = false; // the connect needs turns of the event loop
+  await failure(sending, "lock_lost");
+  expect(commands).toEqual([]);
+});
+
+test("nobody there: certainly not run; a reset in the middle: perhaps", async () => {
+  const execd = startExecd();
+  await failure(execd.exec(call()), "execd_unreachable");
+  const server = createServer((request) => request.socket.resetAndDestroy());
+  server.listen(EXECD_PORT, ADDRESS);
+  await once(server, "listening");
+  stack.push(async () => {
+    server.close();
+    await once(server, "close");
+  });
+  await failure(execd.exec(call()), "exec_interrupted");
+});
