@@ -6,7 +6,7 @@ import { ServiceName } from "../ids.ts";
 /** execd's own port; never exposed. */
 export const EXECD_PORT = 39_375;
 
-export const Port = z.number().int().min(1).max(65_535);
+const Port = z.number().int().min(1).max(65_535);
 export const ExposablePort = Port.refine((port) => port !== EXECD_PORT, {
   error: `${EXECD_PORT} is the exec daemon's port and is never exposed; choose the port of your own service`,
 });

@@ -115,7 +115,7 @@ export interface StoreOptions {
  * What tells two inputs apart, whatever the order of their keys; the first is kept with the record, any may match.
  * With secrets they are keyed, one for each key: a plain hash of a short secret would give it away.
  */
-export function hashInput(kind: JobName, input: unknown, secrets: unknown, keyring: readonly Buffer[]): string[] {
+function hashInput(kind: JobName, input: unknown, secrets: unknown, keyring: readonly Buffer[]): string[] {
   const text = `${kind} ${canonical(input)}`;
   if (secrets === undefined) return [createHash("sha256").update(text).digest("base64url")];
   return keyring.map((key) =>
@@ -250,7 +250,7 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
   };
 }
 
-export function decodeOperation(hash: Readonly<Record<string, string>>): OperationRecord {
+function decodeOperation(hash: Readonly<Record<string, string>>): OperationRecord {
   return decodeHash(OperationRecord, hash, `operation ${hash["id"]}`);
 }
 

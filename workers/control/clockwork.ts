@@ -14,7 +14,7 @@ interface Task {
   run(context: WorkerContext, signal: AbortSignal): Promise<unknown>;
 }
 
-export const TASKS = {
+const TASKS = {
   expire: { everyMs: 1_000, run: (context) => expireSandboxes(context) },
   abort: { everyMs: 1_000, run: (context) => settleAborts(context) },
   sweep: { everyMs: 3_000, run: sweepOperations },

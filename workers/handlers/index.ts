@@ -10,7 +10,7 @@ import { power } from "./power.ts";
 import { provision } from "./provision.ts";
 import { snapshot } from "./snapshot.ts";
 
-export const handlers = { provision, exec, expose, hide, snapshot, power, configure, destroy } satisfies {
+const handlers = { provision, exec, expose, hide, snapshot, power, configure, destroy } satisfies {
   [N in JobName]: Handler<N>;
 };
 
