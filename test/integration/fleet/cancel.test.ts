@@ -77,20 +77,18 @@ describe("a provision", () => {
     await leavesNothing(handle);
   });
 
-  test("while PVE sits on its clone request: what comes of it later says whose it was", async () => {
+  test("while PVE sits on its clone request: what comes of it later is undone, too", async () => {
     const hang = bed.pve.faults.request({ kind: "hang", method: "POST", path: "/clone$" });
     const handle = await provision();
     await until(() => hang.hits === 1, "the request to hang");
-    await cancels(handle);
-    await leavesNothing(handle);
-    // Nobody can take back what PVE has not done yet: it is for a reconcile to find, by its stamp.
+    expect(await handle.cancel()).toBe(true);
+    await until(async () => (await handle.status()).aborting, "the cancel to be known");
     const before = new Set(bed.pve.tasks().map(({ upid }) => upid));
     hang.release();
     const late = await bed.pve.waitForTask(({ type, upid }) => type === "vzclone" && !before.has(upid), within());
-    expect(containerOf(bed, late.target ?? 0)?.config["description"]).toContain(handle.id);
-    bed.pve.faults.vanish(late.target ?? 0);
-    const next = await provision();
-    expect((await next.result({ timeoutMs: 15_000 })).vmid).not.toBe(late.target);
+    await failure(handle.result({ timeoutMs: 50_000 }), "canceled");
+    expect(containerOf(bed, late.target ?? 0)).toBeUndefined();
+    await leavesNothing(handle);
   });
 });
 
@@ -133,12 +131,16 @@ describe("changes of a sandbox", () => {
     expect(containerOf(bed, vmid)?.snapshots).not.toContain("lost");
   });
 
-  test("a destroy that waits for its next attempt can be asked again", async () => {
+  test("a destroy that waits is canceled; one that has begun goes on to its end", async () => {
     const { sandboxId } = await provisionOne(bed.fleet);
-    bed.pve.faults.request({ kind: "cut", method: "DELETE", path: "/lxc/2\\d+$" });
-    const handle = await bed.fleet.destroy({ sandboxId });
-    await firstFailure(handle);
-    await cancels(handle);
-    expect(await run(bed.fleet, "destroy", { sandboxId })).toMatchObject({ existed: true });
+    const cut = bed.pve.faults.request({ kind: "cut", method: "DELETE", path: "/lxc/2\\d+$" });
+    const begun = await bed.fleet.destroy({ sandboxId });
+    const parked = await bed.fleet.destroy({ sandboxId });
+    await cancels(parked);
+    await firstFailure(begun);
+    expect(cut.hits).toBe(1);
+    await begun.cancel();
+    expect(await begun.result({ timeoutMs: 15_000 })).toMatchObject({ existed: true });
+    expect(await run(bed.fleet, "destroy", { sandboxId })).toMatchObject({ existed: false });
   });
 });

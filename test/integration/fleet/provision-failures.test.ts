@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { JobInput } from "../../../producers/index.ts";
 import type { FleetErrorCode } from "../../../shared/errors.ts";
 import type { Pve } from "../../pve/index.ts";
-import { type Bed, failure, provisionOne, startBed, useUpAttempts, useUpTime, within } from "./harness.ts";
+import { type Bed, failure, provisionOne, startBed, useUpAttempts, useUpTime } from "./harness.ts";
 
 let bed: Bed;
 beforeAll(async () => {
@@ -145,21 +145,7 @@ const AT_LAST: Record<string, Case> = {
     code: "outcome_unknown",
     undone: ["container"],
   },
-  "a container that vanished": {
-    input: {},
-    arm: ({ faults, waitForTask }) => {
-      faults.request({ kind: "delay", ms: 100, method: "PUT", path: "/config$" });
-      void waitForTask(
-        ({ type, target }) => type === "vzclone" && target !== undefined && isNew(target),
-        within(),
-      ).then(({ target }) => faults.vanish(target ?? 0));
-    },
-    code: "container_missing",
-  },
 };
-
-let newest = 0;
-const isNew = (vmid: number) => vmid > newest;
 
 async function endsAs({ code, says, facts, undone }: Case, result: Promise<unknown>, ids: { sandboxId: string }) {
   const error = await failure(result, code);
@@ -172,7 +158,6 @@ async function endsAs({ code, says, facts, undone }: Case, result: Promise<unkno
 }
 
 function prepare({ arm }: Case) {
-  newest = Math.max(20_000 - 1, ...bed.pve.tasks().map(({ target }) => target ?? 0));
   arm?.(bed.pve);
 }
 

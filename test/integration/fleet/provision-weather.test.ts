@@ -2,7 +2,7 @@
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import type { FleetErrorCode } from "../../../shared/errors.ts";
 import type { FaultHandle, Pve } from "../../pve/index.ts";
-import { type Bed, firstFailure, provisionOne, startBed } from "./harness.ts";
+import { type Bed, firstFailure, provisionOne, startBed, within } from "./harness.ts";
 
 let bed: Bed;
 beforeAll(async () => {
@@ -122,7 +122,7 @@ test("a VMID that a human took is passed over", async () => {
 test("a node that goes down in the middle: it waits, and goes on when the node is back", async () => {
   bed.pve.faults.request({ kind: "delay", ms: 50, ...CONFIG });
   const handle = await bed.fleet.provision({ template: "cmux-base", node: "pve2", cores: 1 });
-  await bed.pve.waitForTask(({ type, node }) => type === "vzclone" && node === "pve2", AbortSignal.timeout(10_000));
+  await bed.pve.waitForTask(({ type, node }) => type === "vzclone" && node === "pve2", within());
   bed.pve.faults.node("pve2", "unreachable");
   expect(await firstFailure(handle)).toMatch(/node_unreachable|outcome_unknown/);
   bed.pve.faults.node("pve2", "online");
@@ -136,4 +136,15 @@ test("a template locked by a backup: it waits, and goes on when the lock is gone
   expect((await handle.status()).waitingFor).toBe("retry after source_locked");
   bed.pve.faults.lock(9_001, null);
   await handle.result({ timeoutMs: 30_000 });
+});
+
+test("a container that vanishes while it is made is made again", async () => {
+  bed.pve.faults.request({ kind: "delay", ms: 100, ...CONFIG });
+  const before = new Set(bed.pve.tasks().map(({ upid }) => upid));
+  const handle = await bed.fleet.provision({ template: "cmux-base", cores: 1 });
+  const clone = await bed.pve.waitForTask(({ type, upid }) => type === "vzclone" && !before.has(upid), within());
+  bed.pve.faults.vanish(clone.target ?? 0);
+  const { sandboxId } = await handle.result({ timeoutMs: 30_000 });
+  const made = bed.pve.containers().filter(({ config }) => config["description"]?.includes(sandboxId));
+  expect(made).toMatchObject([{ status: "running", config: { cores: "1" } }]);
 });
