@@ -16,15 +16,19 @@ const integer = (least: number, most: number) =>
 const flag = z
   .enum(["1", "0", "true", "false"], { error: "must be 1, 0, true or false" })
   .transform((v) => v === "1" || v === "true");
-const list = z.string().transform((text) =>
-  text
-    .split(",")
-    .map((part) => part.trim())
-    .filter(Boolean),
-);
+/** Comma-separated; `missing` is the text for a variable that is needed and not set. */
+const listOf = (missing: string) =>
+  z.string({ error: missing }).transform((text) =>
+    text
+      .split(",")
+      .map((part) => part.trim())
+      .filter(Boolean),
+  );
+const list = listOf("is missing");
 
-const httpUrls = list.refine(
-  (urls) => urls.length > 0 && urls.every((url) => /^https?:\/\/[^/?#@]+\/?$/.test(url) && URL.canParse(url)),
+// Never plain HTTP: every request carries the token.
+const ApiUrls = listOf("is missing; give https://host:8006, or several hosts of the cluster, comma-separated").refine(
+  (urls) => urls.length > 0 && urls.every((url) => /^https:\/\/[^/?#@]+\/?$/.test(url) && URL.canParse(url)),
   { error: "must be one or more of https://host:8006, comma-separated, without a path" },
 );
 
@@ -77,7 +81,7 @@ const Fingerprint = z
   .transform((text) => text.toUpperCase());
 
 /** 32 bytes as hex or base64; the first seals, all open (rotation). */
-export const SecretKeys = list
+export const SecretKeys = listOf("is missing; make one with: openssl rand -hex 32")
   .transform((keys) => keys.map(toKey))
   .refine((keys): keys is Buffer[] => keys.length > 0 && keys.every((key) => key?.length === 32), {
     error: "must be 32 bytes as 64 hex digits or base64; make one with: openssl rand -hex 32",
@@ -148,7 +152,7 @@ const Domain = z
 /** What only workers need. */
 const WorkerEnv = SharedEnv.extend({
   FLEET_SECRET_KEY: SecretKeys,
-  PVE_API_URL: httpUrls,
+  PVE_API_URL: ApiUrls,
   PVE_API_TOKEN: z
     .string({ error: "is missing; make one with: pveum user token add USER@REALM TOKENID" })
     .regex(/^[^\s@!=]+@[^\s@!=]+![^\s@!=]+=[0-9a-fA-F-]{36}$/, "must be USER@REALM!TOKENID=UUID"),
@@ -234,7 +238,7 @@ function parse<S extends z.ZodType>(schema: S, env: Env, check?: (raw: Env) => P
   const problems: Problem[] = [
     ...(parsed.success
       ? []
-      : parsed.error.issues.map((issue) => ({ name: String(issue.path[0]), text: missingOr(issue, set) }))),
+      : parsed.error.issues.map((issue) => ({ name: String(issue.path[0]), text: issue.message }))),
     ...(check?.(set) ?? []),
   ];
   if (!parsed.success || problems.length > 0) {
@@ -243,10 +247,4 @@ function parse<S extends z.ZodType>(schema: S, env: Env, check?: (raw: Env) => P
     });
   }
   return parsed.data;
-}
-
-function missingOr(issue: z.core.$ZodIssue, env: Env): string {
-  const name = String(issue.path[0]);
-  if (env[name] === undefined && !issue.message.startsWith("is missing")) return `is missing; it ${issue.message}`;
-  return issue.message;
 }
