@@ -242,7 +242,8 @@ function parse<S extends z.ZodType>(schema: S, env: Env, check?: (raw: Env) => P
     ...(check?.(set) ?? []),
   ];
   if (!parsed.success || problems.length > 0) {
-    throw new FleetError("not_configured", problems.map(({ name, text }) => `${name} ${text}`).join("; "), {
+    const lines = problems.map(({ name, text }) => `${name} ${text}`);
+    throw new FleetError("not_configured", lines.length === 1 ? lines.join() : `\n  ${lines.join("\n  ")}`, {
       facts: { variables: problems.map(({ name }) => name) },
     });
   }

@@ -22,7 +22,7 @@ try {
   log.info({ signal: await told }, "closing");
 } catch (thrown) {
   const error = toFleetError(thrown);
-  process.stderr.write(`fleet worker: ${error.message.replaceAll("; ", "\n  ")}\n`);
+  process.stderr.write(`fleet worker: ${error.message}\n`);
   if (error.code === "internal") console.error(thrown);
   process.exitCode = 1;
 }
