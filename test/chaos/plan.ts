@@ -1,0 +1,135 @@
+/** What goes wrong and when: an endless plan that only the seed decides. Pure. */
+import type { NodeState, RequestFault, TaskFault } from "../pve/faults.ts";
+import { type Random, seeded } from "./random.ts";
+
+export type PlannedFault =
+  | { kind: "kill-worker"; worker: number }
+  /** SIGSTOP for longer than the lock lives, then SIGCONT. */
+  | { kind: "stop-worker"; worker: number; ms: number }
+  | { kind: "kill-redis"; downMs: number }
+  /** Waiting jobs removed by hand. */
+  | { kind: "remove-jobs"; queue: string; count: number }
+  | { kind: "obliterate"; queue: string }
+  /** Taken back after `ms` when it has not hit until then; what hangs is let go. */
+  | { kind: "request"; fault: RequestFault; ms: number }
+  | { kind: "node"; node: string; state: NodeState; ms: number }
+  | { kind: "task"; fault: TaskFault }
+  /** A lock as a backup leaves it, on a container of ours (by rank) or on a template; a human clears it. */
+  | { kind: "lock"; rank: number; template: boolean };
+export type FaultKind = PlannedFault["kind"];
+
+/** How often each happens, relative to the others. */
+const WEIGHTS: Readonly<Record<FaultKind, number>> = {
+  "kill-worker": 6,
+  "stop-worker": 2,
+  "kill-redis": 1.5,
+  "remove-jobs": 3,
+  obliterate: 1,
+  request: 9,
+  node: 1.5,
+  task: 4,
+  lock: 1,
+};
+export const FAULT_KINDS = Object.keys(WEIGHTS) as [FaultKind, ...FaultKind[]]; // Object.keys loses the literal keys
+
+export interface PlanOptions {
+  seed: number;
+  workers: number;
+  nodes: readonly [string, ...string[]];
+  kinds: ReadonlySet<FaultKind>;
+}
+
+/** Faults with the milliseconds to wait before each. */
+export function* planFaults({
+  seed,
+  workers,
+  nodes,
+  kinds,
+}: PlanOptions): Generator<{ afterMs: number; fault: PlannedFault }> {
+  const random = seeded(seed);
+  const weights = Object.fromEntries(
+    FAULT_KINDS.filter((kind) => kinds.has(kind)).map((kind) => [kind, WEIGHTS[kind]]),
+  );
+  if (kinds.size === 0) return;
+  while (true) {
+    const afterMs = random.between(200, 2_200);
+    const kind = random.weighted(weights) as FaultKind; // a key of WEIGHTS
+    yield { afterMs, fault: planFault(kind, { random: random.fork(), workers, nodes }) };
+  }
+}
+
+interface Scope {
+  random: Random;
+  workers: number;
+  nodes: readonly [string, ...string[]];
+}
+
+function planFault(kind: FaultKind, { random, workers, nodes }: Scope): PlannedFault {
+  const worker = random.between(0, workers - 1);
+  const node = random.pick(nodes);
+  switch (kind) {
+    case "kill-worker":
+      return { kind, worker };
+    case "stop-worker":
+      return { kind, worker, ms: random.between(7_000, 12_000) };
+    case "kill-redis":
+      return { kind, downMs: random.between(100, 4_000) };
+    case "remove-jobs":
+      return { kind, queue: random.pick(["place", `node-${node}`, `exec-${node}`]), count: random.between(1, 6) };
+    case "obliterate":
+      return { kind, queue: random.pick(["place", `node-${node}`, `exec-${node}`, "control"]) };
+    case "request":
+      return { kind, fault: planRequest(random), ms: random.between(2_000, 8_000) };
+    case "node":
+      return { kind, node, state: random.pick(["unreachable", "refused", "hung"]), ms: random.between(2_000, 12_000) };
+    case "task":
+      return { kind, fault: planTask(random) };
+    case "lock":
+      return { kind, rank: random.between(0, 100), template: random.chance(0.3) };
+    default:
+      throw new Error(`no plan for ${kind satisfies never}`);
+  }
+}
+
+const CLONE = "/lxc/\\d+/clone$";
+
+function planRequest(random: Random): RequestFault {
+  const times = random.between(1, 3);
+  const where = random.pick([
+    { method: "POST", path: CLONE },
+    { method: "POST", path: "/status/start$" },
+    { method: "POST" },
+    { method: "DELETE" },
+    { method: "PUT" },
+    { method: "GET", path: "/tasks" },
+    { method: "GET" },
+    {},
+  ]);
+  switch (random.weighted({ lose: 4, delay: 3, cut: 2, hang: 2, html: 0.5, empty: 0.5, "no-worker": 1.5 })) {
+    case "lose":
+      return { kind: "lose-reply", as: random.pick([595, 596, "cut"]), times, ...where };
+    case "delay":
+      return { kind: "delay", ms: random.between(300, 9_000), times, ...where };
+    case "cut":
+      return { kind: "cut", times, ...where };
+    case "hang":
+      return { kind: "hang", times, ...where };
+    case "html":
+      return { kind: "html", times, ...where };
+    case "empty":
+      return { kind: "empty", times, ...where };
+    case "no-worker":
+      return { kind: "no-worker", times: 1, method: "POST", path: CLONE };
+  }
+}
+
+function planTask(random: Random): TaskFault {
+  const type = random.pick(["vzclone", "vzstart", "vzsnapshot", "vzdestroy", "vzstop"]);
+  const leaveLocks = type === "vzclone" && random.chance(0.3);
+  return {
+    type,
+    text: "lvcreate failed: exit code 5",
+    times: random.between(1, 2),
+    ...(leaveLocks ? { leaveLocks } : {}),
+  };
+}

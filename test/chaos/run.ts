@@ -1,0 +1,151 @@
+/** One chaos run: traffic and faults side by side, then calm, then the comparison. */
+import { setTimeout as pause } from "node:timers/promises";
+import { isEnded, type OperationRecord } from "../../shared/state/records.ts";
+import { until } from "../integration/fleet/until.ts";
+import {
+  doubledNow,
+  type Findings,
+  findLeaked,
+  findLimitViolations,
+  findLost,
+  findOddities,
+  findStuckLeases,
+  loadRecords,
+} from "./compare.ts";
+import { startHuman } from "./human.ts";
+import { type FaultKind, planFaults } from "./plan.ts";
+import { seeded } from "./random.ts";
+import { createStriker, type Striker } from "./strike.ts";
+import { startTraffic, type Traffic } from "./traffic.ts";
+import { NODES, startWorld, type World } from "./world.ts";
+
+export interface ChaosOptions {
+  seed: number;
+  operations: number;
+  workers: number;
+  minutes: number;
+  kinds: ReadonlySet<FaultKind>;
+  logs: string | undefined;
+  log: (line: string) => void;
+}
+
+export interface ChaosReport {
+  seed: number;
+  operations: number;
+  succeeded: number;
+  failed: Record<string, number>;
+  lost: number;
+  doubled: number;
+  leaked: number;
+  stuckLeases: number;
+  limitViolations: number;
+  /** From the first crash (worker or Redis) in an operation's run to its end, at most. */
+  longestRecoveryMs: number;
+  quarantined: number;
+  faults: Partial<Record<FaultKind, number>>;
+  durationMs: number;
+  findings: Findings & { odd: string[] };
+}
+
+const PRODUCERS = 16;
+/** An undo gives a node ten minutes to come back; with all faults gone nothing should need that. */
+const DRAIN_MS = 240_000;
+/** A slot without a beat is looked at after 30 s, every 10 s. */
+const REAP_MS = 60_000;
+
+export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
+  const { seed, operations, log } = options;
+  const begun = performance.now();
+  await using world = await startWorld(options);
+  using _human = startHuman(world.pve, log);
+  const doubled = new Set<string>();
+  const unwatch = world.pve.onTaskEnd(() => {
+    for (const line of doubledNow(world.pve)) doubled.add(line);
+  });
+  const striker = createStriker(world, log);
+  const timeUp = AbortSignal.timeout(options.minutes * 60_000);
+  const random = seeded(seed).fork();
+  const traffic = startTraffic({ random, teams: world.teams, operations, producers: PRODUCERS, signal: timeUp });
+  await strikeUntil(traffic.sent, striker, options);
+  log(`all ${traffic.accepted.size} operations sent; faults end`);
+  await striker.calm();
+  await drain(world, traffic, log);
+  unwatch();
+
+  const leases = async () => findStuckLeases(world, await loadRecords(world, traffic.accepted));
+  await until(async () => (await leases()).length === 0, "the return of all leases", REAP_MS).catch(() => {});
+  const records = await loadRecords(world, traffic.accepted);
+  const unanswered = [...traffic.accepted].filter((id) => !traffic.answered.has(id));
+  const findings = {
+    lost: findLost(traffic.accepted, records),
+    doubled: [...new Set([...doubled, ...doubledNow(world.pve)])],
+    leaked: findLeaked(world.pve, records),
+    stuckLeases: await findStuckLeases(world, records),
+    limitViolations: findLimitViolations(world.pve),
+    odd: [
+      ...findOddities(world.pve, records),
+      ...unanswered.map((id) => `operation ${id} has ended and its producer was not told`),
+      ...world.crew.ownEnds,
+    ],
+  };
+  const all = [...records.operations.values()];
+  return {
+    seed,
+    operations: traffic.accepted.size,
+    succeeded: all.filter(({ status }) => status === "succeeded").length,
+    failed: countCodes(all),
+    lost: findings.lost.length,
+    doubled: findings.doubled.length,
+    leaked: findings.leaked.length,
+    stuckLeases: findings.stuckLeases.length,
+    limitViolations: findings.limitViolations.length,
+    longestRecoveryMs: longestRecovery(all, striker.crashes),
+    quarantined: records.sandboxes.filter(({ state }) => state === "quarantined").length,
+    faults: striker.counts,
+    durationMs: Math.round(performance.now() - begun),
+    findings,
+  };
+}
+
+/** The plan's faults at the plan's times, until everything has been sent. */
+async function strikeUntil(sent: Promise<void>, striker: Striker, options: ChaosOptions): Promise<void> {
+  const over = new AbortController();
+  const ended = sent.finally(() => over.abort());
+  for (const { afterMs, fault } of planFaults({ ...options, nodes: NODES })) {
+    await pause(afterMs, undefined, { signal: over.signal }).catch(() => {});
+    if (over.signal.aborted) break;
+    await striker.strike(fault);
+  }
+  await ended;
+}
+
+/** Waits until every operation has ended, has been told, and nothing runs at PVE any more. */
+async function drain({ redis, keys, pve }: World, traffic: Traffic, log: (line: string) => void): Promise<void> {
+  const open = () => redis.zcard(keys.open);
+  const patience = performance.now() + DRAIN_MS;
+  for (let left = await open(); left > 0 && performance.now() < patience; left = await open()) {
+    log(`${left} operations are still open`);
+    await until(async () => (await open()) === 0, "the end of every operation", 5_000).catch(() => {});
+  }
+  await until(() => traffic.answered.size === traffic.accepted.size, "every answer", 10_000).catch(() => {});
+  await until(() => pve.tasks().every(({ endedAt }) => endedAt !== undefined), "quiet at PVE", 30_000).catch(() => {});
+}
+
+function countCodes(operations: readonly OperationRecord[]): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const { status, error } of operations) {
+    if (!isEnded(status) || status === "succeeded") continue;
+    const code = error?.code ?? "none";
+    counts[code] = (counts[code] ?? 0) + 1;
+  }
+  return counts;
+}
+
+function longestRecovery(operations: readonly OperationRecord[], crashes: readonly number[]): number {
+  const recoveries = operations.flatMap(({ startedAt, endedAt }) => {
+    if (startedAt === undefined || endedAt === undefined) return [];
+    const first = crashes.find((at) => at > startedAt && at < endedAt);
+    return first === undefined ? [] : [endedAt - first];
+  });
+  return Math.round(Math.max(0, ...recoveries));
+}

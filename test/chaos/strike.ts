@@ -1,0 +1,105 @@
+/** Makes the planned faults happen, and ends them all at the end. */
+import type { FaultHandle } from "../pve/index.ts";
+import type { FaultKind, PlannedFault } from "./plan.ts";
+import { VMIDS, type World } from "./world.ts";
+
+export interface Striker {
+  /** Returns at once for faults that last; their end comes by itself. */
+  strike(fault: PlannedFault): Promise<void>;
+  /** Ends every fault in force: all workers run, Redis is up, PVE obeys. */
+  calm(): Promise<void>;
+  readonly counts: Readonly<Partial<Record<FaultKind, number>>>;
+  /** When workers or Redis were hit, ms since the epoch. */
+  readonly crashes: readonly number[];
+}
+
+export function createStriker({ crew, pve, redisServer, queues }: World, log: (line: string) => void): Striker {
+  const pending = new Map<NodeJS.Timeout, () => unknown>();
+  const later = (ms: number, end: () => unknown) => {
+    const timer = setTimeout(() => {
+      pending.delete(timer);
+      end();
+    }, ms);
+    pending.set(timer, end);
+  };
+  const counts: Partial<Record<FaultKind, number>> = {};
+  const crashes: number[] = [];
+  const handles = new Set<FaultHandle>();
+  let redisBack: Promise<void> = Promise.resolve();
+
+  const killRedis = async (downMs: number) => {
+    await redisBack;
+    await redisServer.kill("SIGKILL");
+    const back = Promise.withResolvers<void>();
+    redisBack = back.promise;
+    later(downMs, () => redisServer.restart().then(back.resolve, back.reject));
+  };
+  const lock = ({ rank, template }: { rank: number; template: boolean }) => {
+    const fits = pve.containers().filter((one) => one.template === template && one.lock === undefined);
+    const own = template ? fits : fits.filter(({ vmid }) => vmid >= VMIDS.first && vmid <= VMIDS.last);
+    const chosen = own[rank % Math.max(1, own.length)];
+    if (chosen) pve.faults.lock(chosen.vmid, "backup");
+  };
+  const removeJobs = async (name: string, count: number) => {
+    const jobs = await queues.get(name).getJobs(["waiting", "prioritized", "delayed"], 0, count - 1);
+    // One that has just been taken is locked, and stays.
+    await Promise.all(jobs.map((job) => job?.remove().catch(() => {})));
+  };
+
+  const run = async (fault: PlannedFault): Promise<void> => {
+    switch (fault.kind) {
+      case "kill-worker":
+        crashes.push(Date.now());
+        return crew.signal(fault.worker, "SIGKILL");
+      case "stop-worker":
+        crashes.push(Date.now());
+        crew.signal(fault.worker, "SIGSTOP");
+        return later(fault.ms, () => crew.signal(fault.worker, "SIGCONT"));
+      case "kill-redis":
+        crashes.push(Date.now());
+        return killRedis(fault.downMs);
+      case "remove-jobs":
+        return removeJobs(fault.queue, fault.count);
+      case "obliterate":
+        return queues.get(fault.queue).obliterate({ force: true });
+      case "request": {
+        const handle = pve.faults.request(fault.fault);
+        handles.add(handle);
+        return later(fault.ms, () => handle.release());
+      }
+      case "node":
+        pve.faults.node(fault.node, fault.state);
+        return later(fault.ms, () => pve.faults.node(fault.node, "online"));
+      case "task":
+        handles.add(pve.faults.task(fault.fault));
+        return;
+      case "lock":
+        return lock(fault);
+    }
+  };
+
+  return {
+    counts,
+    crashes,
+    async strike(fault) {
+      counts[fault.kind] = (counts[fault.kind] ?? 0) + 1;
+      log(`fault ${JSON.stringify(fault)}`);
+      // Redis may be down: what needs it goes on when it is back, and is tried for no longer than that.
+      await run(fault).catch((error: unknown) => log(`fault ${fault.kind}: ${String(error)}`));
+    },
+    async calm() {
+      for (const [timer, end] of pending) {
+        clearTimeout(timer);
+        end();
+      }
+      pending.clear();
+      await redisBack;
+      for (const handle of handles) handle.release();
+      pve.faults.clear();
+      crew.wake();
+      // An obliterate that was cut short leaves its queue paused.
+      for (const name of ["place", "control", ...pve.nodes.flatMap((node) => [`node-${node}`, `exec-${node}`])])
+        await queues.get(name).resume();
+    },
+  };
+}
