@@ -8,6 +8,7 @@ import { canCloneTo, findSources, isLinked, type Source, withDefaults } from "..
 import type { CloneParams } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import { lookUntilClear, type Place } from "./look.ts";
+import { destroyContainer } from "./release.ts";
 import { formatDescription } from "./stamp.ts";
 import { runTask } from "./task.ts";
 
@@ -28,7 +29,7 @@ export async function cloneContainer(run: Run<"provision">, token: string | null
     const place = { node, vmid };
     if (run.operation.step?.name === "clone" && run.operation.step.open === true) {
       const { is } = await adopt(run, place);
-      if (is === "ours") {
+      if (is === "ours" && (await isWhole(run, place))) {
         // An earlier run may have kept the slots of the clone; the container is there, so they are free.
         await run.releaseSlots((name) => name === slotOf.node(node));
         return place;
@@ -40,7 +41,9 @@ export async function cloneContainer(run: Run<"provision">, token: string | null
     } catch (error) {
       if (!(error instanceof FleetError) || error.code !== "vmid_taken") throw error;
       const { is } = await lookUntilClear(run, place, { call: run.call, patienceMs: STRANGER_PATIENCE_MS });
-      if (is === "ours") return place; // an earlier request of ours, executed late
+      const ours = is === "ours";
+      if (ours && (await isWhole(run, place))) return place; // an earlier request of ours, executed late
+      if (ours) continue;
     }
     run.log.info({ vmid }, "VMID is taken by somebody else; leasing the next");
     await run.leaseVmid();
@@ -64,6 +67,18 @@ async function adopt(run: Run<"provision">, place: Place) {
     });
   }
   return lookUntilClear(run, place, { call: run.call, patienceMs: LOCK_PATIENCE_MS });
+}
+
+/**
+ * Whether our container has a root disk: a clone writes it last. One without it was left by a clone whose worker died or
+ * never started ("start worker failed"), and unlocked by hand; it is removed, since nothing will ever finish it.
+ */
+async function isWhole(run: Run<"provision">, place: Place): Promise<boolean> {
+  const { rootfs } = await run.context.pve.lxc(place.node, place.vmid).config(run.call);
+  if (rootfs !== undefined) return true;
+  run.log.warn({ ...place }, "container is half made; removing it");
+  await destroyContainer(run, { call: run.call, writing: run.writing });
+  return false;
 }
 
 async function cloneFrom(run: Run<"provision">, place: Place, token: string | null): Promise<void> {

@@ -1,0 +1,27 @@
+/** A clone that left its container half made: a human's unlock must not turn it into somebody's sandbox. */
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { type Bed, containerOf, firstFailure, startBed } from "./harness.ts";
+
+let bed: Bed;
+beforeEach(async () => {
+  bed = await startBed({ pve: { nodes: 1, templates: [{ name: "cmux-base", vmid: 9_001 }] } });
+});
+afterEach(() => bed.close());
+
+test.each([
+  ["its worker never started", () => bed.pve.faults.request({ method: "POST", path: "/clone$", kind: "no-worker" })],
+  [
+    "its task failed",
+    () => bed.pve.faults.task({ type: "vzclone", text: "clone failed: I/O error", leaveLocks: true }),
+  ],
+])("%s: once unlocked it is removed and made anew", async (_, arm) => {
+  arm();
+  const handle = await bed.fleet.provision({ template: "cmux-base" });
+  await firstFailure(handle);
+  const half = bed.pve.containers().find(({ lock }) => lock === "create");
+  expect(half?.config["rootfs"]).toBeUndefined();
+  for (const { vmid } of bed.pve.containers().filter(({ lock }) => lock !== undefined)) bed.pve.faults.lock(vmid, null);
+  const { vmid } = await handle.result({ timeoutMs: 30_000 });
+  expect(containerOf(bed, vmid)?.config["rootfs"]).toBeDefined();
+  expect(bed.pve.containers().filter(({ template }) => !template)).toHaveLength(1);
+});
