@@ -47,7 +47,7 @@ export interface ChaosReport {
   findings: Findings & { odd: string[] };
 }
 
-const PRODUCERS = 16;
+const PRODUCERS = 24;
 /** An undo gives a node ten minutes to come back; with all faults gone nothing should need that. */
 const DRAIN_MS = 240_000;
 /** A slot without a beat is looked at after 30 s, every 10 s. */

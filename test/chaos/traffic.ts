@@ -59,6 +59,7 @@ export function startTraffic({ random, teams, operations, producers, signal }: T
       const provision = await send(fleet, "provision", provisionInput(own));
       if (provision === null) continue;
       const sandboxId = provision.sandboxId;
+      await pause(own.between(0, 1_000));
       const early = own.weighted({ none: 80, cancel: 8, destroy: 6, exec: 6 });
       if (early === "cancel") await cancelAfter(provision, own.between(0, 2_500));
       if (early === "destroy") await pause(own.between(0, 2_500)).then(() => send(fleet, "destroy", { sandboxId }));
@@ -77,6 +78,7 @@ export function startTraffic({ random, teams, operations, producers, signal }: T
       if (change && own.chance(0.1)) await cancelAfter(change, own.between(0, 1_000));
       if (change && own.chance(0.6)) await change.result().catch(() => {});
     }
+    await pause(own.between(0, 2_000)); // producers think, too: it gives the faults time to meet operations
     if (!own.chance(0.85)) return;
     const destroy = await send(fleet, "destroy", { sandboxId });
     await destroy?.result().catch(() => {});
