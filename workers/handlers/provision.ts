@@ -55,12 +55,11 @@ function isBefore(run: Run, state: (typeof PROVISIONAL_STATES)[number]): boolean
 async function build(run: Run<"provision">, token: string | null): Promise<void> {
   const node = run.sandbox.node ?? "";
   await run.withSlot(slotOf.node(node), run.context.config.FLEET_NODE_SLOTS, async () => {
-    if (isBefore(run, "configuring")) await cloneContainer(run, token);
-    const { place } = containerOf(run);
-    if (isBefore(run, "starting")) await configureClone(run, place, token);
+    const config = isBefore(run, "configuring") ? await cloneContainer(run, token) : null;
+    if (isBefore(run, "starting")) await configureClone(run, token, config);
     await startContainer(run, { state: "starting" });
+    await run.write({ sandbox: { state: "readying" } });
   });
-  await run.write({ sandbox: { state: "readying" } });
   // Setup may take minutes and only talks to the container: it must not keep a place in the node's queue.
   if (run.input.setup.length > 0) throw new Reroute(execQueue(node));
 }
@@ -68,9 +67,8 @@ async function build(run: Run<"provision">, token: string | null): Promise<void>
 /** Made once a sandbox and never shared; sealed beside the environment that the caller gave. */
 async function execToken(run: Run<"provision">): Promise<string> {
   const { secrets } = run.context;
-  const known = await secrets.get(run.sandbox.id);
+  const [known, { env }] = await Promise.all([secrets.get(run.sandbox.id), secrets.get(run.id)]);
   if (known.execToken !== undefined) return known.execToken;
-  const { env } = await secrets.get(run.id);
   const execToken = randomBytes(32).toString("hex");
   run.check();
   await secrets.put(run.sandbox.id, { execToken, ...(env ? { env } : {}) });

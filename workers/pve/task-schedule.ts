@@ -26,9 +26,9 @@ const OLD_MS = 30_000;
 const OLD_KNOWN_MS = 10_000;
 /** However long a kind takes: a task that fails at its start is noticed within this. */
 const MAX_SILENCE_MS = 2_000;
-/** One more request is worth as much as being this late. */
-const REQUEST_COST_MS = 4.5;
-const MIN_GAP_MS = 15;
+/** One more request is worth as much as being this late: a status takes PVE a few ms, a provision is allowed 14 requests. */
+const REQUEST_COST_MS = 1.2;
+const MIN_GAP_MS = 10;
 const KEPT = 20;
 
 /** When to ask after the `asks`-th time, which was at `elapsedMs`. */

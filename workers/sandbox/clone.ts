@@ -5,9 +5,9 @@ import { hasConfigEnv } from "../../shared/state/inventory.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import { hostLabel } from "../../shared/urls.ts";
 import { canCloneTo, findSources, isLinked, type Source, withDefaults } from "../placement/choose-node.ts";
-import type { CloneParams } from "../pve/api.ts";
+import type { CloneParams, LxcConfig } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
-import { lookUntilClear, type Place } from "./look.ts";
+import { lookAt, lookUntilClear, type Place } from "./look.ts";
 import { destroyContainer } from "./release.ts";
 import { formatDescription } from "./stamp.ts";
 import { runTask } from "./task.ts";
@@ -18,10 +18,10 @@ const LOCK_PATIENCE_MS = 30_000;
 const STRANGER_PATIENCE_MS = 3_000;
 
 /**
- * Makes the sandbox's container, or adopts the one that an earlier run made.
- * The same VMID is asked for again after an unknown outcome: PVE's claim of it is atomic, so at most one exists.
+ * Makes the sandbox's container, or adopts the one that an earlier run made. Returns its config where it was read in
+ * passing, else null. The same VMID is asked for again after an unknown outcome: PVE's claim of it is atomic, so at most one exists.
  */
-export async function cloneContainer(run: Run<"provision">, token: string | null): Promise<Place> {
+export async function cloneContainer(run: Run<"provision">, token: string | null): Promise<LxcConfig | null> {
   const node = run.sandbox.node;
   if (node === undefined) throw new FleetError("node_unavailable", "the sandbox has no node yet");
   while (true) {
@@ -32,17 +32,16 @@ export async function cloneContainer(run: Run<"provision">, token: string | null
       if (is === "ours" && (await isWhole(run, place))) {
         // An earlier run may have kept the slots of the clone; the container is there, so they are free.
         await run.releaseSlots((name) => name === slotOf.node(node));
-        return place;
+        return null;
       }
     }
     try {
-      await cloneFrom(run, place, token);
-      return place;
+      return await cloneFrom(run, place, token);
     } catch (error) {
       if (!(error instanceof FleetError) || error.code !== "vmid_taken") throw error;
       const { is } = await lookUntilClear(run, place, { call: run.call, patienceMs: STRANGER_PATIENCE_MS });
       const ours = is === "ours";
-      if (ours && (await isWhole(run, place))) return place; // an earlier request of ours, executed late
+      if (ours && (await isWhole(run, place))) return null; // an earlier request of ours, executed late
       if (ours) continue;
     }
     run.log.info({ vmid }, "VMID is taken by somebody else; leasing the next");
@@ -81,7 +80,7 @@ async function isWhole(run: Run<"provision">, place: Place): Promise<boolean> {
   return false;
 }
 
-async function cloneFrom(run: Run<"provision">, place: Place, token: string | null): Promise<void> {
+async function cloneFrom(run: Run<"provision">, place: Place, token: string | null): Promise<LxcConfig | null> {
   const inventory = run.context.inventory.current();
   const input = inputOf(run);
   const snapshot = await snapshotOf(run);
@@ -89,19 +88,26 @@ async function cloneFrom(run: Run<"provision">, place: Place, token: string | nu
   const full = !isLinked(input, source);
   const snapname = snapshot?.name ?? input.sourceSnapshot;
   const params = cloneParams(run, place, { source, full, token, snapname });
+  let config: LxcConfig | null = null;
+  // PVE has written everything but the disks before its task starts: reading it now is off the critical path.
+  const readConfig = async () => {
+    const sight = await lookAt(run, place, run.call);
+    if (sight.is === "ours") config = sight.config;
+  };
   const request = () =>
     runTask(run, {
       step: "clone",
       kind: full ? "full_clone" : "linked_clone",
       write: { sandbox: { state: "cloning", hostname: params.hostname ?? null } },
       start: () => run.context.pve.lxc(source.node, source.vmid).clone(params, run.writing),
-      ...(source.node === place.node ? {} : { node: source.node }),
+      ...(source.node === place.node ? { meanwhile: () => readConfig().catch(() => {}) } : { node: source.node }),
     });
   const storage = input.storage ?? source.storage;
   const shared = inventory.nodes.some(({ storages }) => storages.some((one) => one.name === storage && one.shared));
   const withReplica = () => run.withSlot(slotOf.replica(source.node, source.vmid), 1, request);
   if (full && shared) await run.withSlot(slotOf.storage(storage), run.context.config.FLEET_STORAGE_SLOTS, withReplica);
   else await withReplica();
+  return config;
 }
 
 /** The sources that may be cloned to this node, by the rules that placed it. Throws `node_unavailable` when none is left. */
@@ -121,6 +127,8 @@ async function sourcesFor(run: Run<"provision">, nodeName: NodeName): Promise<So
 /** The replica whose clone slot is free, else the one with the shortest line. */
 async function pickSource(run: Run<"provision">, sources: readonly Source[]): Promise<Source> {
   const { slots, redis, keys } = run.context;
+  const [only, ...others] = sources;
+  if (only && others.length === 0) return only;
   const names = sources.map((one) => slotOf.replica(one.node, one.vmid));
   const [taken, waiting] = await Promise.all([
     slots.taken(names),

@@ -23,33 +23,38 @@ import {
   parseSizeMib,
 } from "../pve/config-format.ts";
 import type { Run } from "../run/run.ts";
-import { lookAt, type Place } from "./look.ts";
+import { containerOf, ownContainer } from "./look.ts";
 import { runTask } from "./task.ts";
 
-/** Throws `container_missing` when somebody removed it, `invalid_input` where the template has no network to change. */
-export async function configureClone(run: Run<"provision">, place: Place, token: string | null): Promise<void> {
-  const sight = await lookAt(run, place, run.call);
-  if (sight.is !== "ours")
-    throw new FleetError("container_missing", `container ${place.vmid} on ${place.node} is no longer ours`, {
-      facts: { ...place },
-    });
-  const lxc = run.context.pve.lxc(place.node, place.vmid);
+/**
+ * `early`: the config as it was read while the clone was still being made; all of it but the disks.
+ * Throws `sandbox_gone` when somebody removed it, `invalid_input` where the template has no network to change.
+ */
+export async function configureClone(
+  run: Run<"provision">,
+  token: string | null,
+  early: LxcConfig | null,
+): Promise<void> {
+  const { lxc } = containerOf(run);
+  const { diskGib, mountPoints } = run.input;
+  const needsDisks = diskGib !== undefined || mountPoints.length > 0;
+  const config = early === null || needsDisks ? (await ownContainer(run)).config : early;
   const leasedIp = needsLease(run) ? await run.leaseAddress(rangeOf(run.context.config)) : undefined;
-  const net = desiredNet(sight.config.net0, run.input.network ?? {}, run.context.config, leasedIp);
+  const net = desiredNet(config.net0, run.input.network ?? {}, run.context.config, leasedIp);
   const envToken = token !== null && hasConfigEnv(run.context.inventory.current().version) ? token : null;
-  const params = changedParams(sight.config, {
-    ...desiredConfig(run.input, sight.config),
+  const params = changedParams(config, {
+    ...desiredConfig(run.input, config),
     ...(net ? { net0: formatNet(net) } : {}),
-    ...envParams(sight.config, envToken),
+    ...envParams(config, envToken),
   });
   await run.begin("configure", { sandbox: { state: "configuring", hwaddr: net?.hwaddr?.toUpperCase() ?? null } });
   if (Object.keys(params).length > 0) await run.timed("configure", () => lxc.setConfig(params, run.writing));
-  const current = rootfsGib(sight.config);
-  if (run.input.diskGib !== undefined && (current === undefined || run.input.diskGib > current)) {
+  const current = rootfsGib(config);
+  if (diskGib !== undefined && (current === undefined || diskGib > current)) {
     await runTask(run, {
       step: "resize",
       kind: "resize",
-      start: () => lxc.resize("rootfs", `${run.input.diskGib}G`, run.writing),
+      start: () => lxc.resize("rootfs", `${diskGib}G`, run.writing),
     });
   }
 }

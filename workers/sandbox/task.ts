@@ -15,6 +15,8 @@ export interface TaskStep {
   start: () => Promise<Upid>;
   /** Becomes true with the record of the step, before PVE is asked. */
   write?: Write;
+  /** What can be done while the task runs. */
+  meanwhile?: () => Promise<void>;
   /** Where the request goes, when not to the sandbox's node. */
   node?: NodeName;
 }
@@ -23,7 +25,7 @@ export interface TaskStep {
  * Runs a task to its end. When an earlier run recorded its UPID, waits for that one instead of asking again.
  * Throws the refusal or the task's error. An open step without UPID in the record means: asked, outcome unknown.
  */
-export async function runTask(run: Run, { step, kind, start, write, node }: TaskStep): Promise<void> {
+export async function runTask(run: Run, { step, kind, start, write, meanwhile, node }: TaskStep): Promise<void> {
   const at = node === undefined ? {} : { node };
   await run.timed(step, async () => {
     const begun = run.operation.step;
@@ -40,11 +42,14 @@ export async function runTask(run: Run, { step, kind, start, write, node }: Task
     // From here on PVE works. Recorded beside the wait: it costs the wait nothing, and a crash before it is found by looking.
     const recorded = run.begin(step, { upid, ...at, open: true });
     recorded.catch(() => {}); // awaited below; the wait may end first
+    const aside = meanwhile?.();
+    aside?.catch(() => {}); // as above
     try {
       await settle(run, step, upid, { kind, recorded });
     } finally {
       await recorded;
     }
+    await aside;
     run.close();
   });
 }

@@ -34,9 +34,10 @@ describe("a task alone", () => {
       late.push(clone, start);
       costs.push(node.requests.length - before);
     }
-    expect(quantile(late, 0.5)).toBeLessThanOrEqual(15);
-    expect(quantile(late, 0.95)).toBeLessThanOrEqual(50);
-    expect(costs.reduce((sum, each) => sum + each) / costs.length).toBeLessThanOrEqual(5);
+    expect(quantile(late, 0.5)).toBeLessThanOrEqual(10);
+    expect(quantile(late, 0.95)).toBeLessThanOrEqual(30);
+    // A provision makes five requests besides, and may make 14.
+    expect(costs.reduce((sum, each) => sum + each) / costs.length).toBeLessThanOrEqual(7);
     expect(node.requests.every(({ what }) => what === "status")).toBe(true);
   });
 
