@@ -7,6 +7,9 @@ import { groupBy, isHeavy, mostAtOnce } from "../integration/fleet/overlap.ts";
 import type { Pve } from "../pve/index.ts";
 import { NODE_SLOTS, VMIDS, type World } from "./world.ts";
 
+/** A producer hears of its operation a moment later than Redis. */
+const HEARD_MS = 500;
+
 /** Each finding is a line for people. */
 export interface Findings {
   lost: string[];
@@ -36,6 +39,16 @@ export async function loadRecords({ redis, keys, store }: World, accepted: Itera
 }
 
 const escapeGlob = (text: string) => text.replaceAll(/[[\]*?\\]/g, "\\$&");
+
+/** Operations without a record that were accepted in a span that Redis has forgotten. */
+export function findForgotten(
+  accepted: ReadonlyMap<string, number>,
+  { operations }: Records,
+  lostSpans: readonly { from: number; to: number }[],
+): ReadonlySet<string> {
+  const within = (at: number) => lostSpans.some(({ from, to }) => at >= from - HEARD_MS && at <= to + HEARD_MS);
+  return new Set([...accepted].flatMap(([id, at]) => (!operations.has(id) && within(at) ? [id] : [])));
+}
 
 export function findLost(accepted: ReadonlySet<string>, { operations }: Records): string[] {
   return [...new Set([...accepted, ...operations.keys()])].flatMap((id) => {

@@ -1,6 +1,6 @@
 /** `npm run chaos`: breaks everything around a fleet at work, then compares PVE's truth with the fleet's records. */
 import { parseArgs } from "node:util";
-import { FAULT_KINDS, type FaultKind } from "./plan.ts";
+import { DEFAULT_KINDS, FAULT_KINDS, type FaultKind } from "./plan.ts";
 import { type ChaosReport, runChaos } from "./run.ts";
 
 const HELP = `npm run chaos -- [options]
@@ -13,7 +13,8 @@ const HELP = `npm run chaos -- [options]
   --operations N     how many operations are sent (500)
   --workers N        worker processes (3)
   --minutes M        send no longer than this (30)
-  --faults A,B       only these: ${FAULT_KINDS.join(", ")}; or none
+  --faults A,B       only these, "all" or "none"; without it all but rewind-redis:
+                     ${FAULT_KINDS.join(", ")}
   --logs FOLDER      keep what the workers write
   --json             print the report as JSON; without it also what happens, on stderr
   --help
@@ -27,7 +28,7 @@ const { values } = parseArgs({
     operations: { type: "string", default: "500" },
     workers: { type: "string", default: "3" },
     minutes: { type: "string", default: "30" },
-    faults: { type: "string", default: FAULT_KINDS.join(",") },
+    faults: { type: "string", default: DEFAULT_KINDS.join(",") },
     logs: { type: "string" },
     json: { type: "boolean", default: false },
     help: { type: "boolean", default: false },
@@ -65,6 +66,7 @@ function wholeNumber(name: "seed" | "operations" | "workers" | "minutes", least:
 }
 
 function toKinds(text: string): ReadonlySet<FaultKind> {
+  if (text === "all") return new Set(FAULT_KINDS);
   const names = text === "none" ? [] : text.split(",");
   const kinds = FAULT_KINDS.filter((kind) => names.includes(kind));
   if (kinds.length < names.length) refuse(`--faults knows ${FAULT_KINDS.join(", ")}`);

@@ -7,6 +7,8 @@ export type PlannedFault =
   /** SIGSTOP for longer than the lock lives, then SIGCONT. */
   | { kind: "stop-worker"; worker: number; ms: number }
   | { kind: "kill-redis"; downMs: number }
+  /** Redis dies and comes back as it was a second earlier: what `everysec` may lose with the machine. */
+  | { kind: "rewind-redis"; downMs: number }
   /** Waiting jobs removed by hand. */
   | { kind: "remove-jobs"; queue: string; count: number }
   | { kind: "obliterate"; queue: string }
@@ -23,6 +25,7 @@ const WEIGHTS: Readonly<Record<FaultKind, number>> = {
   "kill-worker": 6,
   "stop-worker": 2,
   "kill-redis": 1.5,
+  "rewind-redis": 0.7,
   "remove-jobs": 3,
   obliterate: 1,
   request: 9,
@@ -38,6 +41,9 @@ export interface PlanOptions {
   nodes: readonly [string, ...string[]];
   kinds: ReadonlySet<FaultKind>;
 }
+
+/** A lost second needs the reconcile that finds containers by their stamp, so it is asked for by name. */
+export const DEFAULT_KINDS: readonly FaultKind[] = FAULT_KINDS.filter((kind) => kind !== "rewind-redis");
 
 /** Faults with the milliseconds to wait before each. */
 export function* planFaults({
@@ -73,6 +79,7 @@ function planFault(kind: FaultKind, { random, workers, nodes }: Scope): PlannedF
     case "stop-worker":
       return { kind, worker, ms: random.between(7_000, 12_000) };
     case "kill-redis":
+    case "rewind-redis":
       return { kind, downMs: random.between(100, 4_000) };
     case "remove-jobs":
       return { kind, queue: random.pick(["place", `node-${node}`, `exec-${node}`]), count: random.between(1, 6) };

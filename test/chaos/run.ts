@@ -5,6 +5,7 @@ import { until } from "../integration/fleet/until.ts";
 import {
   doubledNow,
   type Findings,
+  findForgotten,
   findLeaked,
   findLimitViolations,
   findLost,
@@ -42,6 +43,8 @@ export interface ChaosReport {
   /** From the first crash (worker or Redis) in an operation's run to its end, at most. */
   longestRecoveryMs: number;
   quarantined: number;
+  /** Accepted in a second that Redis lost, and unknown since. */
+  forgotten: number;
   faults: Partial<Record<FaultKind, number>>;
   durationMs: number;
   findings: Findings & { odd: string[] };
@@ -72,12 +75,14 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
   await drain(world, traffic, log);
   unwatch();
 
-  const leases = async () => findStuckLeases(world, await loadRecords(world, traffic.accepted));
+  const leases = async () => findStuckLeases(world, await loadRecords(world, traffic.accepted.keys()));
   await until(async () => (await leases()).length === 0, "the return of all leases", REAP_MS).catch(() => {});
-  const records = await loadRecords(world, traffic.accepted);
-  const unanswered = [...traffic.accepted].filter((id) => !traffic.answered.has(id));
+  const records = await loadRecords(world, traffic.accepted.keys());
+  const forgotten = findForgotten(traffic.accepted, records, striker.lostSpans);
+  const known = new Set([...traffic.accepted.keys()].filter((id) => !forgotten.has(id)));
+  const unanswered = [...traffic.accepted.keys()].filter((id) => !traffic.answered.has(id));
   const findings = {
-    lost: findLost(traffic.accepted, records),
+    lost: findLost(known, records),
     doubled: [...new Set([...doubled, ...doubledNow(world.pve)])],
     leaked: findLeaked(world.pve, records),
     stuckLeases: await findStuckLeases(world, records),
@@ -101,6 +106,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
     limitViolations: findings.limitViolations.length,
     longestRecoveryMs: longestRecovery(all, striker.crashes),
     quarantined: records.sandboxes.filter(({ state }) => state === "quarantined").length,
+    forgotten: forgotten.size,
     faults: striker.counts,
     durationMs: Math.round(performance.now() - begun),
     findings,

@@ -1,7 +1,12 @@
 /** Makes the planned faults happen, and ends them all at the end. */
+import { readdir, stat, truncate } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as pause } from "node:timers/promises";
 import type { FaultHandle } from "../pve/index.ts";
 import type { FaultKind, PlannedFault } from "./plan.ts";
 import { VMIDS, type World } from "./world.ts";
+
+const FORGOTTEN_MS = 1_000;
 
 export interface Striker {
   /** Returns at once for faults that last; their end comes by itself. */
@@ -11,6 +16,8 @@ export interface Striker {
   readonly counts: Readonly<Partial<Record<FaultKind, number>>>;
   /** When workers or Redis were hit, ms since the epoch. */
   readonly crashes: readonly number[];
+  /** Spans of time that Redis has forgotten, ms since the epoch. */
+  readonly lostSpans: readonly { from: number; to: number }[];
 }
 
 export function createStriker({ crew, pve, redisServer, queues }: World, log: (line: string) => void): Striker {
@@ -27,12 +34,27 @@ export function createStriker({ crew, pve, redisServer, queues }: World, log: (l
   const handles = new Set<FaultHandle>();
   let redisBack: Promise<void> = Promise.resolve();
 
-  const killRedis = async (downMs: number) => {
-    await redisBack;
+  const lostSpans: { from: number; to: number }[] = [];
+  const killRedis = async (downMs: number, forget: () => Promise<void> = async () => {}) => {
     await redisServer.kill("SIGKILL");
+    await forget();
     const back = Promise.withResolvers<void>();
     redisBack = back.promise;
     later(downMs, () => redisServer.restart().then(back.resolve, back.reject));
+  };
+  /** Its file only grows, so cutting it is going back; where Redis began a new file meanwhile, nothing is lost. */
+  const rewindRedis = async (downMs: number) => {
+    const from = Date.now();
+    const folder = join(redisServer.dataDir ?? "", "appendonlydir");
+    const names = (await readdir(folder)).filter((name) => name.endsWith(".incr.aof"));
+    const files = await Promise.all(
+      names.map(async (name) => ({ path: join(folder, name), ...(await stat(join(folder, name))) })),
+    );
+    await pause(FORGOTTEN_MS);
+    await killRedis(downMs, async () => {
+      lostSpans.push({ from, to: Date.now() });
+      for (const { path, size } of files) await truncate(path, size);
+    });
   };
   const lock = ({ rank, template }: { rank: number; template: boolean }) => {
     const fits = pve.containers().filter((one) => one.template === template && one.lock === undefined);
@@ -57,7 +79,12 @@ export function createStriker({ crew, pve, redisServer, queues }: World, log: (l
         return later(fault.ms, () => crew.signal(fault.worker, "SIGCONT"));
       case "kill-redis":
         crashes.push(Date.now());
+        await redisBack;
         return killRedis(fault.downMs);
+      case "rewind-redis":
+        crashes.push(Date.now());
+        await redisBack;
+        return rewindRedis(fault.downMs);
       case "remove-jobs":
         return removeJobs(fault.queue, fault.count);
       case "obliterate":
@@ -81,6 +108,7 @@ export function createStriker({ crew, pve, redisServer, queues }: World, log: (l
   return {
     counts,
     crashes,
+    lostSpans,
     async strike(fault) {
       counts[fault.kind] = (counts[fault.kind] ?? 0) + 1;
       log(`fault ${JSON.stringify(fault)}`);

@@ -23,8 +23,8 @@ export interface TrafficOptions {
 }
 
 export interface Traffic {
-  /** Ids of all accepted operations. */
-  readonly accepted: ReadonlySet<string>;
+  /** Ids of all accepted operations, and when their producers heard of it (ms since the epoch). */
+  readonly accepted: ReadonlyMap<string, number>;
   /** Accepted operations whose `result()` has settled. */
   readonly answered: ReadonlySet<string>;
   /** Resolves once everything has been sent. */
@@ -34,7 +34,7 @@ export interface Traffic {
 const CHANGES = { exec: 35, expose: 15, hide: 8, snapshot: 12, power: 15, configure: 10 } as const;
 
 export function startTraffic({ random, teams, operations, producers, signal }: TrafficOptions): Traffic {
-  const accepted = new Set<string>();
+  const accepted = new Map<string, number>();
   const answered = new Set<string>();
   let started = 0;
 
@@ -47,7 +47,7 @@ export function startTraffic({ random, teams, operations, producers, signal }: T
       started -= 1;
       return null;
     }
-    accepted.add(handle.id);
+    accepted.set(handle.id, Date.now());
     const note = () => void answered.add(handle.id);
     handle.result().then(note, note);
     return handle;
