@@ -49,6 +49,8 @@ export function createQueues(redis: RedisConnection, prefix: string): Queues {
       skipVersionCheck: true,
       skipWaitingForReady: true,
     });
+    // The connection's owner hears of its errors; a Queue without a listener prints each one, a caller's terminal included.
+    queue.on("error", () => {});
     queues.set(name, queue);
     return queue;
   };

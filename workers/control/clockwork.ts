@@ -50,6 +50,7 @@ export async function startClockwork(context: WorkerContext, inventory: LiveInve
     streams: { events: { maxLen: 1_000 } },
     defaultJobOptions: { removeOnComplete: { count: 20 }, removeOnFail: { count: 100 } },
   });
+  queue.on("error", () => {}); // logged by the connection's owner; without a listener BullMQ prints it
   const schedule = async () => {
     for (const [name, { everyMs }] of Object.entries(TASKS))
       await queue.upsertJobScheduler(name, { every: everyMs }, { name });
