@@ -22,8 +22,8 @@ export type FaultKind = PlannedFault["kind"];
 
 /** How often each happens, relative to the others. */
 const WEIGHTS: Readonly<Record<FaultKind, number>> = {
-  "kill-worker": 6,
-  "stop-worker": 2,
+  "kill-worker": 4,
+  "stop-worker": 1.5,
   "kill-redis": 1.5,
   "rewind-redis": 0.7,
   "remove-jobs": 3,
@@ -58,7 +58,7 @@ export function* planFaults({
   );
   if (kinds.size === 0) return;
   while (true) {
-    const afterMs = random.between(100, 1_200);
+    const afterMs = random.between(200, 1_600);
     const kind = random.weighted(weights) as FaultKind; // a key of WEIGHTS
     yield { afterMs, fault: planFault(kind, { random: random.fork(), workers, nodes }) };
   }

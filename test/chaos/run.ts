@@ -42,6 +42,7 @@ export interface ChaosReport {
   limitViolations: number;
   /** From the first crash (worker or Redis) in an operation's run to its end, at most. */
   longestRecoveryMs: number;
+  longestRecoveryOf: string;
   quarantined: number;
   /** Accepted in a second that Redis lost, and unknown since. */
   forgotten: number;
@@ -94,6 +95,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
     ],
   };
   const all = [...records.operations.values()];
+  const recovery = longestRecovery(all, striker.crashes);
   return {
     seed,
     operations: traffic.accepted.size,
@@ -104,7 +106,8 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
     leaked: findings.leaked.length,
     stuckLeases: findings.stuckLeases.length,
     limitViolations: findings.limitViolations.length,
-    longestRecoveryMs: longestRecovery(all, striker.crashes),
+    longestRecoveryMs: recovery.ms,
+    longestRecoveryOf: recovery.of,
     quarantined: records.sandboxes.filter(({ state }) => state === "quarantined").length,
     forgotten: forgotten.size,
     faults: striker.counts,
@@ -147,11 +150,18 @@ function countCodes(operations: readonly OperationRecord[]): Record<string, numb
   return counts;
 }
 
-function longestRecovery(operations: readonly OperationRecord[], crashes: readonly number[]): number {
-  const recoveries = operations.flatMap(({ startedAt, endedAt }) => {
+interface Recovery {
+  ms: number;
+  of: string;
+}
+
+function longestRecovery(operations: readonly OperationRecord[], crashes: readonly number[]): Recovery {
+  const recoveries = operations.flatMap(({ id, kind, startedAt, endedAt, claims, attempts, seq, timings }) => {
     if (startedAt === undefined || endedAt === undefined) return [];
     const first = crashes.find((at) => at > startedAt && at < endedAt);
-    return first === undefined ? [] : [endedAt - first];
+    const met = crashes.filter((at) => at > startedAt && at < endedAt).length;
+    const of = `${kind} ${id}: ${met} crashes, ${claims} runs, ${attempts} failed, ${seq} queues, ${JSON.stringify(timings)}`;
+    return first === undefined ? [] : [{ ms: Math.round(endedAt - first), of }];
   });
-  return Math.round(Math.max(0, ...recoveries));
+  return recoveries.sort((a, b) => b.ms - a.ms)[0] ?? { ms: 0, of: "none" };
 }
