@@ -70,8 +70,10 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
   const timeUp = AbortSignal.timeout(options.minutes * 60_000);
   const random = seeded(seed).fork();
   const traffic = startTraffic({ random, teams: world.teams, operations, producers: PRODUCERS, signal: timeUp });
-  await strikeUntil(traffic.sent, striker, options);
-  log(`all ${traffic.accepted.size} operations sent; faults end`);
+  // A producer that waits for an answer that never comes must not keep the faults going.
+  const stopped = new Promise<void>((resolve) => timeUp.addEventListener("abort", () => resolve(), { once: true }));
+  await strikeUntil(Promise.race([traffic.sent, stopped]), striker, options);
+  log(`${traffic.accepted.size} operations sent; faults end`);
   await striker.calm();
   await drain(world, traffic, log);
   unwatch();
