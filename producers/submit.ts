@@ -67,7 +67,13 @@ async function addJob(parts: Parts, kind: JobName, { id, sandbox, team, queue, p
 /** Which sandbox an operation is about, and for a new one the record to begin with. */
 function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, unknown>>) {
   const id = newOperationId();
-  const team = parts.team ?? DEFAULT_TEAM;
+  const asked = TeamId.optional().parse(input["team"]);
+  if (asked !== undefined && parts.team !== undefined && asked !== parts.team) {
+    throw new FleetError("invalid_input", `team: this client was made for team ${parts.team} and can name no other`, {
+      facts: { fields: ["team"] },
+    });
+  }
+  const team = asked ?? parts.team ?? DEFAULT_TEAM;
   if (kind !== "provision") {
     return { id, team, sandbox: SandboxId.parse(input["sandboxId"]), batch: false, newSandbox: undefined };
   }

@@ -120,15 +120,13 @@ export const Prefix = z
     "must be a name in braces, such as {fleet} (the braces keep a cluster's keys together)",
   );
 
-/** Variables that both sides know. */
+/** Variables that both sides know; all that a producer reads. */
 const SharedEnv = z.object({
   REDIS_URL: RedisUrl,
   FLEET_PREFIX: Prefix.default("{fleet}"),
   /** Producers: whose sandboxes are in reach; all when absent. */
   FLEET_TEAM: TeamId.optional(),
   FLEET_SECRET_KEY: SecretKeys.optional(),
-  FLEET_RETENTION_HOURS: integer(1, 8760).default(24),
-  LOG_LEVEL: z.enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"]).default("info"),
 });
 
 const PatternText = z
@@ -152,6 +150,8 @@ const Domain = z
 /** What only workers need. */
 const WorkerEnv = SharedEnv.extend({
   FLEET_SECRET_KEY: SecretKeys,
+  FLEET_RETENTION_HOURS: integer(1, 8760).default(24),
+  LOG_LEVEL: z.enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"]).default("info"),
   PVE_API_URL: ApiUrls,
   PVE_API_TOKEN: z
     .string({ error: "is missing; make one with: pveum user token add USER@REALM TOKENID" })

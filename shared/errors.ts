@@ -46,7 +46,7 @@ export const POLICY = {
   execd_unreachable: "transport",
   exec_interrupted: "never",
   setup_failed: "never",
-  no_address: "transport",
+  no_address: "never",
   url_unresolvable: "never",
   protected: "never",
   address_refused: "never",

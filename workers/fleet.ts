@@ -3,7 +3,7 @@ import type { Worker } from "bullmq";
 import type { Logger } from "pino";
 import type { WorkerConfig } from "../shared/config.ts";
 import { FleetError } from "../shared/errors.ts";
-import { OperationId } from "../shared/ids.ts";
+import { NodeName, OperationId } from "../shared/ids.ts";
 import { createQueues, execQueue, nodeQueue, PLACE } from "../shared/queues.ts";
 import { closeRedis, connectRedis } from "../shared/redis/connect.ts";
 import type { Inventory } from "../shared/state/inventory.ts";
@@ -63,18 +63,20 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     log,
   };
   await inventory.refresh(AbortSignal.timeout(30_000));
-  stack.use(await startClockwork(context, inventory));
+  const works = config.FLEET_ROLES.has("worker");
+  const clockwork = await startClockwork(context, inventory, { works });
+  stack.use(clockwork);
 
   const live: LiveRuns = new Set();
   const workers = createQueueWorkers(context, live);
-  if (config.FLEET_ROLES.has("worker")) {
+  if (works) {
     await workers.follow(inventory.current());
     inventory.onChange((latest) => {
       workers.follow(latest).catch((error: unknown) => log.warn({ err: error }, "could not follow the cluster yet"));
     });
   }
   wake.on((kind, subject) => {
-    if (kind !== "abort") return;
+    if (kind !== "abort" || !works) return;
     const run = [...live].find(({ id }) => id === subject);
     const canceled = new FleetError("canceled", "the operation was canceled");
     if (run) run.abort(canceled);
@@ -116,13 +118,15 @@ function createQueueWorkers(context: WorkerContext, live: LiveRuns) {
     async follow({ nodes }: Inventory) {
       if (!workers.has(PLACE)) await assertPlaceLimit(context);
       if (!closed) ensure(PLACE, 1);
-      const fresh = nodes.filter(({ name }) => !workers.has(nodeQueue(name)));
-      await Promise.all(fresh.map(({ name }) => assertNodeLimits(context, name)));
-      for (const { name } of closed ? [] : fresh) {
+      // Nodes that have left the cluster stay served, also after a restart: what waits in their queues must end too.
+      if (nodes.length > 0) await context.redis.sadd(context.keys.nodes, ...nodes.map(({ name }) => name));
+      const names = (await context.redis.smembers(context.keys.nodes)).map((name) => NodeName.parse(name));
+      const fresh = names.filter((name) => !workers.has(nodeQueue(name)));
+      await Promise.all(fresh.map((name) => assertNodeLimits(context, name)));
+      for (const name of closed ? [] : fresh) {
         ensure(nodeQueue(name), config.FLEET_NODE_SLOTS);
         ensure(execQueue(name), config.FLEET_EXEC_SLOTS);
       }
-      // Queues of a node that has left the cluster stay served: what waits there must end too.
     },
     async close() {
       closed = true;

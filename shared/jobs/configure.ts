@@ -10,7 +10,16 @@ export const configure = defineJob({
   }),
   output: z.object({
     /** What the container has now. */
-    applied: z.object(resources),
+    applied: z.object({
+      cores: z.number().optional(),
+      cpulimit: z.number().optional(),
+      cpuunits: z.number().optional(),
+      memoryMib: z.number().optional(),
+      swapMib: z.number().optional(),
+      /** Templates may have disks of a fraction of a GiB. */
+      diskGib: z.number().optional(),
+      onboot: z.boolean().optional(),
+    }),
     /** PVE keys that take effect at the next start. */
     pendingUntilReboot: z.array(z.string()),
   }),

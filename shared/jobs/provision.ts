@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { NodeName, OperationId, SandboxId, SnapshotId, Vmid } from "../ids.ts";
+import { NodeName, OperationId, SandboxId, SnapshotId, TeamId, Vmid } from "../ids.ts";
 import { defineJob } from "./define-job.ts";
 import {
   Command,
@@ -71,6 +71,8 @@ export const ProvisionInput = z
       .array(z.string().regex(/^[a-z0-9_][a-z0-9_+.-]{0,62}$/, "lower-case letters, digits, '_', '+', '.' or '-'"))
       .max(16)
       .default([]),
+    /** Whom the sandbox counts for; a client that was made for one team may only name that one. */
+    team: TeamId.optional(),
     metadata: Metadata.default({}),
     /** For `setup` and every later exec; sealed. */
     env: Env.optional(),
@@ -92,14 +94,25 @@ export const ProvisionInput = z
     path: ["storage"],
     error: 'a linked clone stays on its template\'s storage; ask for clone: "full" to choose one',
   })
+  .refine((input) => input.bwlimitKib === undefined || input.clone !== "linked" || input.sourceSnapshot !== undefined, {
+    path: ["bwlimitKib"],
+    error: 'a linked clone copies nothing that could be limited; ask for clone: "full"',
+  })
   .refine((input) => input.waitFor === "execd" || input.setup.length === 0, {
     path: ["setup"],
     error: 'setup commands need the exec daemon; leave waitFor at "execd"',
   })
-  .refine((input) => !(input.network?.gateway && (input.network.ip === undefined || input.network.ip === "dhcp")), {
-    path: ["network", "gateway"],
-    error: "a gateway needs a fixed address in network.ip (dhcp brings its own)",
-  });
+  .refine(
+    (input) =>
+      !(
+        input.network?.gateway &&
+        (input.network.ip === undefined || input.network.ip === "dhcp" || input.network.ip === "manual")
+      ),
+    {
+      path: ["network", "gateway"],
+      error: "a gateway needs a fixed address in network.ip (dhcp brings its own)",
+    },
+  );
 export type ProvisionInput = z.infer<typeof ProvisionInput>;
 
 /**

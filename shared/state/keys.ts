@@ -11,6 +11,8 @@ export interface Keys {
   readonly addresses: string;
   readonly expiries: string;
   readonly inventory: string;
+  /** Names of all nodes that ever had queues. */
+  readonly nodes: string;
   /** Pub/sub channel that wakes whoever waits for a slot, a cancel or a place. */
   readonly wake: string;
   operation(id: string): string;
@@ -41,6 +43,7 @@ export function createKeys(prefix: string): Keys {
     addresses: key("addresses"),
     expiries: key("expiries"),
     inventory: key("inventory"),
+    nodes: key("nodes"),
     wake: key("wake"),
     operation: (id) => key("op", id),
     sandbox: (id) => key("sbx", id),

@@ -74,6 +74,13 @@ redis.call('PUBLISH', channel, 'free '..name)
 return 1
 `);
 
+/** The place in line only: a slot that the operation holds already stays. */
+const LEAVE_LINE = defineScript(`
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('HDEL', KEYS[3], ARGV[1])
+redis.call('PUBLISH', ARGV[2], 'free '..ARGV[3])
+`);
+
 /** Never brings a slot back that was given up meanwhile. */
 const RENEW = defineScript(`
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
@@ -90,6 +97,8 @@ export interface Slots {
   take(name: string, limit: number, holder: SlotHolder): Promise<boolean>;
   /** Gives up a slot or the place in line, and wakes who waits. An older run changes nothing. */
   release(name: string, holder: SlotHolder): Promise<void>;
+  /** Gives up the place in line, so that those behind need not wait for it to time out. */
+  leaveLine(name: string, id: OperationId): Promise<void>;
   /** For the clockwork, about operations that have ended. */
   reap(name: string, id: OperationId): Promise<void>;
   renew(names: readonly string[], id: OperationId): Promise<void>;
@@ -120,6 +129,9 @@ export function createSlots(redis: RedisConnection, keys: Keys, now: () => numbe
       return taken === 1;
     },
     release: (name, { id, fence }) => release(name, id, fence),
+    async leaveLine(name, id) {
+      await runScript(redis, LEAVE_LINE, keysOf(name, id), [id, keys.wake, name]);
+    },
     reap: (name, id) => release(name, id, ""),
     async renew(names, id) {
       await Promise.all(names.map((name) => runScript(redis, RENEW, [keys.slot(name)], [id, now()])));

@@ -65,7 +65,7 @@ async function main(): Promise<number> {
       });
       process.stdout.write(values.json ? `${toJson(tour, world)}\n` : `\n${toTable(tour)}\n`);
       if (!values.once) await stay(world, stop.signal);
-      return tour.rows.every(({ fetched }) => fetched === 200) ? 0 : 1;
+      return worked(tour, values.keep) ? 0 : 1;
     } finally {
       await destroyRest(world.fleet, log);
       watch.abort();
@@ -78,6 +78,9 @@ async function main(): Promise<number> {
     return stop.signal.aborted ? 130 : 1;
   }
 }
+
+const worked = ({ rows, destroyed }: Tour, kept: boolean) =>
+  rows.every(({ fetched }) => fetched === 200) && (kept || destroyed === rows.length);
 
 /** Live progress: every state change of a sandbox, as the fleet's own events tell it. */
 async function narrate(fleet: Fleet, log: (line: string) => void, signal: AbortSignal): Promise<void> {

@@ -41,7 +41,12 @@ export async function assertNodeLimits({ config, queues }: WorkerContext, node: 
   await queues.get(execQueue(node)).setGlobalConcurrency(config.FLEET_EXEC_SLOTS);
 }
 
-export async function startClockwork(context: WorkerContext, inventory: LiveInventory): Promise<AsyncDisposable> {
+/** `works` false: only the inventory is followed, as a process without the role `worker` does. */
+export async function startClockwork(
+  context: WorkerContext,
+  inventory: LiveInventory,
+  { works }: { works: boolean },
+): Promise<AsyncDisposable> {
   const { config, redis, keys, log } = context;
   const stop = new AbortController();
   const queue = new Queue(CONTROL, {
@@ -55,7 +60,7 @@ export async function startClockwork(context: WorkerContext, inventory: LiveInve
     for (const [name, { everyMs }] of Object.entries(TASKS))
       await queue.upsertJobScheduler(name, { every: everyMs }, { name });
   };
-  await schedule();
+  if (works) await schedule();
   const worker = new Worker(
     CONTROL,
     async (job) => {
@@ -67,6 +72,7 @@ export async function startClockwork(context: WorkerContext, inventory: LiveInve
     {
       connection: redis,
       prefix: config.FLEET_PREFIX,
+      autorun: works,
       concurrency: Object.keys(TASKS).length,
       drainDelay: 1,
       stalledInterval: 5_000,
@@ -78,7 +84,7 @@ export async function startClockwork(context: WorkerContext, inventory: LiveInve
   let looking: Promise<void> = Promise.resolve();
   const look = async () => {
     await inventory.update(INVENTORY_MS, AbortSignal.any([stop.signal, AbortSignal.timeout(30_000)]));
-    if ((await queue.getJobSchedulersCount()) < Object.keys(TASKS).length) await schedule();
+    if (works && (await queue.getJobSchedulersCount()) < Object.keys(TASKS).length) await schedule();
   };
   const timer = setInterval(() => {
     looking = looking.then(look).catch((error: unknown) => {

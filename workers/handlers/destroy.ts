@@ -1,3 +1,4 @@
+import { FleetError } from "../../shared/errors.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import { containerOf, placeOf } from "../sandbox/look.ts";
 import { destroyContainer, releaseCommands } from "../sandbox/release.ts";
@@ -22,7 +23,14 @@ export const destroy: Handler<"destroy"> = {
   /** It could not be destroyed: the record says again what the container is. */
   async undo(run) {
     if (run.operation.step === undefined || !placeOf(run.sandbox)) return { undone: [] };
-    const { status } = await containerOf(run).lxc.status(run.undoing());
-    return { undone: [], write: { sandbox: { state: status } } };
+    try {
+      const { status } = await containerOf(run).lxc.status(run.undoing());
+      return { undone: [], write: { sandbox: { state: status } } };
+    } catch (error) {
+      // Not there, though the cluster has the VMID: moved to another node by hand.
+      if (error instanceof FleetError && error.code === "container_missing")
+        return { undone: [], write: { sandbox: { state: "quarantined" } } };
+      throw error;
+    }
   },
 };

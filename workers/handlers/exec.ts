@@ -33,7 +33,9 @@ export function stayWithNode(run: Run): void {
   if (isGone(state) || state === "destroying")
     throw new FleetError("sandbox_gone", `sandbox ${id} has ended`, { facts: { sandbox: id } });
   if (state !== "running" || node === undefined) {
-    throw new FleetError("not_running", `sandbox ${id} is ${state}; start it first`, { facts: { sandbox: id, state } });
+    throw new FleetError("not_running", `sandbox ${id} is ${state}${state === "stopped" ? "; start it first" : ""}`, {
+      facts: { sandbox: id, state },
+    });
   }
   if (run.operation.queue !== execQueue(node)) throw new Reroute(execQueue(node));
 }

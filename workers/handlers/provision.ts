@@ -23,7 +23,7 @@ export const provision: Handler<"provision"> = {
     if (run.sandbox.node === undefined || run.operation.queue === "place") return place(run);
     const token = run.input.waitFor === "execd" ? await execToken(run) : null;
     if (isBefore(run, "readying")) await build(run, token);
-    const address = await awaitReady(run, token);
+    const address = await ready(run, token);
     if (run.input.setup.length > 0) await runSetup(run, { address, token: token ?? "" });
     return finish(run, address);
   },
@@ -56,12 +56,44 @@ async function build(run: Run<"provision">, token: string | null): Promise<void>
   const node = run.sandbox.node ?? "";
   await run.withSlot(slotOf.node(node), run.context.config.FLEET_NODE_SLOTS, async () => {
     const config = isBefore(run, "configuring") ? await cloneContainer(run, token) : null;
-    if (isBefore(run, "starting")) await configureClone(run, token, config);
-    await startContainer(run, { state: "starting" });
+    try {
+      if (isBefore(run, "starting")) await configureClone(run, token, config);
+      await startContainer(run, { state: "starting" });
+    } catch (error) {
+      throw await vanished(run, error);
+    }
     await run.write({ sandbox: { state: "readying" } });
   });
   // Setup may take minutes and only talks to the container: it must not keep a place in the node's queue.
   if (run.input.setup.length > 0) throw new Reroute(execQueue(node));
+}
+
+/** A container that somebody removed while it was made is made again, by the next attempt. */
+async function vanished(run: Run<"provision">, error: unknown): Promise<unknown> {
+  if (!(error instanceof FleetError) || (error.code !== "container_missing" && error.code !== "sandbox_gone"))
+    return error;
+  await run.begin("vanished", { sandbox: { state: "placing" } });
+  return new FleetError("container_missing", "the container was removed while it was being made", {
+    cause: error,
+    facts: error.facts,
+  });
+}
+
+/** A container that answers at once is waited for here; a slow one must not keep a place in the node's queue. */
+const SHORT_PATIENCE_MS = 5_000;
+
+async function ready(run: Run<"provision">, token: string | null): Promise<string> {
+  const slowQueue = execQueue(run.sandbox.node ?? "");
+  const isShort = run.operation.queue !== slowQueue;
+  try {
+    return await (isShort ? awaitReady(run, token, SHORT_PATIENCE_MS) : awaitReady(run, token));
+  } catch (error) {
+    if (!(error instanceof FleetError)) throw error;
+    if (isShort && (error.code === "no_address" || error.code === "not_ready")) throw new Reroute(slowQueue);
+    // Stopped again: the next attempt starts it anew.
+    if (error.code === "start_failed") await run.write({ sandbox: { state: "configuring" } });
+    throw error;
+  }
 }
 
 /** Made once a sandbox and never shared; sealed beside the environment that the caller gave. */

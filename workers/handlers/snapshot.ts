@@ -44,8 +44,11 @@ export const snapshot: Handler<"snapshot"> = {
     const { place, lxc } = containerOf(run);
     try {
       if ((await findOwn(run, lxc, call)) === null) return { undone: [] };
-      const upid = await lxc.deleteSnapshot(nameOf(run), {}, call);
-      await run.context.tasks.wait(upid, { signal: call.signal, kind: "delete_snapshot" });
+      const remove = async () => {
+        const upid = await lxc.deleteSnapshot(nameOf(run), {}, call);
+        await run.context.tasks.wait(upid, { signal: call.signal, kind: "delete_snapshot" });
+      };
+      await run.withSlot(slotOf.node(place.node), run.context.config.FLEET_NODE_SLOTS, remove, call);
       return { undone: ["snapshot"] };
     } catch (error) {
       if (error instanceof FleetError && ["container_missing", "snapshot_not_found"].includes(error.code))
@@ -54,6 +57,9 @@ export const snapshot: Handler<"snapshot"> = {
     }
   },
 };
+
+/** A snapshot takes a fraction of a second; one that PVE still works on after this is stuck. */
+const SNAPSTATE_PATIENCE_MS = 30_000;
 
 const nameOf = (run: Run<"snapshot">) => run.input.name ?? `s-${run.id.slice(3)}`;
 
@@ -77,7 +83,17 @@ async function findOwn(run: Run<"snapshot">, lxc: LxcApi, call: Call): Promise<S
     description?.startsWith(`${run.id} `) === true;
   let one = (await lxc.snapshots(call)).find(isOwn);
   // `snapstate` is there while PVE works on it.
-  while (one?.["snapstate"] !== undefined) {
+  for (const patience = performance.now() + SNAPSTATE_PATIENCE_MS; one?.["snapstate"] !== undefined; ) {
+    if (performance.now() > patience) {
+      const { place } = containerOf(run);
+      throw new FleetError(
+        "container_locked",
+        `a snapshot of container ${place.vmid} on ${place.node} is stuck; pct unlock ${place.vmid} there clears it`,
+        {
+          facts: { ...place },
+        },
+      );
+    }
     await run.pause(250, call);
     one = (await lxc.snapshots(call)).find(isOwn);
   }

@@ -42,7 +42,9 @@ export function whyUnusable({ node, storage }: Site): string | null {
 /** Why a site has no room now; null when it has. */
 export function whyNoRoom({ node, storage, demand }: Site, load: NodeLoad, limits: Overcommit): string | null {
   const memoryBytes = (load.reservedMemoryMib + demand.memoryMib) * MIB + node.foreignMemoryBytes;
-  if (memoryBytes > node.memoryBytes * limits.memoryOvercommit) return `no memory left for ${demand.memoryMib} MiB`;
+  // 0: a token without the right to see it; PVE itself decides then.
+  if (node.memoryBytes > 0 && memoryBytes > node.memoryBytes * limits.memoryOvercommit)
+    return `no memory left for ${demand.memoryMib} MiB`;
   const target = storageOf(node, storage);
   if (!target) return null;
   if ((load.reservedDiskGib + demand.diskGib) * GIB > target.totalBytes * limits.diskOvercommit)

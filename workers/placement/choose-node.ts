@@ -68,6 +68,7 @@ export function chooseNode(
   const sources = findSources(request, inventory, limits);
   assertKnown(input, inventory);
   const places = placesOf(input, inventory, sources);
+  assertInReach(input, places, sources);
   assertFitsSomewhere(places, limits);
 
   const refusals: string[] = [];
@@ -120,6 +121,23 @@ function placesOf(input: ProvisionInput, inventory: Inventory, sources: readonly
     });
 }
 
+/** A node that has no source, or whose nodes with a source lack the storage, will not get them by waiting. */
+function assertInReach(input: ProvisionInput, places: readonly Place[], sources: readonly Source[]): void {
+  if (places.length === 0) {
+    const having = [...new Set(sources.map(({ node }) => node))].join(", ");
+    throw new FleetError(
+      "invalid_input",
+      `node: ${input.node ?? "none"} has no source of ${input.template}; nodes that have one are ${having}`,
+      { facts: { fields: ["node"] } },
+    );
+  }
+  const { storage } = input;
+  if (storage === undefined || places.some(({ node }) => node.storages.some(({ name }) => name === storage))) return;
+  throw new FleetError("storage_not_found", `no node with a source of ${input.template} has storage ${storage}`, {
+    facts: { storage },
+  });
+}
+
 /** Whether nobody could be placed. A node without template and sandbox, such as one that is there for the quorum, is no place. */
 function isEveryNodeBusy(inventory: Inventory, loads: ReadonlyMap<string, NodeLoad>, limits: PlacementLimits): boolean {
   const takers = inventory.nodes.filter(
@@ -152,7 +170,16 @@ function assertKnown(input: ProvisionInput, inventory: Inventory): void {
 /** Where the container comes from. */
 export type Source = Pick<
   Replica,
-  "vmid" | "node" | "storage" | "shared" | "unprivileged" | "hookscript" | "diskBytes" | "memoryMib" | "online"
+  | "vmid"
+  | "node"
+  | "storage"
+  | "shared"
+  | "unprivileged"
+  | "hookscript"
+  | "diskBytes"
+  | "memoryMib"
+  | "online"
+  | "locked"
 > & {
   linkable: boolean;
 };
@@ -213,6 +240,7 @@ function sourceOfSnapshot(snapshot: SnapshotRecord, inventory: Inventory): Sourc
     diskBytes: 0,
     memoryMib: 512,
     online: inventory.nodes.some(({ name, online }) => name === snapshot.node && online),
+    locked: false,
     linkable: false,
   };
 }

@@ -127,8 +127,8 @@ function unauthorized(text: string, facts: ErrorFacts): FleetError {
 
 /** 595 to 599 are AnyEvent::HTTP's own: the host that we asked could not get an answer from the node's daemon. */
 function fromProxy(failure: PveFailure, text: string, facts: ErrorFacts): FleetError {
-  const neverSent = failure.status === 595 && /^(?:No route to host|Connection refused)$/i.test(text);
-  if (failure.method === "GET" || neverSent) {
+  // 595 should mean that the node was never reached; a change is not trusted to that, since looking costs little.
+  if (failure.method === "GET") {
     return new FleetError("node_unreachable", `${failure.node ?? "the node"} can't be reached: ${text}`, { facts });
   }
   return new FleetError("outcome_unknown", `no answer to a change, which may still be made: ${text}`, { facts });

@@ -102,7 +102,11 @@ async function conclude(run: Run, handler: Handler<JobName>, carrier: Carrier): 
     } catch (thrown) {
       if (thrown instanceof Reroute) return reroute(run, thrown);
       if (thrown instanceof NotYet) return waitAgain(thrown, carrier);
-      const done = await fail(run, handler, carrier, thrown);
+      const done = await fail(run, handler, carrier, thrown).catch((problem: unknown) => {
+        // An undo that a shutdown cut short: another worker goes on with it.
+        if (problem instanceof FleetError && problem.code === "shutting_down") return yieldJob(problem, carrier);
+        throw problem;
+      });
       if (done) return done;
     }
   }
@@ -210,7 +214,7 @@ async function undo(run: Run, handler: Handler<JobName>): Promise<{ write?: Writ
       };
     } catch (thrown) {
       const problem = toFleetError(thrown);
-      if (problem.code === "lock_lost") throw problem;
+      if (problem.code === "lock_lost" || problem.code === "shutting_down") throw problem;
       run.log.warn({ code: problem.code, facts: problem.facts, err: problem.cause }, "could not undo yet");
       const patience = STUCK.has(problem.code) ? UNDO_PATIENCE_MS.stuck : UNDO_PATIENCE_MS.weather;
       if (performance.now() - begun > patience) return quarantine(run, problem);
@@ -220,12 +224,20 @@ async function undo(run: Run, handler: Handler<JobName>): Promise<{ write?: Writ
 }
 
 /** VMID and reservation stay taken: the container is still there. */
-function quarantine(run: Run, problem: FleetError): { write: Write; facts: ErrorFacts } {
-  const { node, vmid } = run.sandbox;
+function quarantine(run: Run, problem: FleetError): { write?: Write; facts: ErrorFacts } {
+  if (run.kind !== "provision" && run.kind !== "destroy") return { facts: { undoFailed: problem.code } };
+  const node = problem.facts["node"] ?? run.sandbox.node;
+  const vmid = problem.facts["vmid"] ?? run.sandbox.vmid;
   run.log.error({ code: "quarantined", node, vmid, problem: problem.code }, "only a human can clear this container");
   return {
     write: { sandbox: { state: "quarantined" } },
-    facts: { quarantined: true, node: node ?? null, vmid: vmid ?? null, problem: problem.code },
+    facts: {
+      quarantined: true,
+      node: node ?? null,
+      vmid: vmid ?? null,
+      problem: problem.code,
+      wayOut: `clear container ${vmid} on ${node} by hand (pct unlock ${vmid}), then destroy sandbox ${run.sandbox.id}`,
+    },
   };
 }
 
@@ -241,7 +253,7 @@ async function replace(run: Run, handler: Handler<JobName>, carrier: Carrier, er
   return reroute(
     run,
     new Reroute(PLACE, {
-      operation: { ...again, step: null, waitingFor: error.message },
+      operation: { ...again, status: "queued", startedAt: null, step: null, waitingFor: error.message },
       sandbox: {
         state: "placing",
         node: null,

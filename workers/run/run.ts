@@ -64,7 +64,7 @@ export interface Run<N extends JobName = JobName> extends AsyncDisposable {
   holdsSlots(): Promise<boolean>;
   /** Waits; an abort ends it early, and throws. */
   pause(ms: number, call?: Call): Promise<void>;
-  /** A call for undoing, which cancel and time-out must not stop; a lost lock does. */
+  /** A call for undoing, which cancel and time-out must not stop; a lost lock and a shutdown do. */
   undoing(): Call;
   abort(error: FleetError): void;
   /** Timings so far, those of earlier runs included. */
@@ -85,6 +85,7 @@ export function startRun<N extends JobName>(
   let deadline = claim.claimedAt + LOCK_MS - MARGIN_MS;
   const stop = new AbortController(); // cancel, time-out, lost lock, shutdown
   const lost = new AbortController(); // lost lock only
+  const leave = new AbortController(); // lost lock, shutdown
   const holding = new Set<string>();
   const timings: Record<string, number> = { ...operation.timings };
   const log = context.log.child({ operation: id, kind: claim.kind, sandbox: sandbox.id });
@@ -95,11 +96,13 @@ export function startRun<N extends JobName>(
     if (lost.signal.aborted) return;
     const error = lockLost(why);
     lost.abort(error);
+    leave.abort(error);
     stop.abort(error);
   };
   // A destroy that has begun goes on to its end: half a destroyed container is of no use to anybody.
   const abort = (error: FleetError) => {
     if (claim.kind === "destroy" && operation.step !== undefined && error.code === "canceled") return;
+    if (error.code === "shutting_down") leave.abort(error);
     stop.abort(error);
   };
   const checkLock = () => {
@@ -148,7 +151,7 @@ export function startRun<N extends JobName>(
         await context.wake.next(["free", "ended"], { timeoutMs: SLOT_POLL_MS, signal });
       }
     } catch (error) {
-      await slots.release(name, holder); // the place in line; those behind must not wait for it to time out
+      await slots.leaveLine(name, id);
       throw error;
     }
   };
@@ -239,7 +242,13 @@ export function startRun<N extends JobName>(
     async pause(ms, { signal } = call) {
       await delay(ms, undefined, { signal }).catch(() => signal.throwIfAborted());
     },
-    undoing: () => ({ signal: lost.signal, guard: checkLock }),
+    undoing: () => ({
+      signal: leave.signal,
+      guard: () => {
+        checkLock();
+        leave.signal.throwIfAborted();
+      },
+    }),
     abort,
     async [Symbol.asyncDispose]() {
       clearInterval(beats);

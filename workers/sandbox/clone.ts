@@ -7,15 +7,13 @@ import { hostLabel } from "../../shared/urls.ts";
 import { canCloneTo, findSources, isLinked, type Source, withDefaults } from "../placement/choose-node.ts";
 import type { CloneParams, LxcConfig } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
-import { lookAt, lookUntilClear, type Place } from "./look.ts";
+import { CLONE, lookAt, lookUntilClear, mayHaveCloned, type Place } from "./look.ts";
 import { destroyContainer } from "./release.ts";
 import { formatDescription } from "./stamp.ts";
 import { runTask } from "./task.ts";
 
 /** A lock whose task we can't see is given this long. */
 const LOCK_PATIENCE_MS = 30_000;
-/** Somebody else's container in the making is told from ours within this. */
-const STRANGER_PATIENCE_MS = 3_000;
 
 /**
  * Makes the sandbox's container, or adopts the one that an earlier run made. Returns its config where it was read in
@@ -27,7 +25,7 @@ export async function cloneContainer(run: Run<"provision">, token: string | null
   while (true) {
     const vmid = run.sandbox.vmid ?? (await run.leaseVmid());
     const place = { node, vmid };
-    if (run.operation.step?.name === "clone" && run.operation.step.open === true) {
+    if (mayHaveCloned(run)) {
       const { is } = await adopt(run, place);
       if (is === "ours" && (await isWhole(run, place))) {
         // An earlier run may have kept the slots of the clone; the container is there, so they are free.
@@ -36,18 +34,29 @@ export async function cloneContainer(run: Run<"provision">, token: string | null
       }
     }
     try {
-      return await cloneFrom(run, place, token);
+      const config = await cloneFrom(run, place, token);
+      if (run.operation.claims > 1 || run.operation.attempts > 0)
+        await run.releaseSlots((name) => name === slotOf.node(node));
+      return config;
     } catch (error) {
-      if (!(error instanceof FleetError) || error.code !== "vmid_taken") throw error;
-      const { is } = await lookUntilClear(run, place, { call: run.call, patienceMs: STRANGER_PATIENCE_MS });
-      const ours = is === "ours";
-      if (ours && (await isWhole(run, place))) return null; // an earlier request of ours, executed late
-      if (ours) continue;
+      if (mayHaveCloned(run)) {
+        // An earlier request of ours may be what took the VMID; the next round looks.
+        if (error instanceof FleetError && error.code === "vmid_taken") continue;
+        throw error;
+      }
+      await run.write({ sandbox: { state: "placing" } }); // refused: nothing of ours can be there
+      if (!(error instanceof FleetError) || error.code !== "vmid_taken") throw refusedAt(error, node);
     }
     run.log.info({ vmid }, "VMID is taken by somebody else; leasing the next");
     await run.leaseVmid();
     await run.begin("lease");
   }
+}
+
+/** A node that can't be reached before anything was made on it is no reason to wait for that node. */
+function refusedAt(error: unknown, node: NodeName): unknown {
+  if (!(error instanceof FleetError) || error.code !== "node_unreachable") return error;
+  return new FleetError("node_unavailable", `node ${node} can't be reached`, { cause: error, facts: { node } });
 }
 
 const inputOf = (run: Run<"provision">) => withDefaults(run.input, run.context.config);
@@ -61,7 +70,7 @@ async function snapshotOf(run: Run<"provision">) {
 async function adopt(run: Run<"provision">, place: Place) {
   if (run.operation.step?.upid !== undefined) {
     const start = () => Promise.reject(new Error("a recorded task is not started again"));
-    await runTask(run, { step: "clone", kind: "clone", start }).catch((error: unknown) => {
+    await runTask(run, { step: CLONE, kind: "clone", start }).catch((error: unknown) => {
       if (!(error instanceof FleetError) || !["task_lost", "task_failed"].includes(error.code)) throw error;
     });
   }
@@ -96,7 +105,7 @@ async function cloneFrom(run: Run<"provision">, place: Place, token: string | nu
   };
   const request = () =>
     runTask(run, {
-      step: "clone",
+      step: CLONE,
       kind: full ? "full_clone" : "linked_clone",
       write: { sandbox: { state: "cloning", hostname: params.hostname ?? null } },
       start: () => run.context.pve.lxc(source.node, source.vmid).clone(params, run.writing),
@@ -124,7 +133,7 @@ async function sourcesFor(run: Run<"provision">, nodeName: NodeName): Promise<So
   });
 }
 
-/** The replica whose clone slot is free, else the one with the shortest line. */
+/** The replica whose clone slot is free, else the one with the shortest line; one that is locked or refused us comes last. */
 async function pickSource(run: Run<"provision">, sources: readonly Source[]): Promise<Source> {
   const { slots, redis, keys } = run.context;
   const [only, ...others] = sources;
@@ -138,9 +147,10 @@ async function pickSource(run: Run<"provision">, sources: readonly Source[]): Pr
     .map((source, at) => ({
       source,
       line: (taken[at] ?? 0) + (waiting[at] ?? 0),
-      away: source.node === run.sandbox.node ? 0 : 1,
+      away: Number(source.node !== run.sandbox.node),
+      shy: Number(source.locked || source.vmid === run.operation.lastError?.facts["source"]),
     }))
-    .sort((a, b) => a.line - b.line || a.away - b.away);
+    .sort((a, b) => a.shy - b.shy || a.line - b.line || a.away - b.away);
   const [first] = ranked;
   if (!first) throw new FleetError("node_unavailable", "there is no source to clone from");
   return first.source;

@@ -1,5 +1,6 @@
 /** Bringing a fresh clone to what was asked for: one PUT where something differs, none where nothing does. */
 
+import { randomBytes } from "node:crypto";
 import type { z } from "zod";
 import type { WorkerConfig } from "../../shared/config.ts";
 import { FleetError } from "../../shared/errors.ts";
@@ -40,7 +41,9 @@ export async function configureClone(
   const needsDisks = diskGib !== undefined || mountPoints.length > 0;
   const config = early === null || needsDisks ? (await ownContainer(run)).config : early;
   const leasedIp = needsLease(run) ? await run.leaseAddress(rangeOf(run.context.config)) : undefined;
-  const net = desiredNet(config.net0, run.input.network ?? {}, run.context.config, leasedIp);
+  const wanted = desiredNet(config.net0, run.input.network ?? {}, run.context.config, leasedIp);
+  // PVE makes up a MAC address where none is given, but we must know it to tell the container's own addresses.
+  const net = wanted && { ...wanted, hwaddr: wanted.hwaddr ?? randomMac() };
   const envToken = token !== null && hasConfigEnv(run.context.inventory.current().version) ? token : null;
   const params = changedParams(config, {
     ...desiredConfig(run.input, config),
@@ -63,6 +66,13 @@ function needsLease(run: Run<"provision">): boolean {
   const asked = run.input.network?.ip;
   return asked === "lease" || (asked === undefined && run.context.config.PVE_IP_RANGE !== undefined);
 }
+
+/** In the range that PVE itself uses (Proxmox' OUI). */
+const randomMac = () =>
+  `BC:24:11:${randomBytes(3)
+    .toString("hex")
+    .toUpperCase()
+    .replace(/..(?=.)/g, "$&:")}`;
 
 /** Throws `not_configured` without PVE_IP_RANGE. */
 function rangeOf({ PVE_IP_RANGE: range }: Pick<WorkerConfig, "PVE_IP_RANGE">): AddressRange {
@@ -121,6 +131,8 @@ export function desiredConfig(input: ProvisionInput, config: LxcConfig): Params 
     ...(down === undefined ? {} : { down }),
   };
   return {
+    // A template is often protected; its clones must not be, or nothing could ever destroy them.
+    protection: false,
     cores: input.cores,
     cpulimit: input.cpulimit,
     cpuunits: input.cpuunits,

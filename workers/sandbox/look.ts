@@ -5,6 +5,10 @@ import type { SandboxRecord } from "../../shared/state/records.ts";
 import type { Call, LxcApi, LxcConfig } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import { parseStamp } from "./stamp.ts";
+import { failedStep } from "./task.ts";
+
+/** Name of the step that makes a container. */
+export const CLONE = "clone";
 
 export type Sight =
   | { is: "missing" }
@@ -28,9 +32,11 @@ export async function lookAt(run: Run, place: Place, call: Call): Promise<Sight>
     return stamp === null && config.lock === "create" ? { is: "unclear" } : { is: "foreign", config };
   } catch (error) {
     if (!(error instanceof FleetError)) throw error;
-    if (error.code === "container_missing") return { is: "missing" };
-    // A token that is limited to our pool hears 403 of what is not there, and of a clone that is not in the pool yet.
-    if (error.code === "forbidden") return { is: (await pve.isFree(place.vmid, call)) ? "missing" : "unclear" };
+    // Not here is not gone: it may have been migrated. And a token that is limited to our pool hears 403 both of what is
+    // not there and of a clone that is not in the pool yet. The cluster knows whether the VMID is taken.
+    if (error.code === "container_missing" || error.code === "forbidden") {
+      return { is: (await pve.isFree(place.vmid, call)) ? "missing" : "unclear" };
+    }
     throw error;
   }
 }
@@ -53,6 +59,7 @@ export async function lookUntilClear(
 ): Promise<{ is: "ours" | "foreign" | "missing"; place: Place }> {
   const source = run.operation.step?.node;
   const places = source === undefined || source === place.node ? [place] : [place, { node: source, vmid: place.vmid }];
+  const asked = mayBeOurs(run);
   const patience = performance.now() + patienceMs;
   while (true) {
     const sights = await Promise.all(places.map(async (one) => ({ place: one, sight: await lookAt(run, one, call) })));
@@ -60,8 +67,16 @@ export async function lookUntilClear(
     const impatient = performance.now() > patience;
     if (!found) {
       if (Date.now() >= believeMissingAt) return { is: "missing", place };
-    } else if (found.sight.is === "foreign" || (found.sight.is === "unclear" && impatient)) {
+    } else if (found.sight.is === "foreign" || (found.sight.is === "unclear" && impatient && !asked)) {
       return { is: "foreign", place: found.place };
+    } else if (found.sight.is === "unclear" && impatient) {
+      throw new FleetError(
+        "container_locked",
+        `whose container ${place.vmid} on ${found.place.node} is can't be told yet`,
+        {
+          facts: { ...found.place },
+        },
+      );
     } else if (found.sight.is === "ours") {
       const { lock } = found.sight.config;
       if (lock === undefined) return { is: "ours", place: found.place };
@@ -97,6 +112,20 @@ export function containerOf(run: Run): { place: Place; lxc: LxcApi } {
       facts: { sandbox: run.sandbox.id },
     });
   return { place, lxc: run.context.pve.lxc(place.node, place.vmid) };
+}
+
+/**
+ * Whether what stands at the sandbox's VMID is ours until the contrary is seen: a clone joins our pool only at its end,
+ * so that a limited token can't read it before. Not so while no clone of ours can be there.
+ */
+function mayBeOurs(run: Run): boolean {
+  const { state } = run.sandbox;
+  return run.kind !== "provision" || (state !== "placing" && state !== "cloning") || mayHaveCloned(run);
+}
+
+/** Whether a clone was asked for of which something may be there: neither refused nor done with. */
+export function mayHaveCloned({ operation: { step } }: Run): boolean {
+  return (step?.name === CLONE && step.open === true) || step?.name === failedStep(CLONE);
 }
 
 /** A container that must be there and ours before it is changed. Throws `sandbox_gone`. */

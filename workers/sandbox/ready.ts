@@ -7,16 +7,16 @@ import { containerOf } from "./look.ts";
 /** First and last pause between two looks, in ms; it doubles in between. */
 const PAUSE = { first: 20, last: 1_000 };
 /** How long a container may take from its start to an answer. */
-const PATIENCE_MS = 90_000;
+const READY_PATIENCE_MS = 90_000;
 
 /**
  * Returns the address. `token` null: only the address is waited for.
- * Throws `start_failed` when it stopped again, `no_address`, `execd_unreachable` when patience ends,
+ * Throws `start_failed` when it stopped again, `no_address` or `not_ready` when patience ends,
  * `execd_unprotected` at once when the daemon takes anybody.
  */
-export async function awaitReady(run: Run, token: string | null): Promise<string> {
+export async function awaitReady(run: Run, token: string | null, patienceMs = READY_PATIENCE_MS): Promise<string> {
   return run.timed("ready", async () => {
-    const patience = performance.now() + PATIENCE_MS;
+    const patience = performance.now() + patienceMs;
     let problem = new FleetError("no_address", "the container got no address inside SANDBOX_CIDRS on the MAC of net0");
     let pauseMs = PAUSE.first;
     while (performance.now() < patience) {
@@ -29,7 +29,7 @@ export async function awaitReady(run: Run, token: string | null): Promise<string
       await run.pause(pauseMs);
       pauseMs = Math.min(pauseMs * 2, PAUSE.last);
     }
-    throw problem.with({ sandbox: run.sandbox.id, waitedMs: PATIENCE_MS });
+    throw problem.with({ sandbox: run.sandbox.id, waitedMs: patienceMs });
   });
 }
 
@@ -48,9 +48,9 @@ async function probe(run: Run, address: string, token: string): Promise<FleetErr
         { facts: { sandbox: run.sandbox.id } },
       );
     case "wrong_token":
-      return new FleetError("execd_unauthorized", "the exec daemon has another token than the one handed in");
+      return new FleetError("not_ready", "the exec daemon has another token than the one handed in");
     case "down":
-      return new FleetError("execd_unreachable", "the exec daemon does not answer");
+      return new FleetError("not_ready", "the exec daemon did not answer in time");
   }
 }
 

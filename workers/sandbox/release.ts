@@ -3,7 +3,7 @@ import { FleetError } from "../../shared/errors.ts";
 import type { Command } from "../../shared/state/operations.ts";
 import type { Call } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
-import { lookUntilClear, placeOf } from "./look.ts";
+import { CLONE, lookUntilClear, placeOf } from "./look.ts";
 
 /** A container in the making, or locked by something we can't see, is given this long. */
 const PATIENCE_MS = 10_000;
@@ -16,9 +16,10 @@ const LATE_MS = 60_000;
  */
 export async function destroyContainer(run: Run, { call, writing }: { call: Call; writing: Call }): Promise<boolean> {
   const place = placeOf(run.sandbox);
-  if (!place) return false;
+  // `placing`: no clone was asked for, or each request was refused; the node need not even be there to tell.
+  if (!place || run.sandbox.state === "placing") return false;
   const { step } = run.operation;
-  const unknown = step?.name === "clone" && step.open === true && step.upid === undefined;
+  const unknown = step?.name === CLONE && step.open === true && step.upid === undefined;
   const found = await lookUntilClear(run, place, {
     call,
     patienceMs: PATIENCE_MS,

@@ -33,10 +33,12 @@ export async function runTask(run: Run, { step, kind, start, write, meanwhile, n
       await settle(run, step, Upid.parse(begun.upid));
       return run.close();
     }
+    // A refusal of this request says nothing of an earlier one whose fate is unknown: that may still be executed.
+    const wasUnknown = begun?.name === step && begun.open === true;
     await run.begin(step, { ...write, ...at, open: true });
     run.check();
     const upid = await start().catch(async (error: unknown) => {
-      if (wasRefused(error)) await run.begin(step);
+      if (wasRefused(error) && !wasUnknown) await run.begin(step);
       throw error;
     });
     // From here on PVE works. Recorded beside the wait: it costs the wait nothing, and a crash before it is found by looking.
@@ -79,6 +81,9 @@ const WAITING: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
 /** Whether an error of a wait is the task's own end; a task that PVE does not know any more has ended, too. */
 const hasEnded = (error: unknown): boolean => error instanceof FleetError && !WAITING.has(error.code);
 
+/** Name of a step whose task has failed: what it made may be left. */
+export const failedStep = (step: string): string => `${step} failed`;
+
 /** `kind` only for a task just started: the watcher learns from it, and asks for a found one at once. */
 async function settle(
   run: Run,
@@ -91,7 +96,7 @@ async function settle(
   } catch (error) {
     await fresh?.recorded;
     // It has ended, badly: the next attempt asks anew instead of waiting for it again.
-    if (hasEnded(error)) await run.begin(step);
+    if (hasEnded(error)) await run.begin(failedStep(step));
     throw error;
   }
 }

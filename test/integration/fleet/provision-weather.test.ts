@@ -25,8 +25,7 @@ const WEATHER: Record<string, { arm: (pve: Pve) => FaultHandle; meets: FleetErro
   },
   "clone executed, reply lost (595)": {
     arm: ({ faults }) => faults.request({ ...CLONE, kind: "lose-reply", as: 595 }),
-    // To PVE's proxy it was never sent; the next run looks all the same.
-    meets: "node_unreachable",
+    meets: "outcome_unknown",
   },
   "clone executed, connection cut": {
     arm: ({ faults }) => faults.request({ ...CLONE, kind: "lose-reply", as: "cut" }),
@@ -83,7 +82,8 @@ const WEATHER: Record<string, { arm: (pve: Pve) => FaultHandle; meets: FleetErro
     meets: "container_locked",
   },
   "a look answered with a page of HTML": {
-    arm: ({ faults }) => faults.request({ ...NEW_CONFIG, kind: "html" }),
+    // The first look is only taken early; it is taken again when it matters.
+    arm: ({ faults }) => faults.request({ ...NEW_CONFIG, kind: "html", times: 2 }),
     meets: "pve_bad_reply",
   },
   "a look cut once is sent again": {

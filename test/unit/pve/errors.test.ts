@@ -264,9 +264,9 @@ describe("answers of the proxying host", () => {
     ["GET", 595, "Connection refused", "node_unreachable"],
     ["GET", 596, "Connection timed out", "node_unreachable"],
     ["GET", 599, "Too many redirections", "node_unreachable"],
-    // Not executed: the connection was never made.
-    ["POST", 595, "No route to host", "node_unreachable"],
-    ["POST", 595, "Connection refused", "node_unreachable"],
+    // Should mean that the connection was never made; a change is not trusted to that.
+    ["POST", 595, "No route to host", "outcome_unknown"],
+    ["POST", 595, "Connection refused", "outcome_unknown"],
     ["POST", 595, "Connection timed out", "outcome_unknown"],
     // May run later.
     ["POST", 596, "Connection timed out", "outcome_unknown"],
