@@ -58,7 +58,7 @@ export function* planFaults({
   );
   if (kinds.size === 0) return;
   while (true) {
-    const afterMs = random.between(200, 1_600);
+    const afterMs = random.between(100, 1_200);
     const kind = random.weighted(weights) as FaultKind; // a key of WEIGHTS
     yield { afterMs, fault: planFault(kind, { random: random.fork(), workers, nodes }) };
   }
