@@ -198,6 +198,9 @@ const WorkerEnv = SharedEnv.extend({
   OPS_PORT: integer(0, 65_535).default(3000),
 });
 
+/** Names of all variables, as the README lists them. */
+export const VARIABLES = Object.keys(WorkerEnv.shape);
+
 export type SharedConfig = z.output<typeof SharedEnv>;
 export type WorkerConfig = z.output<typeof WorkerEnv> & { sandboxNetworks: BlockList };
 

@@ -1,5 +1,6 @@
+import { readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
-import { loadSharedConfig, loadWorkerConfig } from "../../../shared/config.ts";
+import { loadSharedConfig, loadWorkerConfig, VARIABLES } from "../../../shared/config.ts";
 import { FleetError } from "../../../shared/errors.ts";
 
 const KEY = "ab".repeat(32);
@@ -126,4 +127,11 @@ describe("single variables", () => {
     for (const cidr of ["10.0.0.0", "10.0.0.0/33", "fd00::/129", "lan/8"]) refused("SANDBOX_CIDRS", cidr);
     for (const prefix of ["fleet", "{}", "{a}{b}", "{a b}"]) refused("FLEET_PREFIX", prefix);
   });
+});
+
+test("the README lists every variable, and no other", () => {
+  const readme = readFileSync(new URL("../../../README.md", import.meta.url), "utf8");
+  const table = readme.slice(readme.indexOf("### Settings"), readme.indexOf("## How it behaves"));
+  const listed = [...table.matchAll(/^\| `([A-Z_]+)`/gm)].map(([, name]) => name);
+  expect(listed.toSorted()).toEqual(VARIABLES.toSorted());
 });
