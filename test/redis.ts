@@ -223,7 +223,7 @@ class Guard {
   }
 }
 
-function findServer(): string | undefined {
+export function findServer(): string | undefined {
   const folders = (process.env["PATH"] ?? "").split(delimiter).filter(Boolean);
   return ["redis-server", "valkey-server"].flatMap((name) => folders.map((at) => join(at, name))).find(isProgram);
 }

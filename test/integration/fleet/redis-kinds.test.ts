@@ -13,7 +13,7 @@ import { loadWorkerConfig } from "../../../shared/config.ts";
 import { startFleetWorkers } from "../../../workers/fleet.ts";
 import { createLogger } from "../../../workers/log.ts";
 import { startPve } from "../../pve/index.ts";
-import { startRedis } from "../../redis.ts";
+import { findServer, startRedis } from "../../redis.ts";
 import { FAST } from "./harness.ts";
 
 test("a Redis Cluster", async () => {
@@ -73,7 +73,7 @@ interface Server extends AsyncDisposable {
 async function startServer(toArgs: (port: number, dir: string) => string[] | Promise<string[]>): Promise<Server> {
   const dir = await mkdtemp(join(tmpdir(), "fleet-redis-kind-"));
   const port = await freePort();
-  const child: ChildProcess = spawn("redis-server", await toArgs(port, dir), { stdio: "ignore" });
+  const child: ChildProcess = spawn(findServer() ?? "redis-server", await toArgs(port, dir), { stdio: "ignore" });
   const redis = new Redis({ port, maxRetriesPerRequest: null, retryStrategy: () => 20 });
   redis.on("error", () => {}); // it is not up yet
   await redis.ping();
