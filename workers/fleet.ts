@@ -1,8 +1,9 @@
 /** The worker side, wired: connections, clients, queues and their workers, clockwork. The one place where it is all put together. */
+import { setTimeout as delay } from "node:timers/promises";
 import type { Worker } from "bullmq";
 import type { Logger } from "pino";
 import type { WorkerConfig } from "../shared/config.ts";
-import { FleetError } from "../shared/errors.ts";
+import { FleetError, toFleetError } from "../shared/errors.ts";
 import { NodeName, OperationId } from "../shared/ids.ts";
 import { createQueues, execQueue, nodeQueue, PLACE } from "../shared/queues.ts";
 import { closeRedis, connectRedis } from "../shared/redis/connect.ts";
@@ -17,7 +18,7 @@ import { settleAbort } from "./control/sweep.ts";
 import { createExecd } from "./exec/execd.ts";
 import { handlerOf } from "./handlers/index.ts";
 import { createCollector } from "./inventory/collect.ts";
-import { createInventorySource } from "./inventory/source.ts";
+import { createInventorySource, type LiveInventory } from "./inventory/source.ts";
 import { createPveApi } from "./pve/api.ts";
 import { createPveHttp } from "./pve/http.ts";
 import { createTaskWatcher } from "./pve/task-watcher.ts";
@@ -62,7 +63,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     inventory,
     log,
   };
-  await inventory.refresh(AbortSignal.timeout(30_000));
+  await readFirst(inventory, log);
   const works = config.FLEET_ROLES.has("worker");
   const clockwork = await startClockwork(context, inventory, { works });
   stack.use(clockwork);
@@ -102,6 +103,26 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     "workers started",
   );
   return { context, close: closeOnce, [Symbol.asyncDispose]: closeOnce };
+}
+
+const START_PATIENCE_MS = 20_000;
+
+/**
+ * The first reading of the cluster. What the configuration has wrong ends the start; in PVE's bad weather another
+ * worker's last reading will do, else PVE is asked again for a while.
+ */
+async function readFirst(inventory: LiveInventory, log: Logger): Promise<void> {
+  const patience = performance.now() + START_PATIENCE_MS;
+  for (let everyMs = 0; ; everyMs = Number.POSITIVE_INFINITY) {
+    try {
+      return await inventory.update(everyMs, AbortSignal.timeout(30_000));
+    } catch (thrown) {
+      const error = toFleetError(thrown);
+      if (error.policy === "never" || performance.now() > patience) throw error;
+      log.warn({ code: error.code, facts: error.facts }, "could not read the cluster yet");
+      await delay(1_000);
+    }
+  }
 }
 
 /** One worker for `place` and two a node; nodes may appear and vanish. */
