@@ -79,8 +79,9 @@ async function main(): Promise<number> {
   }
 }
 
-const worked = ({ rows, destroyed }: Tour, kept: boolean) =>
-  rows.every(({ fetched }) => fetched === 200) && (kept || destroyed === rows.length);
+function worked({ rows, destroyed }: Tour, kept: boolean): boolean {
+  return rows.every(({ fetched }) => fetched === 200) && (kept || destroyed === rows.length);
+}
 
 /** Live progress: every state change of a sandbox, as the fleet's own events tell it. */
 async function narrate(fleet: Fleet, log: (line: string) => void, signal: AbortSignal): Promise<void> {

@@ -117,8 +117,8 @@ describe("a node that hangs", () => {
   });
 
   it.each([
-    ["unreachable", "node_unreachable", "node_unreachable"],
-    ["refused", "node_unreachable", "node_unreachable"],
+    ["unreachable", "node_unreachable", "outcome_unknown"],
+    ["refused", "node_unreachable", "outcome_unknown"],
     ["hung", "node_unreachable", "outcome_unknown"],
   ] as const)("or is %s: a read is %s, a change %s", async (state, read, change) => {
     standIn.pve.faults.node("pve2", state);
