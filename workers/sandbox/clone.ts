@@ -32,6 +32,10 @@ export async function cloneContainer(run: Run<"provision">, token: string | null
         await run.releaseSlots((name) => name === slotOf.node(node));
         return null;
       }
+      if (is === "foreign") {
+        await leaseNext(run);
+        continue;
+      }
     }
     try {
       const config = await cloneFrom(run, place, token);
@@ -47,10 +51,14 @@ export async function cloneContainer(run: Run<"provision">, token: string | null
       await run.write({ sandbox: { state: "placing" } }); // refused: nothing of ours can be there
       if (!(error instanceof FleetError) || error.code !== "vmid_taken") throw refusedAt(error, node);
     }
-    run.log.info({ vmid }, "VMID is taken by somebody else; leasing the next");
-    await run.leaseVmid();
-    await run.begin("lease");
+    await leaseNext(run);
   }
+}
+
+async function leaseNext(run: Run<"provision">): Promise<void> {
+  run.log.info({ vmid: run.sandbox.vmid }, "VMID is taken by somebody else; leasing the next");
+  await run.leaseVmid();
+  await run.begin("lease", { sandbox: { state: "placing" } });
 }
 
 /** A node that can't be reached before anything was made on it is no reason to wait for that node. */
@@ -68,7 +76,7 @@ async function snapshotOf(run: Run<"provision">) {
 
 /** What became of a clone that was asked for: its task is waited for, then the container says how it ended. */
 async function adopt(run: Run<"provision">, place: Place) {
-  if (run.operation.step?.upid !== undefined) {
+  if (run.operation.step?.open === true && run.operation.step.upid !== undefined) {
     const start = () => Promise.reject(new Error("a recorded task is not started again"));
     await runTask(run, { step: CLONE, kind: "clone", start }).catch((error: unknown) => {
       if (!(error instanceof FleetError) || !["task_lost", "task_failed"].includes(error.code)) throw error;

@@ -123,9 +123,9 @@ function mayBeOurs(run: Run): boolean {
   return run.kind !== "provision" || (state !== "placing" && state !== "cloning") || mayHaveCloned(run);
 }
 
-/** Whether a clone was asked for of which something may be there: neither refused nor done with. */
+/** Whether a clone was asked for of which something may be there: it is open, has been closed well, or has failed. A refused one is none of these. */
 export function mayHaveCloned({ operation: { step } }: Run): boolean {
-  return (step?.name === CLONE && step.open === true) || step?.name === failedStep(CLONE);
+  return (step?.name === CLONE && step.open !== undefined) || step?.name === failedStep(CLONE);
 }
 
 /** A container that must be there and ours before it is changed. Throws `sandbox_gone`. */
