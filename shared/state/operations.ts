@@ -55,8 +55,16 @@ export interface Accepted {
   queue: string;
   priority: number;
 }
+/** What a run shows with each write; the store counts on. */
+export interface Writer {
+  readonly id: OperationId;
+  readonly fence: string;
+  /** Of the operation's record, as this run left it. */
+  revision: number;
+}
+
 export type Claim =
-  | { outcome: "claimed"; operation: OperationRecord; sandbox: SandboxRecord }
+  | { outcome: "claimed"; writer: Writer; operation: OperationRecord; sandbox: SandboxRecord }
   | { outcome: "ended"; operation: OperationRecord }
   | { outcome: "unknown" }
   | { outcome: "stale" };
@@ -69,17 +77,20 @@ export interface OperationStore {
    * which is renewed; without, for the fleet's own clockwork.
    */
   claim(id: OperationId, fence: string, by?: { job: string; lockKey: string; lockToken: string }): Promise<Claim>;
-  /** Throws `lock_lost` when another run has claimed the operation, or it has ended. */
-  write(id: OperationId, fence: string, write: Write): Promise<void>;
+  /**
+   * Throws `lock_lost` when another run has claimed the operation, it has ended, or Redis lost an earlier write of this
+   * run. One after the other: each builds on the one before.
+   */
+  write(writer: Writer, write: Write): Promise<void>;
   /** Ends it; returns parked operations that may go now. Throws as `write`. */
-  end(id: OperationId, fence: string, end: OperationEnd, write?: Write): Promise<OperationId[]>;
+  end(writer: Writer, end: OperationEnd, write?: Write): Promise<OperationId[]>;
   /** Asks the operation to undo and end. */
   abort(id: OperationId, error: ErrorRecord, scope: TeamId | undefined): Promise<"ok" | "ended" | "unknown">;
-  leaseVmid(id: OperationId, fence: string, range: { first: number; last: number }): Promise<Vmid>;
+  leaseVmid(writer: Writer, range: { first: number; last: number }): Promise<Vmid>;
   /** An address of the range, with prefix length; the one that the sandbox has already, if any. */
-  leaseAddress(id: OperationId, fence: string, range: AddressRange): Promise<string>;
+  leaseAddress(writer: Writer, range: AddressRange): Promise<string>;
   /** Throws `address_refused` while another live sandbox has the address. */
-  claimAddress(id: OperationId, fence: string, address: string): Promise<void>;
+  claimAddress(writer: Writer, address: string): Promise<void>;
   load(id: OperationId): Promise<OperationRecord | null>;
   /** Which of these open operations need help, and why. */
   inspect(ids: readonly string[]): Promise<{ id: OperationId; state: "gone" | "jobless" | "parked" }[]>;
@@ -173,18 +184,22 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
       const lock = [by?.lockKey ?? "", by?.lockToken ?? "", LOCK_MS];
       const [outcome, operation, sandbox] = await runList(CLAIM, id, fence, by?.job ?? "", now(), ...lock);
       if (outcome === "claimed") {
-        return { outcome, operation: decodeOperation(toHash(operation)), sandbox: decodeSandbox(toHash(sandbox)) };
+        const record = decodeOperation(toHash(operation));
+        const writer = { id, fence, revision: record.revision };
+        return { outcome, writer, operation: record, sandbox: decodeSandbox(toHash(sandbox)) };
       }
       if (outcome === "ended") return { outcome, operation: decodeOperation(toHash(operation)) };
       return outcome === "stale" ? { outcome } : { outcome: "unknown" };
     },
 
-    async write(id, fence, write) {
-      const outcome = await run(WRITE, id, fence, JSON.stringify(toWriteArgs(write)), now(), ttl);
+    async write(writer, write) {
+      const { id, fence, revision } = writer;
+      const outcome = await run(WRITE, id, fence, JSON.stringify(toWriteArgs(write)), now(), ttl, revision);
       if (outcome !== "ok") throw lockLost(id, String(outcome));
+      writer.revision++;
     },
 
-    async end(id, fence, end, write = {}) {
+    async end({ id, fence, revision }, end, write = {}) {
       const changes = toEndFields(end);
       const args = {
         ...toWriteArgs({ ...write, operation: { ...write.operation, ...changes } }),
@@ -192,7 +207,7 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
         keepBytes: options.retentionBytes ?? 268_435_456,
         event: JSON.stringify(end.status === "succeeded" ? {} : { code: end.error.code }),
       };
-      const [outcome, ...released] = await runList(END, id, fence, JSON.stringify(args), now(), ttl);
+      const [outcome, ...released] = await runList(END, id, fence, JSON.stringify(args), now(), ttl, revision);
       if (outcome !== "ok") throw lockLost(id, outcome);
       return released as OperationId[]; // written by accept
     },
@@ -202,7 +217,7 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
       return outcome === "ok" || outcome === "ended" ? outcome : "unknown";
     },
 
-    async leaseVmid(id, fence, { first, last }) {
+    async leaseVmid({ id, fence }, { first, last }) {
       const [outcome, vmid] = await runList(LEASE_VMID, id, fence, first, last);
       if (outcome === "ok") return Vmid.parse(Number(vmid));
       if (outcome !== "exhausted") throw lockLost(id, outcome);
@@ -212,14 +227,14 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
       );
     },
 
-    async leaseAddress(id, fence, { first, last, bits }) {
+    async leaseAddress({ id, fence }, { first, last, bits }) {
       const [outcome, address] = await runList(LEASE_ADDRESS, id, fence, toNumber(first), toNumber(last), bits);
       if (outcome === "ok") return String(address);
       if (outcome !== "exhausted") throw lockLost(id, outcome);
       throw new FleetError("address_range_exhausted", "all addresses of PVE_IP_RANGE are leased; widen it");
     },
 
-    async claimAddress(id, fence, address) {
+    async claimAddress({ id, fence }, address) {
       const outcome = await run(CLAIM_ADDRESS, id, fence, address);
       if (outcome === "ok") return;
       if (outcome !== "taken") throw lockLost(id, String(outcome));

@@ -36,6 +36,8 @@ export const OperationRecord = z.object({
   priority: z.number().int(),
   /** Token of the run that may write; compared for equality only. */
   fence: z.string().optional(),
+  /** Counts claims and writes, so that a run notices when Redis has come back with an earlier state. */
+  revision: z.number().int().default(0),
   /** Runs begun, those that died in the middle included. */
   claims: z.number().int(),
   /** Runs that ended in an error. */

@@ -91,6 +91,17 @@ local function mayWrite(key, fence)
   if holder ~= fence then return 'fenced' end
   return nil
 end
+-- Each write of a run names the revision it builds on. A record that is older has lost what the run wrote (Redis came
+-- back with an earlier state); one that is just one newer has had this very write, sent again after a lost reply.
+local function mayRevise(key, fence, revision)
+  local holder, at = unpack(redis.call('HMGET', key, 'fence', 'revision'))
+  if holder == fence and at == tostring(revision + 1) then return 'ok' end
+  local refused = mayWrite(key, fence)
+  if refused then return refused end
+  if at ~= tostring(revision) then return 'rewound' end
+  redis.call('HINCRBY', key, 'revision', 1)
+  return nil
+end
 `;
 
 const withPrelude = (body: string) => defineScript(PRELUDE + body);
@@ -187,6 +198,7 @@ if job ~= '' and current ~= job then return {'stale'} end
 -- Without a job only what stands still may be claimed: parked, or nothing begun.
 if job == '' and parked ~= '1' and redis.call('HEXISTS', key, 'step') == 1 then return {'stale'} end
 redis.call('HSET', key, 'fence', fence)
+redis.call('HINCRBY', key, 'revision', 1)
 -- Waiting for a node is no run: it counts neither as a crash nor against the time limit.
 if redis.call('HGET', key, 'queue') ~= 'place' then
   redis.call('HSET', key, 'status', 'running')
@@ -198,14 +210,14 @@ return {'claimed', redis.call('HGETALL', key), redis.call('HGETALL', sbxKey(redi
 `);
 
 /**
- * ARGV: id, fence, write JSON, now, ttl → outcome.
+ * ARGV: id, fence, write JSON, now, ttl, revision → outcome.
  * write: { operation, sandbox?: {set, unset}, also: command[], placed?: true }.
  */
 export const WRITE = withPrelude(`
 local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 local w = cjson.decode(ARGV[4])
 local key = opKey(id)
-local refused = mayWrite(key, fence)
+local refused = mayRevise(key, fence, ARGV[7])
 if refused then return refused end
 if w.placed then unplace(key, true) end
 apply(key, w.operation.set, w.operation.unset)
@@ -222,7 +234,7 @@ export const END = withPrelude(`
 local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 local w = cjson.decode(ARGV[4])
 local key = opKey(id)
-local refused = mayWrite(key, fence)
+local refused = mayRevise(key, fence, ARGV[7])
 if refused then return {refused} end
 unplace(key, false)
 apply(key, w.operation.set, w.operation.unset)

@@ -81,9 +81,11 @@ redis.call('HDEL', KEYS[3], ARGV[1])
 redis.call('PUBLISH', ARGV[2], 'free '..ARGV[3])
 `);
 
-/** Never brings a slot back that was given up meanwhile. */
+/** Never brings a slot back that was given up meanwhile. Returns whether it is still held. */
 const RENEW = defineScript(`
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return 1
 `);
 
 /** A run: the operation that holds, and the fence that proves it is the newest run of it. */
@@ -101,7 +103,8 @@ export interface Slots {
   leaveLine(name: string, id: OperationId): Promise<void>;
   /** For the clockwork, about operations that have ended. */
   reap(name: string, id: OperationId): Promise<void>;
-  renew(names: readonly string[], id: OperationId): Promise<void>;
+  /** Returns those that the operation does not hold any more. */
+  renew(names: readonly string[], id: OperationId): Promise<string[]>;
   /** Names of the slots that an operation holds. */
   held(id: OperationId): Promise<string[]>;
   /** How many are taken. */
@@ -134,7 +137,8 @@ export function createSlots(redis: RedisConnection, keys: Keys, now: () => numbe
     },
     reap: (name, id) => release(name, id, ""),
     async renew(names, id) {
-      await Promise.all(names.map((name) => runScript(redis, RENEW, [keys.slot(name)], [id, now()])));
+      const renewed = await Promise.all(names.map((name) => runScript(redis, RENEW, [keys.slot(name)], [id, now()])));
+      return names.filter((_, at) => renewed[at] === 0);
     },
     held: (id) => redis.smembers(keys.held(id)),
     async taken(names) {

@@ -118,14 +118,12 @@ export async function settleAbort(context: WorkerContext, id: OperationId): Prom
 
 /** Ends an operation that has nothing in PVE. A run that claims it after us finds it ended. */
 async function endWithoutRun(context: WorkerContext, id: OperationId, error: FleetError): Promise<void> {
-  const fence = newFence();
-  const claim = await context.store.claim(id, fence);
+  const claim = await context.store.claim(id, newFence());
   if (claim.outcome !== "claimed") return;
   const status = error.code === "canceled" ? "canceled" : "failed";
   const provision = claim.operation.kind === "provision";
   const released = await context.store.end(
-    id,
-    fence,
+    claim.writer,
     { status, error },
     provision ? { sandbox: { state: "failed" }, also: leasesOf(context, claim.sandbox) } : {},
   );

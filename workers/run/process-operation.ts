@@ -61,10 +61,9 @@ export async function processOperation(
   const { store, config } = context;
   const id = job.data.operation;
   const jobId = job.id ?? id;
-  const fence = newFence();
   const claimedAt = performance.now();
   const lockKey = `${config.FLEET_PREFIX}:${job.queueName}:${jobId}:lock`;
-  const claim = await store.claim(id, fence, { job: jobId, lockKey, lockToken: token });
+  const claim = await store.claim(id, newFence(), { job: jobId, lockKey, lockToken: token });
   if (claim.outcome === "unknown") return { outcome: "unknown" };
   if (claim.outcome === "stale") return { outcome: "replaced" };
   if (claim.outcome === "ended") return summaryOf(claim.operation);
@@ -72,14 +71,14 @@ export async function processOperation(
   const kind = claim.operation.kind;
   await using run = startRun(context, job, token, {
     kind,
-    fence,
+    writer: claim.writer,
     claimedAt,
     operation: claim.operation,
     sandbox: claim.sandbox,
   });
   options.live.add(run);
   try {
-    return await conclude(run, options.handlerOf(kind), { job, token, fence });
+    return await conclude(run, options.handlerOf(kind), { job, token });
   } finally {
     options.live.delete(run);
   }
@@ -88,7 +87,6 @@ export async function processOperation(
 interface Carrier {
   job: Job<JobData>;
   token: string;
-  fence: string;
 }
 
 /** Runs the handler to an outcome. A healing error is retried here while the operation holds slots, else by BullMQ. */
@@ -97,7 +95,7 @@ async function conclude(run: Run, handler: Handler<JobName>, carrier: Carrier): 
     try {
       refuseHopeless(run);
       const ending = await handler.run(run);
-      await end(run, carrier, { status: "succeeded", result: ending.result }, ending);
+      await end(run, { status: "succeeded", result: ending.result }, ending);
       return { outcome: "succeeded" };
     } catch (thrown) {
       if (thrown instanceof Reroute) return reroute(run, thrown);
@@ -152,7 +150,7 @@ async function fail(
     case "yield":
       return yieldJob(error, carrier);
     case "replace":
-      return replace(run, handler, carrier, error);
+      return replace(run, handler, error);
     case "retry":
       await run.write({
         operation: {
@@ -166,7 +164,7 @@ async function fail(
       await run.pause(decision.delayMs).catch(() => {}); // an abort is seen by the next round
       return null;
     case "end":
-      return undoAndEnd(run, handler, carrier, { error, status: decision.status });
+      return undoAndEnd(run, handler, { error, status: decision.status });
   }
 }
 
@@ -181,13 +179,12 @@ function decideOn(run: Run, error: FleetError): Decision {
 async function undoAndEnd(
   run: Run,
   handler: Handler<JobName>,
-  carrier: Carrier,
   { error, status }: { error: FleetError; status: "failed" | "canceled" },
 ): Promise<JobSummary> {
   await run.write({ operation: { abort: toErrorRecord(error), attempts: run.operation.attempts + 1 } });
   const undone = await undo(run, handler);
   const told = undone.facts === undefined ? error : error.with(undone.facts);
-  await end(run, carrier, { status, error: told }, undone);
+  await end(run, { status, error: told }, undone);
   throw new UnrecoverableError(error.message);
 }
 
@@ -242,10 +239,10 @@ function quarantine(run: Run, problem: FleetError): { write?: Write; facts: Erro
 }
 
 /** Back to placement, with nothing left on the node it had. */
-async function replace(run: Run, handler: Handler<JobName>, carrier: Carrier, error: FleetError): Promise<JobSummary> {
+async function replace(run: Run, handler: Handler<JobName>, error: FleetError): Promise<JobSummary> {
   const undone = await undo(run, handler);
   if (undone.facts?.["quarantined"] === true) {
-    await end(run, carrier, { status: "failed", error: error.with(undone.facts) }, undone);
+    await end(run, { status: "failed", error: error.with(undone.facts) }, undone);
     throw new UnrecoverableError(error.message);
   }
   await run.releaseSlots(() => false);
@@ -268,11 +265,10 @@ async function replace(run: Run, handler: Handler<JobName>, carrier: Carrier, er
   );
 }
 
-async function end(run: Run, carrier: Carrier, ended: OperationEnd, ending: Pick<Ending<JobName>, "write"> = {}) {
+async function end(run: Run, ended: OperationEnd, ending: Pick<Ending<JobName>, "write"> = {}) {
   run.undoing().guard?.();
-  const { store } = run.context;
   const write = { ...ending.write, operation: { ...ending.write?.operation, timings: run.timings } };
-  const released = await store.end(run.id, carrier.fence, ended, write);
+  const released = await run.end(ended, write);
   run.log.info(
     { status: ended.status, ...(ended.status === "succeeded" ? {} : { code: ended.error.code }), timings: run.timings },
     "operation ended",

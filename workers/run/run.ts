@@ -6,7 +6,7 @@ import { FleetError, fromErrorRecord } from "../../shared/errors.ts";
 import type { NodeName, OperationId, Vmid } from "../../shared/ids.ts";
 import { type JobName, jobs, type ParsedInput } from "../../shared/jobs/index.ts";
 import { LOCK_MS } from "../../shared/queues.ts";
-import type { AddressRange, Write } from "../../shared/state/operations.ts";
+import type { AddressRange, OperationEnd, Write, Writer } from "../../shared/state/operations.ts";
 import { ErrorRecordSchema, type OperationRecord, type SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
 import type { Call } from "../pve/api.ts";
@@ -38,6 +38,8 @@ export interface Run<N extends JobName = JobName> extends AsyncDisposable {
   /** Throws when this run may not act any more; synchronous, so nothing can come between it and the act. */
   check(): void;
   write(write: Write): Promise<void>;
+  /** The operation's last write, with its event; returns parked operations that may go now. */
+  end(ended: OperationEnd, write: Write): Promise<OperationId[]>;
   /** A VMID for the sandbox, recorded with the lease; the one it had goes back. */
   leaseVmid(): Promise<Vmid>;
   /** An address of the range, with prefix length; the one it has, if any. */
@@ -75,11 +77,11 @@ export function startRun<N extends JobName>(
   context: WorkerContext,
   job: Job,
   token: string,
-  claim: { kind: N; fence: string; operation: OperationRecord; sandbox: SandboxRecord; claimedAt: number },
+  claim: { kind: N; writer: Writer; operation: OperationRecord; sandbox: SandboxRecord; claimedAt: number },
 ): Run<N> {
   const { store, slots, redis, keys } = context;
-  const { fence } = claim;
-  const id = claim.operation.id;
+  const { writer } = claim;
+  const { id } = writer;
   let operation = claim.operation;
   let sandbox = claim.sandbox;
   let deadline = claim.claimedAt + LOCK_MS - MARGIN_MS;
@@ -116,12 +118,14 @@ export function startRun<N extends JobName>(
 
   const beat = async () => {
     const begun = performance.now();
-    const [extended, asked] = await Promise.all([
+    const [extended, asked, lostSlots] = await Promise.all([
       job.extendLock(token, LOCK_MS),
       redis.hget(keys.operation(id), "abort"),
-      holding.size > 0 ? slots.renew([...holding], id) : undefined,
+      slots.renew([...holding], id),
     ]);
     if (extended === 0) return loseLock("another run took the job");
+    const gone = lostSlots.find((name) => holding.has(name));
+    if (gone !== undefined) return loseLock(`its slot ${gone} is gone`);
     deadline = begun + LOCK_MS - MARGIN_MS;
     if (asked !== null) abort(fromErrorRecord(ErrorRecordSchema.parse(JSON.parse(asked))));
   };
@@ -139,12 +143,11 @@ export function startRun<N extends JobName>(
     Math.max(0, Math.min(jobs[claim.kind].timeoutMs - (Date.now() - (operation.startedAt ?? Date.now())), 2 ** 31 - 1)),
   );
 
-  const holder = { id, fence };
   const takeSlot = async (name: string, limit: number, { signal, guard }: Call) => {
     try {
       while (true) {
         guard?.();
-        if (await slots.take(name, limit, holder)) {
+        if (await slots.take(name, limit, writer)) {
           holding.add(name);
           return;
         }
@@ -158,9 +161,26 @@ export function startRun<N extends JobName>(
   const release = async (name: string) => {
     checkLock();
     holding.delete(name);
-    await slots.release(name, holder);
+    await slots.release(name, writer);
   };
   const call: Call = { signal: stop.signal, guard: check };
+  let lastWrite: Promise<unknown> = Promise.resolve();
+  /** Writes build on one another, so each waits for the one before, whatever became of it. */
+  const inOrder = async <T>(write: () => Promise<T>): Promise<T> => {
+    checkLock();
+    const turn = lastWrite
+      .catch(() => {})
+      .then(() => {
+        checkLock();
+        return write();
+      })
+      .catch((error: unknown) => {
+        if (error instanceof FleetError && error.code === "lock_lost") loseLock(String(error.facts["why"]));
+        throw error;
+      });
+    lastWrite = turn;
+    return turn;
+  };
 
   const run: Run<N> = {
     context,
@@ -179,31 +199,29 @@ export function startRun<N extends JobName>(
       return sandbox;
     },
     check,
-    async write(write) {
-      checkLock();
-      await store.write(id, fence, write).catch((error: unknown) => {
-        if (error instanceof FleetError && error.code === "lock_lost") loseLock(String(error.facts["why"]));
-        throw error;
-      });
-      operation = { ...operation, ...withoutNulls(write.operation) };
-      sandbox = { ...sandbox, ...withoutNulls(write.sandbox) };
-    },
+    write: (write) =>
+      inOrder(async () => {
+        await store.write(writer, write);
+        operation = { ...operation, ...withoutNulls(write.operation) };
+        sandbox = { ...sandbox, ...withoutNulls(write.sandbox) };
+      }),
+    end: (ended, write) => inOrder(() => store.end(writer, ended, write)),
     async leaseVmid() {
       checkLock();
-      const vmid = await store.leaseVmid(id, fence, context.config.PVE_VMID_RANGE);
+      const vmid = await store.leaseVmid(writer, context.config.PVE_VMID_RANGE);
       sandbox = { ...sandbox, vmid };
       return vmid;
     },
     async leaseAddress(range) {
       checkLock();
-      const leasedIp = await store.leaseAddress(id, fence, range);
+      const leasedIp = await store.leaseAddress(writer, range);
       sandbox = { ...sandbox, leasedIp };
       return leasedIp;
     },
     async claimAddress(address) {
       if (sandbox.address === address) return;
       checkLock();
-      await store.claimAddress(id, fence, address);
+      await store.claimAddress(writer, address);
       sandbox = { ...sandbox, address };
     },
     async begin(step, { open, upid, node, ...write } = {}) {

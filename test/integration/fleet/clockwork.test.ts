@@ -1,7 +1,7 @@
 /** The fleet's clockwork, on records alone: neither a failure nor a bad record nor a second worker gets in its way. */
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { FleetError } from "../../../shared/errors.ts";
-import { newFence, newSandboxId, type OperationId, type SandboxId } from "../../../shared/ids.ts";
+import { newSandboxId, type OperationId, type SandboxId } from "../../../shared/ids.ts";
 import { nodeQueue, PLACE } from "../../../shared/queues.ts";
 import type { WorkerContext } from "../../../workers/context.ts";
 import { expireSandboxes } from "../../../workers/control/expire.ts";
@@ -60,9 +60,8 @@ test("a sandbox whose time is up is destroyed; when that fails, again five minut
   await expireSandboxes(context, () => 605_000);
   const [second = "" as OperationId] = await destroysOf(sandbox);
   expect(second).not.toBe(first);
-  const fence = newFence();
-  await rig.store.claim(second, fence);
-  await rig.store.end(second, fence, { status: "succeeded", result: {} }, { sandbox: { state: "destroyed" } });
+  const writer = await rig.claim(second);
+  await rig.store.end(writer, { status: "succeeded", result: {} }, { sandbox: { state: "destroyed" } });
   expect(await due()).toBeNull();
 });
 
@@ -103,10 +102,9 @@ test("an aborted operation is woken once, so that an undo that fails keeps its o
 test("an aborted provision that has leased numbers and begun nothing gives them back; a bad record before it is passed over", async () => {
   const broken = await rig.fleet.provision({ template: "base" });
   const { id, sandboxId } = await rig.fleet.provision({ template: "base" });
-  const fence = newFence();
-  await rig.store.claim(id, fence);
-  await rig.store.leaseVmid(id, fence, { first: 20_000, last: 20_009 });
-  await rig.store.leaseAddress(id, fence, { first: "10.0.0.1", last: "10.0.0.9", bits: 24 });
+  const writer = await rig.claim(id);
+  await rig.store.leaseVmid(writer, { first: 20_000, last: 20_009 });
+  await rig.store.leaseAddress(writer, { first: "10.0.0.1", last: "10.0.0.9", bits: 24 });
   expect(await rig.redis.hvals(rig.keys.vmids)).toContain(sandboxId);
   const abort = { code: "canceled" as const, message: "canceled", facts: {} };
   for (const one of [broken.id, id]) await rig.store.abort(one, abort, undefined);
@@ -142,11 +140,10 @@ test("what waits for a sandbox goes on when the provision's worker died right af
     await rig.fleet.expose({ sandboxId, name: "web", port: 80 }),
     await rig.fleet.hide({ sandboxId, name: "web" }),
   ];
-  const fence = newFence();
-  await rig.store.claim(provision.id, fence);
+  const writer = await rig.claim(provision.id);
   const error = new FleetError("canceled", "canceled");
   // The worker would add their jobs now.
-  await rig.store.end(provision.id, fence, { status: "canceled", error }, { sandbox: { state: "failed" } });
+  await rig.store.end(writer, { status: "canceled", error }, { sandbox: { state: "failed" } });
   for (const { id } of waiting) await rig.redis.zadd(rig.keys.open, 1, id);
   await sweepOperations(context, NEVER);
   for (const { id } of waiting) expect(await rig.queues.get(PLACE).getJob(id)).toBeDefined();

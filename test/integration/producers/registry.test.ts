@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { NodeName, newFence } from "../../../shared/ids.ts";
+import { NodeName } from "../../../shared/ids.ts";
 import { saveInventory } from "../../../shared/state/inventory.ts";
 import { slotOf } from "../../../shared/state/slots.ts";
 import { type RedisServer, startRedis } from "../../redis.ts";
@@ -17,9 +17,8 @@ test("lists every living sandbox, oldest first, over many pages", async () => {
   for (let count = 0; count < 450; count++) handles.push(await rig.fleet.provision({ template: "base" }));
   const gone = handles[7];
   if (!gone) throw new Error("unreachable");
-  const fence = newFence();
-  await rig.store.claim(gone.id, fence);
-  await rig.store.end(gone.id, fence, { status: "succeeded", result: null }, { sandbox: { state: "destroyed" } });
+  const writer = await rig.claim(gone.id);
+  await rig.store.end(writer, { status: "succeeded", result: null }, { sandbox: { state: "destroyed" } });
   const listed = await rig.fleet.sandboxes.list();
   const living = handles.filter((handle) => handle !== gone).map(({ sandboxId }) => sandboxId);
   expect(new Set(listed.map(({ id }) => id))).toEqual(new Set(living));

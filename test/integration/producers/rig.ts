@@ -8,7 +8,12 @@ import type { JobInput } from "../../../shared/jobs/index.ts";
 import { createQueues, type Queues } from "../../../shared/queues.ts";
 import { closeRedis, connectRedis, type RedisConnection } from "../../../shared/redis/connect.ts";
 import { createKeys, type Keys } from "../../../shared/state/keys.ts";
-import { createOperationStore, type OperationStore } from "../../../shared/state/operations.ts";
+import {
+  createOperationStore,
+  type OperationEnd,
+  type OperationStore,
+  type Writer,
+} from "../../../shared/state/operations.ts";
 import type { RedisServer } from "../../redis.ts";
 
 export const SECRET_KEY = "5a".repeat(32);
@@ -22,6 +27,8 @@ export interface Rig extends AsyncDisposable {
   fleet: Fleet;
   /** Another client of the same fleet; closed with the rig. */
   client(options?: Partial<FleetOptions>): Fleet;
+  /** Claims an operation as a run does, for a test that plays the worker. */
+  claim(id: OperationId): Promise<Writer>;
   succeed(id: OperationId, result: unknown): Promise<void>;
   fail(id: OperationId, error: FleetError): Promise<void>;
   /** A sandbox that runs on node pve1, as after a provision. */
@@ -61,6 +68,7 @@ export function createRig(server: RedisServer): Rig {
     queues,
     fleet,
     client,
+    claim: (id) => claim(store, id),
     succeed: (id, result) => end(store, id, { status: "succeeded", result }),
     fail: (id, error) => end(store, id, { status: error.code === "canceled" ? "canceled" : "failed", error }),
     running: (input = {}, of = fleet) => makeRunning(store, of, input),
@@ -82,10 +90,14 @@ export function createRig(server: RedisServer): Rig {
   };
 }
 
-async function end(store: OperationStore, id: OperationId, how: Parameters<OperationStore["end"]>[2]): Promise<void> {
-  const fence = newFence();
-  expect((await store.claim(id, fence)).outcome).toBe("claimed");
-  await store.end(id, fence, how);
+async function end(store: OperationStore, id: OperationId, how: OperationEnd): Promise<void> {
+  await store.end(await claim(store, id), how);
+}
+
+async function claim(store: OperationStore, id: OperationId): Promise<Writer> {
+  const claimed = await store.claim(id, newFence());
+  if (claimed.outcome !== "claimed") throw new Error(`could not claim ${id}: ${claimed.outcome}`);
+  return claimed.writer;
 }
 
 async function makeRunning(
@@ -94,11 +106,10 @@ async function makeRunning(
   input: Partial<JobInput<"provision">>,
 ): Promise<SandboxId> {
   const { id, sandboxId } = await fleet.provision({ template: "base", ...input });
-  const fence = newFence();
-  await store.claim(id, fence);
-  const vmid = await store.leaseVmid(id, fence, { first: 20_000, last: 29_999 });
+  const writer = await claim(store, id);
+  const vmid = await store.leaseVmid(writer, { first: 20_000, last: 29_999 });
   const sandbox = { state: "running" as const, node: NodeName.parse("pve1"), hostname: `cmux-${vmid}` };
-  await store.end(id, fence, { status: "succeeded", result: toProvisioned(id, sandboxId, vmid) }, { sandbox });
+  await store.end(writer, { status: "succeeded", result: toProvisioned(id, sandboxId, vmid) }, { sandbox });
   return sandboxId;
 }
 

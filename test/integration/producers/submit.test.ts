@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { createFleet } from "../../../producers/index.ts";
-import { NodeName, newFence, SnapshotId, TeamId, Vmid } from "../../../shared/ids.ts";
+import { NodeName, SnapshotId, TeamId, Vmid } from "../../../shared/ids.ts";
 import { saveInventory } from "../../../shared/state/inventory.ts";
 import { createSecretStore } from "../../../shared/state/secrets.ts";
 import { type RedisServer, startRedis } from "../../redis.ts";
@@ -184,9 +184,8 @@ describe("input", () => {
 test("a sandbox that has ended takes nothing but destroy", async () => {
   await using rig = createRig(server);
   const { id, sandboxId } = await rig.fleet.provision({ template: "base" });
-  const fence = newFence();
-  await rig.store.claim(id, fence);
-  await rig.store.end(id, fence, { status: "succeeded", result: null }, { sandbox: { state: "destroyed" } });
+  const writer = await rig.claim(id);
+  await rig.store.end(writer, { status: "succeeded", result: null }, { sandbox: { state: "destroyed" } });
   await expect(rig.fleet.exec({ sandboxId, command: "ls" })).rejects.toMatchObject({ code: "sandbox_gone" });
   await expect(rig.fleet.destroy({ sandboxId })).resolves.toBeDefined();
 });
