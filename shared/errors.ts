@@ -28,9 +28,10 @@ export const POLICY = {
   canceled: "never",
   // What the configuration or the cluster lacks
   not_configured: "never",
-  unauthorized: "never",
+  // These two end a worker's start. Later they are an operator's to mend, for all operations at once: none is given up at once.
+  unauthorized: "overload",
+  tls_untrusted: "overload",
   forbidden: "never",
-  tls_untrusted: "never",
   template_not_found: "never",
   privileged_template: "never",
   linked_clone_unsupported: "never",
@@ -78,6 +79,11 @@ export const POLICY = {
   redis_unavailable: "transport",
   internal: "transport",
 } as const satisfies Record<string, Policy>;
+
+/** Whether PVE lets nothing of this process through: its token or PVE's certificate is not accepted. */
+export function isAboutAccess({ code }: { code: FleetErrorCode }): boolean {
+  return code === "unauthorized" || code === "tls_untrusted";
+}
 
 export type FleetErrorCode = keyof typeof POLICY;
 

@@ -1,6 +1,7 @@
 /** What every run and clockwork of a worker process works with; wired once, in `fleet.ts`. */
 import type { Logger } from "pino";
 import type { WorkerConfig } from "../shared/config.ts";
+import type { FleetError } from "../shared/errors.ts";
 import type { Queues } from "../shared/queues.ts";
 import type { RedisConnection } from "../shared/redis/connect.ts";
 import type { Inventory } from "../shared/state/inventory.ts";
@@ -32,6 +33,8 @@ export interface WorkerContext {
 export interface InventorySource {
   /** The newest that this process knows; throws `node_unreachable` before there is one. */
   current(): Inventory;
+  /** Why the last reading of this process failed; null when it did not. */
+  trouble(): FleetError | null;
   /** Reads the cluster anew, for a caller that did not find what it looks for. */
   refresh(signal: AbortSignal): Promise<Inventory>;
 }

@@ -3,7 +3,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Worker } from "bullmq";
 import type { Logger } from "pino";
 import type { WorkerConfig } from "../shared/config.ts";
-import { FleetError, toFleetError } from "../shared/errors.ts";
+import { FleetError, isAboutAccess, toFleetError } from "../shared/errors.ts";
 import { NodeName, OperationId } from "../shared/ids.ts";
 import { createQueues, execQueue, nodeQueue, PLACE } from "../shared/queues.ts";
 import { closeRedis, connectRedis } from "../shared/redis/connect.ts";
@@ -118,7 +118,8 @@ async function readFirst(inventory: LiveInventory, log: Logger): Promise<void> {
       return await inventory.update(everyMs, AbortSignal.timeout(30_000));
     } catch (thrown) {
       const error = toFleetError(thrown);
-      if (error.policy === "never" || performance.now() > patience) throw error;
+      const hopeless = error.policy === "never" || isAboutAccess(error);
+      if (hopeless || performance.now() > patience) throw error;
       log.warn({ code: error.code, facts: error.facts }, "could not read the cluster yet");
       await delay(1_000);
     }

@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import type { PveVersion } from "./options.ts";
 import { forbidden, Refusal } from "./refusal.ts";
-import type { TokenSpec } from "./views.ts";
+import type { TokenChange, TokenSpec } from "./views.ts";
 import type { World } from "./world.ts";
 
 /** Who asks. Tokens only: the stand-in has no passwords and no tickets. */
@@ -26,6 +26,15 @@ export function addToken(world: World, spec: TokenSpec & { all?: boolean }): str
     secret,
   });
   return `${name}=${secret}`;
+}
+
+/** What an administrator does to a token while it is in use; null removes it. */
+export function changeToken(world: World, token: string, change: TokenChange | null): void {
+  const name = token.split("=")[0] ?? "";
+  const entry = world.tokens.get(name);
+  if (entry === undefined) throw new Error(`there is no token ${name}`);
+  if (change === null) world.tokens.delete(name);
+  else world.tokens.set(name, { ...entry, ...change });
 }
 
 function unauthorized(version: PveVersion, why: string): Refusal {

@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { addToken } from "./access.ts";
+import { addToken, changeToken } from "./access.ts";
 import { ApiServer } from "./api-server.ts";
 import { makeCertificate } from "./certificate.ts";
 import { now } from "./clock.ts";
@@ -17,7 +17,7 @@ import type { PveOptions, TemplateSpec } from "./options.ts";
 import { RequestLog } from "./request-log.ts";
 import { Router } from "./router.ts";
 import { ROUTES } from "./routes.ts";
-import type { ContainerView, LogEntry, TaskEntry, TokenSpec } from "./views.ts";
+import type { ContainerView, LogEntry, TaskEntry, TokenChange, TokenSpec } from "./views.ts";
 import { waitFor } from "./waiting.ts";
 import { World } from "./world.ts";
 
@@ -42,6 +42,8 @@ export interface Pve extends AsyncDisposable {
   containers(): readonly ContainerView[];
   /** Makes a token with limited rights; returns what PVE_API_TOKEN would hold. */
   addToken(spec: TokenSpec): string;
+  /** What an administrator does to a token while it is in use; null removes it. */
+  changeToken(token: string, change: TokenChange | null): void;
   /** Makes a container or template, as options.templates does. Returns its VMID. */
   addTemplate(spec: TemplateSpec): number;
   /** Called at the end of every task; returns the way to stop listening. */
@@ -86,6 +88,7 @@ export async function startPve(options: PveOptions = {}): Promise<Pve> {
     log: () => log.entries,
     ...views,
     addToken: (spec: TokenSpec) => addToken(world, spec),
+    changeToken: (of: string, change: TokenChange | null) => changeToken(world, of, change),
     addTemplate: (spec: TemplateSpec) => addTemplate(world, spec).vmid,
   };
   const control = new ControlServer({

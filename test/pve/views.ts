@@ -61,3 +61,5 @@ export interface TokenSpec {
   disabled?: boolean;
   expired?: boolean;
 }
+
+export type TokenChange = Partial<Pick<TokenSpec, "privileges"> & { disabled: boolean; expired: boolean }>;

@@ -1,5 +1,5 @@
 /** The inventory as this process knows it: its own reading, or a newer one of another worker. */
-import { FleetError } from "../../shared/errors.ts";
+import { FleetError, toFleetError } from "../../shared/errors.ts";
 import type { RedisConnection } from "../../shared/redis/connect.ts";
 import { type Inventory, loadInventory, saveInventory } from "../../shared/state/inventory.ts";
 import type { Keys } from "../../shared/state/keys.ts";
@@ -22,9 +22,11 @@ export function createInventorySource(redis: RedisConnection, keys: Keys, collec
   const closing = new AbortController();
   let latest: Inventory | null = null;
   let reading: Promise<Inventory> | null = null;
+  let trouble: FleetError | null = null;
 
   const adopt = (inventory: Inventory) => {
     latest = inventory;
+    trouble = null;
     for (const listener of listeners) listener(inventory);
     return inventory;
   };
@@ -36,8 +38,9 @@ export function createInventorySource(redis: RedisConnection, keys: Keys, collec
       await saveInventory(redis, keys, inventory);
       return adopt(inventory);
     } catch (error) {
-      if (!limit.aborted) throw error;
-      throw new FleetError("node_unreachable", `the cluster could not be read within ${READ_MS} ms`, { cause: error });
+      const slow = `the cluster could not be read within ${READ_MS} ms`;
+      trouble = limit.aborted ? new FleetError("node_unreachable", slow, { cause: error }) : toFleetError(error);
+      throw trouble;
     }
   };
   /** One reading for all who ask; each waits no longer than its own signal lets it, and takes nothing from the others. */
@@ -55,6 +58,7 @@ export function createInventorySource(redis: RedisConnection, keys: Keys, collec
       if (!latest) throw new FleetError("node_unreachable", "the cluster has not been read yet");
       return latest;
     },
+    trouble: () => trouble,
     async refresh(signal) {
       signal.throwIfAborted();
       if (latest && Date.now() - latest.at < FRESH_MS) return latest;

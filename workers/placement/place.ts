@@ -1,5 +1,5 @@
 /** The placer: gives the operations of `place` a node, one at a time, in their order, only when a slot is near free. */
-import { FleetError, type FleetErrorCode } from "../../shared/errors.ts";
+import { FleetError, type FleetErrorCode, isAboutAccess } from "../../shared/errors.ts";
 import { SnapshotId } from "../../shared/ids.ts";
 import { checkRanges } from "../../shared/jobs/check-ranges.ts";
 import { nodeQueue, PLACE } from "../../shared/queues.ts";
@@ -21,6 +21,9 @@ const ASIDE = "aside";
 
 /** Throws `Reroute` to the node's queue, `NotYet` when there is none yet, or what will not heal. */
 export async function place(run: Run<"provision">): Promise<never> {
+  // Placed now they would fail one after another, the whole line of them.
+  const trouble = run.context.inventory.trouble();
+  if (trouble && isAboutAccess(trouble)) return wait(run, { wait: "line", reason: trouble.message });
   const placement = await choose(run);
   if ("wait" in placement) return wait(run, placement);
   const { node, demand } = placement;

@@ -51,7 +51,7 @@ export function toPveError(failure: PveFailure): FleetError {
   const text = clean((body.success && body.data.message) || failure.reason, failure);
   const facts = { ...placeOf(failure), status: failure.status };
 
-  if (failure.status === 401) return unauthorized(text, facts);
+  if (failure.status === 401) return unauthorized(failure, text, facts);
   if (failure.status >= 595 && failure.status <= 599) return fromProxy(failure, text, facts);
   // PVE gives none of these; a proxy in front of it does.
   const foreign = failure.status < 400 || (failure.status >= 502 && failure.status <= 504);
@@ -120,9 +120,12 @@ function fromText(text: string, clone: boolean, facts: ErrorFacts): FleetError |
   return new FleetError(code, text, { facts: { ...facts, ...found.facts } });
 }
 
-function unauthorized(text: string, facts: ErrorFacts): FleetError {
-  const said = text === "" ? "PVE does not accept the API token" : `PVE does not accept the API token: ${text}`;
-  return new FleetError("unauthorized", `${said}. PVE_API_TOKEN is user@realm!tokenid=secret`, { facts });
+function unauthorized(failure: PveFailure, text: string, facts: ErrorFacts): FleetError {
+  const { tokenId = "USER@REALM!TOKENID" } = failure;
+  const user = tokenId.split("!")[0];
+  const said = `PVE does not accept the API token ${tokenId}${text === "" ? "" : `: ${text}`}`;
+  const wayOut = `PVE_API_TOKEN must be ${tokenId}=UUID of a token that exists and has not expired, its user enabled`;
+  return new FleetError("unauthorized", `${said}. ${wayOut}; see: pveum user token list ${user}`, { facts });
 }
 
 /** 595 to 599 are AnyEvent::HTTP's own: the host that we asked could not get an answer from the node's daemon. */

@@ -3,7 +3,7 @@ import { FleetError } from "../../shared/errors.ts";
 import type { NodeName } from "../../shared/ids.ts";
 import { createConnector, type TlsTrust } from "./connector.ts";
 import { withDeadline } from "./deadline.ts";
-import { type PveCall, toData, toTransportError } from "./errors.ts";
+import { type PveCall, toData, toPveError, toTransportError } from "./errors.ts";
 import { type Answer, BrokenExchange, exchange } from "./exchange.ts";
 import { type Params, secretsIn, toEndpoint, toWire } from "./wire.ts";
 
@@ -63,6 +63,10 @@ const DEADLINE_MS = 35_000;
 const CONNECT_TIMEOUT_MS = 5_000;
 /** pveproxy closes an idle connection after 5 s; we want to be first, so that no request runs into that. */
 const KEEP_ALIVE_MS = 4_000;
+/** For so long after a 401 nothing is sent: PVE takes three seconds for each, and all calls bring the same token. */
+const REFUSED_MS = 3_000;
+/** The one call that then asks for all has this long. */
+const PROBE_MS = 10_000;
 const MAX_BODY_BYTES = 64 * 1024 * 1024;
 const TOKEN = /^[^\s@!=]+@[^\s@!=]+![^\s@!=]+=[^\s]+$/;
 
@@ -80,6 +84,8 @@ class PooledHttp implements PveHttp {
   /** One per node and host, so that a node that hangs holds up nothing but itself. */
   readonly #pools = new Map<string, Pool>();
   #lastGood = 0;
+  /** PVE's last 401, until another answer comes. */
+  #refusal: { answer: Answer; until: number } | undefined;
   #closed = false;
 
   constructor(target: PveTarget, options: PveHttpOptions) {
@@ -101,10 +107,19 @@ class PooledHttp implements PveHttp {
       tokenId: this.#token.id,
       secrets: [this.#token.secret, ...secretsIn(request.params)],
     };
+    this.#throwWhileRefused(call);
     const answer = await withDeadline(request.signal, request.deadlineMs ?? DEADLINE_MS, (signal) =>
       this.#overHosts(request, call, signal),
     );
+    this.#refusal = answer.status === 401 ? { answer, until: performance.now() + REFUSED_MS } : undefined;
     return toData(answer, call);
+  }
+
+  #throwWhileRefused(call: PveCall): void {
+    if (this.#refusal === undefined) return;
+    const { answer, until } = this.#refusal;
+    if (performance.now() < until) throw toPveError({ ...answer, ...call });
+    this.#refusal = { answer, until: performance.now() + PROBE_MS };
   }
 
   async #overHosts(request: PveRequest, call: PveCall, signal: AbortSignal): Promise<Answer> {

@@ -32,8 +32,8 @@ const MAX_RETRY_MS = 5_000;
 const LIST_MARGIN = 20;
 /** How often the list is checked on (see SUSPECT_MS): it costs one tick in fifty. */
 const SUSPECT_EVERY_MS = 5_000;
-/** Asking again will not help; anything else is the node's weather. */
-const FINAL = new Set(["task_lost", "forbidden", "invalid_input", "tls_untrusted"]);
+/** Asking again will not help, not soon; anything else is the node's weather. */
+const FINAL = new Set(["task_lost", "forbidden", "invalid_input", "unauthorized", "tls_untrusted"]);
 
 /** All waits for tasks of one node: one timer, and no request while nothing is due. */
 export class NodeTasks {

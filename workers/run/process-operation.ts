@@ -190,12 +190,7 @@ async function undoAndEnd(
 
 /** How long an undo is tried: what only a human can clear is told early, an unreachable node is given time. */
 const UNDO_PATIENCE_MS = { stuck: 60_000, weather: 600_000 };
-const STUCK: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
-  "container_locked",
-  "protected",
-  "forbidden",
-  "unauthorized",
-]);
+const STUCK: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>(["container_locked", "protected", "forbidden"]);
 
 /** Stops the task that still runs and takes back what was made; what can't be taken back is `quarantined`, with its place. */
 async function undo(run: Run, handler: Handler<JobName>): Promise<{ write?: Write; facts?: ErrorFacts }> {
@@ -233,9 +228,24 @@ function quarantine(run: Run, problem: FleetError): { write?: Write; facts: Erro
       node: node ?? null,
       vmid: vmid ?? null,
       problem: problem.code,
-      wayOut: `clear container ${vmid} on ${node} by hand (pct unlock ${vmid}), then destroy sandbox ${run.sandbox.id}`,
+      wayOut: `${clearing(problem, { vmid, node })}, then destroy sandbox ${run.sandbox.id}`,
     },
   };
+}
+
+/** What a human does about a container that could not be removed. */
+function clearing({ code, facts }: FleetError, { vmid, node }: Record<"vmid" | "node", unknown>): string {
+  const container = `container ${vmid} on ${node}`;
+  switch (code) {
+    case "container_locked":
+      return `when no task works on ${container}, clear its lock there: pct unlock ${vmid}`;
+    case "protected":
+      return `take the protection from ${container}: pct set ${vmid} --protection 0`;
+    case "forbidden":
+      return `give the token the right to remove ${container}${facts["privilege"] ? ` (${facts["privilege"]})` : ""}`;
+    default:
+      return `wait until PVE answers for ${container} again (${code})`;
+  }
 }
 
 /** Back to placement, with nothing left on the node it had. */

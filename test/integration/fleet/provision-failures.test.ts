@@ -102,12 +102,6 @@ const NEVER: Record<string, Case> = {
     code: "pve_rejected",
     says: /the moon is full/,
   },
-  "a token that PVE no longer takes": {
-    input: {},
-    arm: ({ faults }) => faults.request({ kind: "refuse", status: 401, text: "", method: "PUT", path: "/config$" }),
-    code: "unauthorized",
-    undone: ["container"],
-  },
   "a missing privilege": {
     input: {},
     arm: ({ faults }) =>
