@@ -1,5 +1,6 @@
 import { randomUUID } from "node:crypto";
 import type { PveVersion } from "./options.ts";
+import { parseProperties } from "./property-string.ts";
 import { forbidden, Refusal } from "./refusal.ts";
 import type { TokenChange, TokenSpec } from "./views.ts";
 import type { World } from "./world.ts";
@@ -89,4 +90,11 @@ export function check(world: World, by: Identity, path: string, ...privileges: s
 export function checkAny(world: World, by: Identity, path: string, ...privileges: string[]): void {
   if (privileges.some((privilege) => has(world, by, path, privilege))) return;
   throw forbidden(`${path}, ${privileges.join("|")}`);
+}
+
+/** PVE::LXC::check_bridge_access: each bridge that a container is put on, with its VLAN where it has one. */
+export function checkBridge(world: World, by: Identity, network: string): void {
+  const { bridge, tag } = Object.fromEntries(parseProperties(network));
+  if (bridge === undefined) return;
+  check(world, by, `/sdn/zones/localnetwork/${bridge}${tag === undefined ? "" : `/${tag}`}`, "SDN.Use");
 }

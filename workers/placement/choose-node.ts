@@ -6,6 +6,7 @@ import { type NodeName, SnapshotId } from "../../shared/ids.ts";
 import type { ProvisionInput } from "../../shared/jobs/provision.ts";
 import type { Inventory, NodeInventory, Replica } from "../../shared/state/inventory.ts";
 import type { SnapshotRecord } from "../../shared/state/records.ts";
+import { grant } from "../pve/errors.ts";
 import {
   assertFitsSomewhere,
   type Demand,
@@ -56,7 +57,7 @@ const PREFETCH = 1;
 /**
  * Picks the node with the fewest jobs for its slots among those that are online, hold a source and have room.
  * Throws what will not heal: `template_not_found`, `privileged_template`, `linked_clone_unsupported`, `storage_not_found`,
- * `invalid_input` (a node that there is not, or more than any node has).
+ * `forbidden` (a storage that the token does not see), `invalid_input` (a node that there is not, or more than any node has).
  */
 export function chooseNode(
   request: PlacementRequest,
@@ -196,14 +197,7 @@ export function findSources(
   const replicas = inventory.replicas.filter((one) =>
     typeof wanted === "number" ? one.vmid === wanted : one.name === wanted || one.tags.includes(wanted),
   );
-  if (replicas.length === 0) {
-    // Guests of which nothing but the VMID is known are no help to people.
-    const named = inventory.replicas.filter(({ name, vmid }) => name !== String(vmid));
-    const known = [...new Set(named.map(({ name }) => name))].sort().join(", ") || "none";
-    throw new FleetError("template_not_found", `there is no template ${wanted}; templates are: ${known}`, {
-      facts: { template: String(wanted) },
-    });
-  }
+  if (replicas.length === 0) throw notFound(wanted, inventory);
   const allowed = replicas.filter(({ unprivileged }) => unprivileged || limits.allowPrivileged);
   if (allowed.length === 0) {
     throw new FleetError(
@@ -212,6 +206,7 @@ export function findSources(
       { facts: { template: String(wanted) } },
     );
   }
+  assertStorageSeen(allowed, inventory, wanted);
   const sources = allowed.map((one) => {
     const type = storageType(inventory, one.node, one.storage);
     // What can't be asked now may well be able to.
@@ -227,6 +222,34 @@ export function findSources(
     );
   }
   return sources;
+}
+
+function notFound(wanted: ProvisionInput["template"], inventory: Inventory): FleetError {
+  // Guests of which nothing but the VMID is known are no help to people.
+  const named = inventory.replicas.filter(({ name, vmid }) => name !== String(vmid));
+  const byId = typeof wanted === "number";
+  const known = [...new Set(named.map(({ name, vmid }) => (byId ? `${name} (${vmid})` : name)))].sort();
+  const problem = byId ? `VMID ${wanted} is no template that the token sees` : `there is no template ${wanted}`;
+  const wayOut =
+    inventory.replicas.length > 0
+      ? `templates are: ${known.join(", ") || "none"}`
+      : `the token sees no template at all; those there are need VM.Audit: ${grant("/vms", "VM.Audit")}`;
+  return new FleetError("template_not_found", `${problem}; ${wayOut}`, { facts: { template: String(wanted) } });
+}
+
+/** What can't be seen of a storage would look like a storage that can do nothing. */
+function assertStorageSeen(replicas: readonly Replica[], inventory: Inventory, wanted: ProvisionInput["template"]) {
+  const isSeen = ({ online, node, storage }: Replica) =>
+    !online || storage === "" || storageType(inventory, node, storage) !== undefined;
+  const [first] = replicas;
+  if (first === undefined || replicas.some(isSeen)) return;
+  const path = `/storage/${first.storage}`;
+  throw new FleetError(
+    "forbidden",
+    `storage ${first.storage} of template ${wanted} is disabled on ${first.node}, or the token lacks Datastore.Audit ` +
+      `there: ${grant(path, "Datastore.Audit")}`,
+    { facts: { template: String(wanted), path, privilege: "Datastore.Audit" } },
+  );
 }
 
 function sourceOfSnapshot(snapshot: SnapshotRecord, inventory: Inventory): Source {

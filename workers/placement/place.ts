@@ -86,6 +86,7 @@ const OF_THE_CLUSTER: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
   "privileged_template",
   "linked_clone_unsupported",
   "storage_not_found",
+  "forbidden",
   "invalid_input",
 ]);
 

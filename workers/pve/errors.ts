@@ -145,15 +145,24 @@ function forbidden(failure: PveFailure, text: string, facts: ErrorFacts): FleetE
       facts: { ...facts, pool: missingPool },
     });
   }
-  const [, path, privilege] = /\((\/[^,()]*), ([\w.|, -]+)\)/.exec(text) ?? [];
+  // Of the two ways to be allowed a new VMID PVE names neither.
+  const unnamed = isClone(failure) && /^Permission check failed\.?$/.test(text);
+  const [, path, privilege] = unnamed
+    ? [text, "/vms", "VM.Allocate"]
+    : (/\((\/[^,()]*), ([\w.|, -]+)\)/.exec(text) ?? []);
   if (path === undefined || privilege === undefined) return new FleetError("forbidden", text, { facts });
-  const token = failure.tokenId ?? "USER@REALM!TOKENID";
-  // On /vms rather than on one container: the next one has another VMID.
-  const where = path.startsWith("/vms/") ? "/vms" : path;
-  const wayOut = `pveum acl modify ${where} --tokens '${token}' --roles ${roleWith(privilege)}`;
-  return new FleetError("forbidden", `${text}. Give the token that right, and its user too: ${wayOut}`, {
+  const said = unnamed ? `${text}: a new container needs ${privilege} on ${path} or on its pool` : text;
+  return new FleetError("forbidden", `${said}. Give the token that right: ${grant(path, privilege, failure.tokenId)}`, {
     facts: { ...facts, path, privilege },
   });
+}
+
+/** The command that gives a token and its user a privilege: a token of its own never has more than its user. */
+export function grant(path: string, privilege: string, tokenId = "USER@REALM!TOKENID"): string {
+  // On /vms rather than on one container: the next one has another VMID.
+  const where = path.startsWith("/vms/") ? "/vms" : path;
+  const [user] = tokenId.split("!");
+  return `pveum acl modify ${where} --users '${user}' --tokens '${tokenId}' --roles ${roleWith(privilege)}`;
 }
 
 /** A role of PVE's own that holds the privilege. */

@@ -25,7 +25,9 @@ describe("a token", () => {
     const token = standIn.pve.addToken({ user: "cmux@pve", id: "poor", privileges: { "/nodes": ["Sys.Audit"] } });
     const error = await failure(createPveApi(standIn.client({ token })).lxc(node("pve1"), vmid(9001)).config(call()));
     expect(error).toMatchObject({ code: "forbidden", facts: { privilege: "VM.Audit", path: "/vms/9001" } });
-    expect(String(error)).toContain("pveum acl modify /vms --tokens 'cmux@pve!poor' --roles PVEVMAdmin");
+    expect(String(error)).toContain(
+      "pveum acl modify /vms --users 'cmux@pve' --tokens 'cmux@pve!poor' --roles PVEVMAdmin",
+    );
   });
 
   it("that can't be one is refused before it goes anywhere", () => {

@@ -131,6 +131,7 @@ describe("HTTP", () => {
         "/pool/fleet": ["VM.Allocate", "VM.Audit", "VM.PowerMgmt", "Pool.Audit"],
         "/vms/9001": ["VM.Clone", "VM.Audit"],
         "/storage": ["Datastore.AllocateSpace"],
+        "/sdn/zones/localnetwork/vmbr0": ["SDN.Use"],
       },
     });
     const ask = (method: string, path: string, params = {}) => client.ask(method, path, params, { token });

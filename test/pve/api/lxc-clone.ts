@@ -1,4 +1,4 @@
-import { check, has } from "../access.ts";
+import { check, checkBridge, has } from "../access.ts";
 import type { Snapshot } from "../config-file.ts";
 import type { Container } from "../container.ts";
 import { parseProperties, parseSize, printNetwork } from "../property-string.ts";
@@ -106,7 +106,10 @@ function prepare(call: Call, source: Container, target: Container): Plan {
       const disk = planDisk(call, { source, key, value, full, snapshot: snapshot !== undefined });
       if (!disk.to.shared) shared = false;
       disks.push(disk);
-    } else target.config.set(key, /^net\d+$/.test(key) ? withNewMac(world.newMac(), value) : value);
+      continue;
+    }
+    if (/^net\d+$/.test(key)) checkBridge(world, call.by, value);
+    target.config.set(key, /^net\d+$/.test(key) ? withNewMac(world.newMac(), value) : value);
   }
   if (params["target"] !== undefined && params["target"] !== node.name && !shared) {
     throw refuse(`can't clone CT to node '${params["target"]}' (CT uses local storage)`);

@@ -1,4 +1,4 @@
-import { check, checkAny } from "../access.ts";
+import { check, checkAny, checkBridge } from "../access.ts";
 import { valuesToJson } from "../config-file.ts";
 import type { Container } from "../container.ts";
 import { parseProperties, printNetwork } from "../property-string.ts";
@@ -156,6 +156,9 @@ export function allowChange(
   }
   const privilege = PRIVILEGE.find(([pattern]) => pattern.test(key))?.[1] ?? "VM.Config.Options";
   check(world, by, path, privilege);
+  if (/^net\d+$/.test(key)) {
+    for (const network of [container?.config.get(key), value]) if (network) checkBridge(world, by, network);
+  }
   if (value !== undefined && (key === "rootfs" || /^mp\d+$/.test(key))) {
     const volume = parseProperties(value, "volume").get("volume") ?? "";
     if (volume.startsWith("/dev/")) throw forbidden("mount point type device is only allowed for root@pam");

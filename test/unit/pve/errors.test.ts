@@ -232,7 +232,9 @@ describe("PVE's refusals", () => {
     const body = JSON.stringify({ data: null, message: "Permission check failed (/vms/201, VM.Audit)\n" });
     const call = { method: "GET", path: "/nodes/pve1/lxc/201/config", tokenId: "cmux@pve!fleet" };
     const error = toPveError({ ...call, status: 403, reason: "x", body });
-    expect(error.text).toContain("pveum acl modify /vms --tokens 'cmux@pve!fleet' --roles PVEVMAdmin");
+    expect(error.text).toContain(
+      "pveum acl modify /vms --users 'cmux@pve' --tokens 'cmux@pve!fleet' --roles PVEVMAdmin",
+    );
   });
 
   it.each([
