@@ -2,6 +2,7 @@ import { z } from "zod";
 import { FleetError } from "../../shared/errors.ts";
 import type { NodeName, Vmid } from "../../shared/ids.ts";
 import { createLxcApi, type LxcApi, type Send } from "./api-lxc.ts";
+import { placeOf } from "./errors.ts";
 import type { Call, Params, PveHttp } from "./http.ts";
 import * as replies from "./replies.ts";
 import { LxcEntry } from "./replies-lxc.ts";
@@ -62,7 +63,7 @@ export function createPveApi(http: PveHttp): PveApi {
     const data = await http.request({ ...request, ...call });
     const parsed = schema.safeParse(data);
     if (parsed.success) return parsed.data;
-    throw unexpectedData(request.method, request.path, parsed.error);
+    throw unexpectedData(request, parsed.error);
   };
   const get = <Schema extends z.ZodType>(path: string, schema: Schema, call: Call, params: Params = {}) =>
     send({ method: "GET", path, params }, schema, call);
@@ -126,10 +127,11 @@ function createTasksApi(send: Send): TasksApi {
 const nodePath = (node: NodeName) => `/nodes/${encodeSegment(node)}`;
 
 /** Names the fields and what was wrong with them, never their values. */
-function unexpectedData(method: string, path: string, error: z.ZodError): FleetError {
+function unexpectedData(request: Parameters<Send>[0], error: z.ZodError): FleetError {
+  const { method, path } = request;
   const fields = error.issues.slice(0, 5).map((issue) => `${issue.path.join(".") || "data"} ${issue.code}`);
   const code = method === "GET" ? "pve_bad_reply" : "outcome_unknown";
   return new FleetError(code, `the answer to ${method} ${path} is not what PVE gives: ${fields.join("; ")}`, {
-    facts: { call: `${method} ${path}`, fields },
+    facts: { ...placeOf(request), fields },
   });
 }

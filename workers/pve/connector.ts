@@ -1,3 +1,4 @@
+import type { X509Certificate } from "node:crypto";
 import type { TLSSocket } from "node:tls";
 import { buildConnector } from "undici";
 import type { FleetErrorCode } from "../../shared/errors.ts";
@@ -66,17 +67,45 @@ function distrust(
   place: string,
 ): ConnectError | undefined {
   if (pins.length === 0 && (!trust.verify || socket.authorized)) return undefined;
-  const fingerprint = socket.getPeerX509Certificate()?.fingerprint256 ?? "none";
+  // Asked once: a second call gives nothing.
+  const certificate = socket.getPeerX509Certificate();
+  const fingerprint = certificate?.fingerprint256 ?? "none";
   if (pins.includes(fingerprint)) return undefined;
-  const reason =
+  const pin = `set PVE_TLS_FINGERPRINT=${fingerprint}, if \`pvenode cert info\` on the node shows the same`;
+  const [reason, wayOut] =
     pins.length > 0
-      ? `is not the pinned one (${pins.join(", ")})`
+      ? [`is not the pinned one (${pins.join(", ")})`, `If the node has a new one, ${pin}`]
       : // Node sets a string here, whatever its types say; a code such as SELF_SIGNED_CERT_IN_CHAIN.
-        `could not be verified (${String(socket.authorizationError)})`;
-  const text =
-    `the certificate of ${place}, SHA-256 ${fingerprint}, ${reason}. If that is what \`pvenode cert info\` shows on ` +
-    `the node, set PVE_TLS_FINGERPRINT=${fingerprint}; or set PVE_CA_FILE to a copy of its /etc/pve/pve-root-ca.pem`;
+        whyUnverified(String(socket.authorizationError), certificate, pin);
+  const text = `the certificate of ${place}, SHA-256 ${fingerprint}, ${reason}. ${wayOut}`;
   return new ConnectError("tls_untrusted", text, { fingerprint });
+}
+
+/** What is wrong with the certificate and what an operator can do, by the code of Node's verification. */
+function whyUnverified(
+  code: string,
+  certificate: X509Certificate | undefined,
+  pin: string,
+): [reason: string, wayOut: string] {
+  switch (code) {
+    case "ERR_TLS_CERT_ALTNAME_INVALID":
+      return [
+        `is for other names: ${certificate?.subjectAltName ?? certificate?.subject ?? "none"}`,
+        `Use one of them in PVE_API_URL; or ${pin}`,
+      ];
+    case "CERT_HAS_EXPIRED":
+      return [
+        `has expired on ${certificate?.validTo}`,
+        `Renew it on the node (pvecm updatecerts --force, or pvenode acme cert renew); or ${pin}`,
+      ];
+    case "CERT_NOT_YET_VALID":
+      return [`is valid from ${certificate?.validFrom} on`, `Set the clocks of this machine and the node; or ${pin}`];
+    default:
+      return [
+        `could not be verified (${code})`,
+        `Set PVE_CA_FILE to a copy of the cluster's /etc/pve/pve-root-ca.pem; or ${pin}`,
+      ];
+  }
 }
 
 function normalizeFingerprint(text: string): string {

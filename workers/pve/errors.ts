@@ -23,6 +23,8 @@ export interface PveFailure extends PveCall {
   /** The reason phrase. */
   reason: string;
   body: string;
+  /** Of a redirect. */
+  location?: string;
 }
 
 const MAX_TEXT = 500;
@@ -39,7 +41,10 @@ export function toData(answer: Answer, call: PveCall): unknown {
   const json = parseJson(answer.body);
   if (answer.status !== 200) throw toPveError({ ...answer, ...call });
   const parsed = Success.safeParse(json);
-  if (!parsed.success || !("data" in parsed.data)) throw badReply({ ...answer, ...call }, "is not PVE's JSON");
+  if (!parsed.success || !("data" in parsed.data)) {
+    const failure = { ...answer, ...call };
+    throw badReply(failure, answer.body === "" ? "is empty" : `is not PVE's JSON${titleOf(failure)}`);
+  }
   return parsed.data.data;
 }
 
@@ -56,7 +61,11 @@ export function toPveError(failure: PveFailure): FleetError {
   // PVE gives none of these; a proxy in front of it does.
   const foreign = failure.status < 400 || (failure.status >= 502 && failure.status <= 504);
   const page = !body.success && /^\s*</.test(failure.body);
-  if (foreign || page) return badReply(failure, `is not PVE's own (status ${failure.status})`);
+  if (failure.location) {
+    const where = clean(failure.location, failure);
+    return badReply(failure, `is a redirect to ${where}; PVE_API_URL must be PVE's own address, https://host:8006`);
+  }
+  if (foreign || page) return badReply(failure, `is not PVE's own: status ${failure.status}${titleOf(failure)}`);
   if (failure.status === 403) return forbidden(failure, text, facts);
   if (failure.status === 400 && Object.keys(fields).length > 0) return badParameters(failure, fields, facts);
   if (text === "" || text === "Internal Server Error") return badReply(failure, "says nothing");
@@ -194,7 +203,14 @@ function badReply(failure: PveFailure, what: string): FleetError {
   return new FleetError(code, `the answer to ${failure.method} ${failure.path} ${what}`, { facts });
 }
 
-function placeOf(call: PveCall): ErrorFacts {
+/** What a page of HTML says of itself. */
+function titleOf(failure: PveFailure): string {
+  const title = /<title>([^<]{1,100})/i.exec(failure.body)?.[1];
+  return title === undefined ? "" : `, a page titled "${clean(title, failure)}"`;
+}
+
+/** Where a call goes, as facts. */
+export function placeOf(call: PveCall): ErrorFacts {
   const vmid = /\/lxc\/(\d+)/.exec(call.path)?.[1];
   return {
     call: `${call.method} ${call.path}`,

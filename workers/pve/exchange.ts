@@ -5,7 +5,8 @@ export interface Answer {
   status: number;
   /** The reason phrase: before 2025 PVE's only place for the text of an error. */
   reason: string;
-  contentType: string;
+  /** Where a redirect points; "" for none. */
+  location: string;
   body: string;
 }
 
@@ -42,7 +43,7 @@ export function exchange(
     let sent = false;
     let refused: { by: unknown } | undefined;
     let controller: Dispatcher.DispatchController | undefined;
-    const answer: Answer = { status: 0, reason: "", contentType: "", body: "" };
+    const answer: Answer = { status: 0, reason: "", location: "", body: "" };
     const chunks: Buffer[] = [];
     let bytes = 0;
 
@@ -73,11 +74,11 @@ export function exchange(
       onResponseStart(_, status, headers, reason) {
         answer.status = status;
         answer.reason = reason ?? "";
-        answer.contentType = String(headers["content-type"] ?? "");
+        answer.location = String(headers["location"] ?? "");
       },
       onResponseData(current, chunk) {
         bytes += chunk.length;
-        if (bytes > maxBodyBytes) current.abort(new Error(`an answer of more than ${maxBodyBytes} bytes`));
+        if (bytes > maxBodyBytes) current.abort(new Error(`an answer of more than ${maxBodyBytes / 1_048_576} MiB`));
         else chunks.push(chunk);
       },
       onResponseEnd() {

@@ -2,6 +2,8 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { FleetError } from "../../../shared/errors.ts";
 import { createPveApi } from "../../../workers/pve/api.ts";
 import { createPveHttp } from "../../../workers/pve/http.ts";
+import { makeCertificate } from "../../pve/certificate.ts";
+import { startScripted } from "./scripted.ts";
 import { call, failure, node, type StandIn, startStandIn, vmid } from "./stand-in.ts";
 
 let standIn: StandIn;
@@ -91,6 +93,37 @@ describe("a certificate", () => {
     const { result, seen } = await tryWith({ verify: true, caPem: stranger.pve.caPem });
     expect(result).toMatchObject({ code: "tls_untrusted" });
     expect(seen).toBe(0);
+  });
+
+  const DAY_MS = 86_400_000;
+  const ago = (days: number) => new Date(Date.now() - days * DAY_MS);
+  it.each([
+    [
+      "for other names",
+      { names: ["pve1.example.com", "pve1"] },
+      /is for other names: DNS:pve1\.example\.com, DNS:pve1\. Use one of them in PVE_API_URL; or set PVE_TLS_FINGERPRINT=/,
+    ],
+    [
+      "that has expired",
+      { notBefore: ago(20), notAfter: ago(10) },
+      /has expired on .* GMT\. Renew it on the node .*; or set PVE_TLS_FINGERPRINT=/,
+    ],
+    [
+      "that is not valid yet",
+      { notBefore: ago(-10), notAfter: ago(-20) },
+      /is valid from .* GMT on\. Set the clocks of this machine and the node; or set PVE_TLS_FINGERPRINT=/,
+    ],
+  ])("%s is refused though its CA is known, and taken when it is pinned", async (_, more, says) => {
+    await using server = await startScripted(
+      (response) => response.end('{"data":{"version":"8.4.1","release":"8.4"}}'),
+      await makeCertificate(more),
+    );
+    const { url, caPem, fingerprint } = server;
+    const { result } = await tryWith({ verify: true, caPem }, [url]);
+    expect(result).toMatchObject({ code: "tls_untrusted", facts: { fingerprint, host: url } });
+    expect(String(result)).toMatch(says);
+    expect(server.requests).toEqual([]);
+    expect(await tryWith({ verify: true, caPem, fingerprint }, [url])).toMatchObject({ result: { version: "8.4.1" } });
   });
 
   it("is taken from anyone only when verification is off", async () => {

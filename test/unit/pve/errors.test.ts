@@ -297,12 +297,12 @@ describe("answers that PVE does not give", () => {
     ["POST", 502, page, "outcome_unknown"],
     ["PUT", 500, "", "outcome_unknown"],
   ])("%s %i %j -> %s", (method, status, body, code) => {
-    const answer = { status, reason: status === 500 ? "Internal Server Error" : "", contentType: "", body };
+    const answer = { status, reason: status === 500 ? "Internal Server Error" : "", location: "", body };
     expect(() => toData(answer, { method, path: "/version" })).toThrow(expect.objectContaining({ code }));
   });
 
   it("takes null for data", () => {
-    const answer = { status: 200, reason: "OK", contentType: "application/json", body: '{"data":null}' };
+    const answer = { status: 200, reason: "OK", location: "", body: '{"data":null}' };
     expect(toData(answer, { method: "PUT", path: "/x" })).toBeNull();
   });
 });
