@@ -1,0 +1,30 @@
+/** `npm run bench`: what the fleet adds to what PVE itself takes. */
+import type { Bench } from "./bench.ts";
+import { provision } from "./provision.ts";
+
+const BENCHES: Readonly<Record<string, Bench>> = { provision };
+
+const HELP = `npm run bench -- BENCH [options]
+
+${Object.entries(BENCHES)
+  .map(([name, { summary }]) => `  ${name.padEnd(12)}${summary}`)
+  .join("\n")}
+
+  npm run bench -- BENCH --help tells what a bench measures, and how.
+`;
+
+const [name = "", ...args] = process.argv.slice(2);
+const bench = Object.hasOwn(BENCHES, name) ? BENCHES[name] : undefined;
+
+if (name === "--help" || name === "-h") process.stdout.write(HELP);
+else if (bench === undefined) {
+  process.stderr.write(`bench: ${name === "" ? "which one?" : `there is no "${name}"`}\n\n${HELP}`);
+  process.exitCode = 2;
+} else if (args.includes("--help")) process.stdout.write(bench.help);
+else {
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => process.exit(130));
+  process.exitCode = await bench.run(args).catch((error: unknown) => {
+    console.error(error);
+    return 1;
+  });
+}

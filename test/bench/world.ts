@@ -1,0 +1,107 @@
+/**
+ * What a bench runs on: Redis, the stand-in for PVE with its default timings, and the workers, each in processes of
+ * their own, so that none of them waits for another's event loop; the producer is this process.
+ */
+import { type ChildProcess, spawn } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { once } from "node:events";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { createFleet, type Fleet } from "../../producers/index.ts";
+import { startWorkerProcess } from "../integration/fleet/worker-process.ts";
+import type { LogEntry, TaskEntry } from "../pve/views.ts";
+import { startRedis } from "../redis.ts";
+
+export const TEMPLATE = "cmux-base";
+export const NODES = ["pve1", "pve2", "pve3"] as const;
+export const NODE_SLOTS = 4;
+export const REPLICAS = 2;
+
+/** The stand-in as its own process tells it. */
+export interface Cluster extends AsyncDisposable {
+  readonly url: string;
+  readonly token: string;
+  readonly env: Readonly<Record<string, string>>;
+  /** Its own record of every request and task since it started. */
+  record(): Promise<{ requests: LogEntry[]; tasks: TaskEntry[] }>;
+}
+
+export interface World extends AsyncDisposable {
+  readonly cluster: Cluster;
+  readonly fleet: Fleet;
+}
+
+export async function startWorld({ workers }: { workers: number }): Promise<World> {
+  await using stack = new AsyncDisposableStack();
+  const redis = stack.use(await startRedis({ engine: "process" }));
+  const cluster = stack.use(await startCluster());
+  const prefix = `{bench-${randomBytes(4).toString("hex")}}`;
+  const secretKey = randomBytes(32).toString("hex");
+  const env = {
+    ...cluster.env,
+    REDIS_URL: redis.url,
+    FLEET_PREFIX: prefix,
+    FLEET_SECRET_KEY: secretKey,
+    FLEET_ROLES: "worker",
+    FLEET_NODE_SLOTS: String(NODE_SLOTS),
+  };
+  for (let at = 0; at < workers; at++) stack.use(await startWorkerProcess(env));
+  const fleet = stack.use(createFleet({ redis: redis.url, prefix, secretKey }));
+  const resources = stack.move();
+  return { cluster, fleet, [Symbol.asyncDispose]: () => resources.disposeAsync() };
+}
+
+const STAND_IN = fileURLToPath(new URL("../pve/main.ts", import.meta.url));
+
+async function startCluster(): Promise<Cluster> {
+  const child = spawn(process.execPath, [STAND_IN, "--nodes", String(NODES.length), "--port", "0", "--json"], {
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  const kill = () => void child.kill("SIGKILL");
+  process.on("exit", kill);
+  const stop = async () => {
+    process.off("exit", kill);
+    if (!isAlive(child)) return;
+    // Politely: it removes its guests and their folders.
+    child.kill("SIGTERM");
+    await once(child, "close");
+  };
+  try {
+    const env = await firstLine(child);
+    const controlUrl = env["PVE_CONTROL_URL"] ?? "";
+    const ask = async (path: string, body?: object): Promise<unknown> => {
+      const asked = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
+      const reply = await fetch(`${controlUrl}${path}`, asked);
+      if (!reply.ok) throw new Error(`stand-in, ${path}: ${reply.status} ${await reply.text()}`);
+      return reply.json();
+    };
+    // Each node has one of its own already.
+    for (const [at, node] of NODES.entries())
+      for (let more = 1; more < REPLICAS; more++)
+        await ask("/template", { name: TEMPLATE, node, vmid: 9_100 + 10 * at + more });
+    return {
+      url: env["PVE_API_URL"] ?? "",
+      token: env["PVE_API_TOKEN"] ?? "",
+      env,
+      record: async () => ({
+        requests: (await ask("/log")) as LogEntry[], // our own stand-in's view
+        tasks: (await ask("/tasks")) as TaskEntry[], // as above
+      }),
+      [Symbol.asyncDispose]: stop,
+    };
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+}
+
+async function firstLine(child: ChildProcess): Promise<Record<string, string>> {
+  if (child.stdout === null) throw new Error("the stand-in has no output");
+  const lines = createInterface(child.stdout);
+  const gone = once(child, "close").then(() => Promise.reject(new Error("the stand-in ended at once")));
+  gone.catch(() => {}); // later it is its usual end
+  const [line] = await Promise.race([once(lines, "line"), gone]);
+  return JSON.parse(String(line)) as Record<string, string>; // its own --json
+}
+
+const isAlive = (child: ChildProcess) => child.exitCode === null && child.signalCode === null;
