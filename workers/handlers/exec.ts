@@ -4,6 +4,7 @@ import { execQueue } from "../../shared/queues.ts";
 import { isGone } from "../../shared/state/records.ts";
 import { toScript } from "../exec/shell.ts";
 import type { Run } from "../run/run.ts";
+import { ownContainer } from "../sandbox/look.ts";
 import { readAddress } from "../sandbox/ready.ts";
 import { type Handler, Reroute } from "./handler.ts";
 
@@ -81,8 +82,9 @@ async function callExecd(run: Run<"exec">) {
   }
 }
 
-/** A container that is found stopped was stopped behind our back: trying again would not start it. */
+/** A container that is found stopped or gone was made so behind our back: trying again would not bring it back. */
 async function addressNow(run: Run<"exec">): Promise<string | null> {
+  await ownContainer(run);
   try {
     return await readAddress(run);
   } catch (error) {

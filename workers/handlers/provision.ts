@@ -92,7 +92,7 @@ async function ready(run: Run<"provision">, token: string | null): Promise<strin
     if (isShort && (error.code === "no_address" || error.code === "not_ready")) throw new Reroute(slowQueue);
     // Stopped again: the next attempt starts it anew.
     if (error.code === "start_failed") await run.write({ sandbox: { state: "configuring" } });
-    throw error;
+    throw await vanished(run, error);
   }
 }
 

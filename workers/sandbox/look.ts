@@ -133,7 +133,7 @@ export async function ownContainer(run: Run): Promise<{ place: Place; lxc: LxcAp
   const { place, lxc } = containerOf(run);
   const sight = await lookAt(run, place, run.call);
   if (sight.is === "ours") return { place, lxc, config: sight.config };
-  throw new FleetError("sandbox_gone", `container ${place.vmid} on ${place.node} is no longer this sandbox's`, {
-    facts: { sandbox: run.sandbox.id, ...place },
-  });
+  const what = sight.is === "missing" ? "is gone, removed by somebody else" : "is no longer this sandbox's";
+  const text = `container ${place.vmid} on ${place.node} ${what}; destroy sandbox ${run.sandbox.id} to give back what it holds`;
+  throw new FleetError("sandbox_gone", text, { facts: { sandbox: run.sandbox.id, ...place } });
 }
