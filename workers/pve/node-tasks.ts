@@ -3,8 +3,8 @@ import type { NodeName } from "../../shared/ids.ts";
 import type { TasksApi } from "./api.ts";
 import { isTaskSuccess, taskError } from "./errors.ts";
 import { readTaskList } from "./task-list.ts";
-import { type Durations, FOUND, nextAskMs } from "./task-schedule.ts";
-import { createWait, givenUp, type Wait } from "./task-wait.ts";
+import { type Durations, FOUND, inCompany, nextAskMs, type Plan } from "./task-schedule.ts";
+import { createWait, dueOf, givenUp, pickByName, type Wait } from "./task-wait.ts";
 import type { Upid } from "./upid.ts";
 
 /** Milliseconds of a monotonic clock, and a timer that can be taken back. */
@@ -17,7 +17,7 @@ export interface NodeTasksOptions {
   tasks: TasksApi;
   durations: Durations;
   clock: WatcherClock;
-  /** Up to so many tasks are asked for by name. */
+  /** Up to so many tasks are asked for when they are due, more at every tick. */
   few: number;
   /** One request in so many ms while there are more. */
   tickMs: number;
@@ -30,8 +30,8 @@ const ASK_DEADLINE_MS = 10_000;
 const MAX_RETRY_MS = 5_000;
 /** Room in the list for tasks that have ended since the last one. */
 const LIST_MARGIN = 20;
-/** How often the list is checked on (see SUSPECT_MS): it costs one tick in fifty. */
-const SUSPECT_EVERY_MS = 5_000;
+/** See `#many`. */
+const LEFT_OVER = 3;
 /** Asking again will not help, not soon; anything else is the node's weather. */
 const FINAL = new Set(["task_lost", "forbidden", "invalid_input", "unauthorized", "tls_untrusted"]);
 
@@ -82,12 +82,15 @@ export class NodeTasks {
     const plan = kind === undefined ? FOUND : durations.plan(kind);
     const wait = createWait(upid, kind, plan, clock.now());
     this.#waits.set(upid, wait);
+    wait.nextAskAt = wait.startedAt + nextAskMs(this.#planOf(wait), 0, 0);
     this.#arm();
     return wait;
   }
 
+  /** Those that are left of many stay many until they are very few, or their number alone would make them cost more. */
   get #many(): boolean {
-    return this.#waits.size > this.#options.few;
+    const { size } = this.#waits;
+    return size > this.#options.few || (size > LEFT_OVER && [...this.#waits.values()].some(({ crowded }) => crowded));
   }
 
   /** Sets the one timer to what is due next. */
@@ -103,12 +106,21 @@ export class NodeTasks {
   }
 
   #fire(): void {
-    if (this.#many) {
-      void this.#tick();
-    } else {
-      const now = this.#options.clock.now();
-      for (const wait of this.#waits.values()) if (!wait.asking && wait.nextAskAt <= now) void this.#ask(wait);
-    }
+    if (this.#many) void this.#tick();
+    else this.#askDue();
+    this.#arm();
+  }
+
+  #askDue(): void {
+    const { byName, listed } = dueOf([...this.#waits.values()], this.#options.clock.now());
+    for (const wait of byName) void this.#ask(wait);
+    if (listed.length > 0) void this.#share(listed);
+  }
+
+  async #share(waits: readonly Wait[]): Promise<void> {
+    for (const wait of waits) wait.asking = true;
+    await this.#list(waits);
+    for (const wait of waits) wait.asking = false;
     this.#arm();
   }
 
@@ -117,21 +129,12 @@ export class NodeTasks {
     const now = this.#options.clock.now();
     this.#ticking = true;
     const waits = [...this.#waits.values()];
-    for (const wait of waits) wait.crowded = true;
-    const named = this.#toAskByName(waits, now);
+    if (waits.length > this.#options.few) for (const wait of waits) wait.crowded = true;
+    const named = pickByName(waits, { now, sinceMs: now - this.#lastNamedAt, tickMs: this.#options.tickMs });
     if (named !== undefined) this.#lastNamedAt = now;
     await (named === undefined ? this.#list(waits) : this.#ask(named));
     this.#ticking = false;
     this.#arm();
-  }
-
-  /** Each takes the place of a list: one that the list leaves out at most every other tick, a suspect now and then. */
-  #toAskByName(waits: readonly Wait[], now: number): Wait | undefined {
-    const sinceMs = now - this.#lastNamedAt;
-    if (sinceMs < 1.5 * this.#options.tickMs) return undefined;
-    const due = waits.filter((wait) => !wait.asking && (wait.unlisted || wait.suspectAt <= now));
-    const unlisted = due.find((wait) => wait.unlisted);
-    return unlisted ?? (sinceMs < SUSPECT_EVERY_MS ? undefined : due.sort((a, b) => a.suspectAt - b.suspectAt)[0]);
   }
 
   async #ask(wait: Wait): Promise<void> {
@@ -159,13 +162,13 @@ export class NodeTasks {
   async #list(waits: readonly Wait[]): Promise<void> {
     const sentAt = this.#sending();
     try {
-      const limit = waits.length + this.#others + LIST_MARGIN;
+      const limit = this.#waits.size + this.#others + LIST_MARGIN;
       const entries = await this.#options.tasks.list(this.#node, { source: "all", limit }, this.#call());
       this.#failures = 0;
       const { exits, running } = readTaskList(entries);
       // All running: there is more than there was room for.
       const cutOff = running >= limit;
-      this.#others = cutOff ? running : Math.max(0, running - waits.length);
+      this.#others = cutOff ? running : Math.max(0, running - this.#waits.size);
       for (const wait of waits) {
         const exitstatus = exits.get(wait.upid);
         if (exitstatus !== undefined) this.#end(wait, exitstatus, sentAt);
@@ -199,11 +202,14 @@ export class NodeTasks {
     wait.unlisted = false;
     wait.ranMs = this.#lookedAt(sentAt) - wait.startedAt;
     const halfWayMs = (now - sentAt) / 2;
-    // Among many one request is for all, and load makes what was learned of one alone untrue.
-    const plan = this.#many ? FOUND : wait.plan;
-    const next = wait.startedAt + nextAskMs(plan, wait.asks, wait.ranMs) - halfWayMs;
+    const next = wait.startedAt + nextAskMs(this.#planOf(wait), wait.asks, wait.ranMs) - halfWayMs;
     // A slow node is asked less often: it has the tasks themselves to do.
     wait.nextAskAt = Math.max(next, now + halfWayMs);
+  }
+
+  #planOf(wait: Wait): Plan {
+    // Among many one request is for all, and load makes what was learned of one alone untrue.
+    return this.#many ? FOUND : inCompany(wait.plan, this.#waits.size);
   }
 
   #failed(failure: FleetError, waits: readonly Wait[]): void {
@@ -224,7 +230,7 @@ export class NodeTasks {
       return;
     }
     if (wait.kind !== undefined && !wait.crowded) {
-      this.#options.durations.learn(wait.kind, wait.plan, wait.ranMs, this.#lookedAt(sentAt) - wait.startedAt);
+      this.#options.durations.learn(wait.kind, this.#planOf(wait), wait.ranMs, this.#lookedAt(sentAt) - wait.startedAt);
     }
     for (const waiter of wait.waiters) waiter.resolve({ exitstatus });
     this.#drop(wait);

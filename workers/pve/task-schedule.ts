@@ -49,6 +49,16 @@ function stepMs(plan: Plan, asks: number, elapsedMs: number): number {
   return Math.min(MAX_YOUNG_STEP_MS, Math.max(plan.gapMs, overdueMs / 2));
 }
 
+/**
+ * The same plan where the node has other tasks to be asked about: a request is for several of them then, and each task
+ * is asked for less densely, so that more tasks do not cost as many more requests.
+ */
+export function inCompany(plan: Plan, tasks: number): Plan {
+  if (plan.gapMs === undefined || tasks <= 1) return plan;
+  const gapMs = Math.min(MAX_YOUNG_STEP_MS, plan.gapMs * Math.sqrt(tasks));
+  return { ...plan, gapMs, firstMs: plan.firstMs + (gapMs - plan.gapMs) / 2 };
+}
+
 /** How long tasks of each kind took, the last ones only. */
 export class Durations {
   readonly #kinds = new Map<string, { samples: number[]; overByFirst: number }>();

@@ -1,5 +1,5 @@
 import { FleetError } from "../../shared/errors.ts";
-import { nextAskMs, type Plan } from "./task-schedule.ts";
+import type { Plan } from "./task-schedule.ts";
 import type { Upid } from "./upid.ts";
 
 /** A task that is waited for, by one or several. Times are the watcher's clock's. */
@@ -39,12 +39,42 @@ export function createWait(upid: Upid, kind: string | undefined, plan: Plan, now
     waiters: new Set(),
     asks: 0,
     asking: false,
-    nextAskAt: now + nextAskMs(plan, 0, 0),
+    nextAskAt: now,
     unlisted: false,
     suspectAt: now + Math.max(SUSPECT_MS, 3 * plan.dueUntilMs),
     ranMs: 0,
     crowded: false,
   };
+}
+
+/** One list is for all that are due within this. */
+const SHARE_MS = 100;
+
+/** Among few: whom to ask for now, each by name or with one list for several. Pure. */
+export function dueOf(waits: readonly Wait[], now: number): { byName: Wait[]; listed: Wait[] } {
+  const quiet = waits.filter(({ asking }) => !asking);
+  const due = quiet.filter(({ nextAskAt }) => nextAskAt <= now);
+  const listable = quiet.filter((wait) => !wait.unlisted && wait.suspectAt > now);
+  const soon = listable.filter(({ nextAskAt }) => nextAskAt <= now + SHARE_MS);
+  if (soon.length < 2 || !due.some((wait) => listable.includes(wait))) return { byName: due, listed: [] };
+  return { byName: due.filter((wait) => !listable.includes(wait)), listed: listable };
+}
+
+/** How often the list is checked on among many (see SUSPECT_MS): it costs one tick in fifty. */
+const SUSPECT_EVERY_MS = 5_000;
+
+/**
+ * Among many: who is asked for by name in place of a list, if any. One that the list leaves out at most every other tick,
+ * a suspect now and then. `sinceMs`: since the last time. Pure.
+ */
+export function pickByName(
+  waits: readonly Wait[],
+  { now, sinceMs, tickMs }: { now: number; sinceMs: number; tickMs: number },
+): Wait | undefined {
+  if (sinceMs < 1.5 * tickMs) return undefined;
+  const due = waits.filter((wait) => !wait.asking && (wait.unlisted || wait.suspectAt <= now));
+  const unlisted = due.find((wait) => wait.unlisted);
+  return unlisted ?? (sinceMs < SUSPECT_EVERY_MS ? undefined : due.sort((a, b) => a.suspectAt - b.suspectAt)[0]);
 }
 
 /** Says nothing about the task, whatever it was that kept PVE from answering. */

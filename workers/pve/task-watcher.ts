@@ -30,7 +30,7 @@ export interface TaskWatcher extends AsyncDisposable {
 export interface TaskWatcherOptions {
   /** How long a node may stay unreachable before its waits fail with that; 60 s by default. */
   giveUpMs?: number;
-  /** Up to so many tasks of a node are asked for by name, more by one list a tick; 3 by default. */
+  /** Up to so many tasks of a node are asked for when they are due, more by one list a tick; 8 by default. */
   few?: number;
   clock?: WatcherClock;
 }
@@ -47,7 +47,7 @@ const CLOCK: WatcherClock = {
 };
 
 export function createTaskWatcher(api: Pick<PveApi, "tasks">, options: TaskWatcherOptions = {}): TaskWatcher {
-  const { giveUpMs = 60_000, few = 3, clock = CLOCK } = options;
+  const { giveUpMs = 60_000, few = 8, clock = CLOCK } = options;
   const nodes = new Map<NodeName, NodeTasks>();
   // Of all nodes together: they differ less than kinds do, and a node's first task of a kind is known at once.
   const durations = new Durations();

@@ -85,6 +85,28 @@ describe("a task alone", () => {
   });
 });
 
+describe("a few tasks at once", () => {
+  it.each([2, 4, 8])("cost fewer requests each than one alone and are noticed soon: %i", async (count) => {
+    const random = seededRandom(5);
+    const late: number[] = [];
+    let provisions = 0;
+    const provision = async (at: number) => {
+      await node.clock.sleep(320 * at);
+      for (let round = 0; round < 40; round++) {
+        const clone = await lateness(node.start(spread(300, random)), "linked_clone");
+        await node.clock.sleep(40 + 10 * random());
+        const start = await lateness(node.start(spread(1500, random)), "start");
+        provisions += 1;
+        if (round >= 5) late.push(clone, start);
+      }
+    };
+    await node.clock.until(Promise.all(Array.from({ length: count }, (_, at) => provision(at))));
+    expect(quantile(late, 0.5)).toBeLessThanOrEqual(20);
+    expect(quantile(late, 0.95)).toBeLessThanOrEqual(50);
+    expect(node.requests.length / provisions).toBeLessThanOrEqual(count === 2 ? 6 : 5);
+  });
+});
+
 describe("many tasks", () => {
   it("cost at most ten requests a second and are noticed within a tick", async () => {
     const random = seededRandom(11);
