@@ -9,6 +9,7 @@ import type { Keys } from "../shared/state/keys.ts";
 import type { OperationStore } from "../shared/state/operations.ts";
 import type { SecretStore } from "../shared/state/secrets.ts";
 import type { Slots } from "../shared/state/slots.ts";
+import type { Strays } from "../shared/state/strays.ts";
 import type { Execd } from "./exec/execd.ts";
 import type { PveApi } from "./pve/api.ts";
 import type { TaskWatcher } from "./pve/task-watcher.ts";
@@ -20,6 +21,7 @@ export interface WorkerContext {
   readonly keys: Keys;
   readonly store: OperationStore;
   readonly slots: Slots;
+  readonly strays: Strays;
   readonly secrets: SecretStore;
   readonly queues: Queues;
   readonly wake: Wake;

@@ -12,6 +12,7 @@ import { createKeys } from "../shared/state/keys.ts";
 import { createOperationStore } from "../shared/state/operations.ts";
 import { createSecretStore } from "../shared/state/secrets.ts";
 import { createSlots } from "../shared/state/slots.ts";
+import { createStrays } from "../shared/state/strays.ts";
 import type { WorkerContext } from "./context.ts";
 import { assertNodeLimits, assertPlaceLimit, startClockwork } from "./control/clockwork.ts";
 import { settleAbort } from "./control/sweep.ts";
@@ -54,6 +55,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     keys,
     store: createOperationStore(redis, keys, { retentionSec: config.FLEET_RETENTION_HOURS * 3_600 }),
     slots: createSlots(redis, keys),
+    strays: createStrays(redis, keys),
     secrets: createSecretStore(redis, keys, config.FLEET_SECRET_KEY),
     queues,
     wake,

@@ -11,6 +11,12 @@ export interface Keys {
   readonly addresses: string;
   readonly expiries: string;
   readonly inventory: string;
+  /** Nodes whose running tasks hold their slots, each with the id of the Redis server that knows it. */
+  readonly adopted: string;
+  /** Times from which on Redis may have lost writes. */
+  readonly losses: string;
+  /** VMIDs of containers with our stamp that no record owns, and since when they are known. */
+  readonly strays: string;
   /** Names of all nodes that ever had queues. */
   readonly nodes: string;
   /** Pub/sub channel that wakes whoever waits for a slot, a cancel or a place. */
@@ -43,6 +49,9 @@ export function createKeys(prefix: string): Keys {
     addresses: key("addresses"),
     expiries: key("expiries"),
     inventory: key("inventory"),
+    adopted: key("adopted"),
+    losses: key("losses"),
+    strays: key("strays"),
     nodes: key("nodes"),
     wake: key("wake"),
     operation: (id) => key("op", id),

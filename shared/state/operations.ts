@@ -217,8 +217,8 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
       return outcome === "ok" || outcome === "ended" ? outcome : "unknown";
     },
 
-    async leaseVmid({ id, fence }, { first, last }) {
-      const [outcome, vmid] = await runList(LEASE_VMID, id, fence, first, last);
+    async leaseVmid({ id, fence, revision }, { first, last }) {
+      const [outcome, vmid] = await runList(LEASE_VMID, id, fence, first, last, revision);
       if (outcome === "ok") return Vmid.parse(Number(vmid));
       if (outcome !== "exhausted") throw lockLost(id, outcome);
       throw new FleetError(
@@ -227,15 +227,23 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
       );
     },
 
-    async leaseAddress({ id, fence }, { first, last, bits }) {
-      const [outcome, address] = await runList(LEASE_ADDRESS, id, fence, toNumber(first), toNumber(last), bits);
+    async leaseAddress({ id, fence, revision }, { first, last, bits }) {
+      const [outcome, address] = await runList(
+        LEASE_ADDRESS,
+        id,
+        fence,
+        toNumber(first),
+        toNumber(last),
+        bits,
+        revision,
+      );
       if (outcome === "ok") return String(address);
       if (outcome !== "exhausted") throw lockLost(id, outcome);
       throw new FleetError("address_range_exhausted", "all addresses of PVE_IP_RANGE are leased; widen it");
     },
 
-    async claimAddress({ id, fence }, address) {
-      const outcome = await run(CLAIM_ADDRESS, id, fence, address);
+    async claimAddress({ id, fence, revision }, address) {
+      const outcome = await run(CLAIM_ADDRESS, id, fence, address, revision);
       if (outcome === "ok") return;
       if (outcome !== "taken") throw lockLost(id, String(outcome));
       throw new FleetError("address_refused", `address ${address} belongs to another live sandbox`, {

@@ -84,27 +84,28 @@ local function release(sandbox, out)
   end
   return out
 end
-local function mayWrite(key, fence)
-  local holder, status = unpack(redis.call('HMGET', key, 'fence', 'status'))
+-- A run names the revision of the record that it builds on: an older one has lost what the run wrote (Redis came back
+-- with an earlier state).
+local function mayWrite(key, fence, revision)
+  local holder, status, at = unpack(redis.call('HMGET', key, 'fence', 'status', 'revision'))
   if not status then return 'unknown' end
   if ENDED[status] then return 'ended' end
   if holder ~= fence then return 'fenced' end
+  if at ~= revision then return 'rewound' end
   return nil
 end
--- Each write of a run names the revision it builds on. A record that is older has lost what the run wrote (Redis came
--- back with an earlier state); one that is just one newer has had this very write, sent again after a lost reply.
-local function mayRevise(key, fence, revision)
+-- One that is just one newer has had this very write, sent again after a lost reply.
+local function revise(key, fence, revision)
   local holder, at = unpack(redis.call('HMGET', key, 'fence', 'revision'))
   if holder == fence and at == tostring(revision + 1) then return 'ok' end
-  local refused = mayWrite(key, fence)
-  if refused then return refused end
-  if at ~= tostring(revision) then return 'rewound' end
-  redis.call('HINCRBY', key, 'revision', 1)
-  return nil
+  local refused = mayWrite(key, fence, revision)
+  if not refused then redis.call('HINCRBY', key, 'revision', 1) end
+  return refused
 end
 `;
 
-const withPrelude = (body: string) => defineScript(PRELUDE + body);
+/** A script with the functions that they all share. */
+export const withPrelude = (body: string) => defineScript(PRELUDE + body);
 
 /** ARGV: request JSON → [outcome, operation, sandbox], and for accepted and existing: parked, queue, priority, team. */
 export const ACCEPT = withPrelude(`
@@ -217,7 +218,7 @@ export const WRITE = withPrelude(`
 local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 local w = cjson.decode(ARGV[4])
 local key = opKey(id)
-local refused = mayRevise(key, fence, ARGV[7])
+local refused = revise(key, fence, ARGV[7])
 if refused then return refused end
 if w.placed then unplace(key, true) end
 apply(key, w.operation.set, w.operation.unset)
@@ -234,7 +235,7 @@ export const END = withPrelude(`
 local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 local w = cjson.decode(ARGV[4])
 local key = opKey(id)
-local refused = mayRevise(key, fence, ARGV[7])
+local refused = revise(key, fence, ARGV[7])
 if refused then return {refused} end
 unplace(key, false)
 apply(key, w.operation.set, w.operation.unset)
@@ -282,11 +283,11 @@ redis.call('PUBLISH', P..':wake', 'abort '..id)
 return 'ok'
 `);
 
-/** Leases a number from a range for the sandbox of a run, next-fit. ARGV: id, fence, first, last, now → ['ok', vmid] or [outcome]. */
+/** Leases a number from a range for the sandbox of a run, next-fit. ARGV: id, fence, first, last, revision → ['ok', vmid] or [outcome]. */
 export const LEASE_VMID = withPrelude(`
 local id, fence, first, last = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local key = opKey(id)
-local refused = mayWrite(key, fence)
+local refused = mayWrite(key, fence, ARGV[6])
 if refused then return {refused} end
 local sandbox = redis.call('HGET', key, 'sandbox')
 local sk, leases, cursor = sbxKey(sandbox), P..':vmids', P..':vmid-next'
@@ -307,11 +308,11 @@ end
 return {'exhausted'}
 `);
 
-/** Leases an IPv4 address, next-fit. ARGV: id, fence, first, last (as numbers), prefix length → ['ok', address/bits] or [outcome]. */
+/** Leases an IPv4 address, next-fit. ARGV: id, fence, first, last (as numbers), prefix length, revision → ['ok', address/bits] or [outcome]. */
 export const LEASE_ADDRESS = withPrelude(`
 local id, fence, first, last = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local key = opKey(id)
-local refused = mayWrite(key, fence)
+local refused = mayWrite(key, fence, ARGV[7])
 if refused then return {refused} end
 local sandbox = redis.call('HGET', key, 'sandbox')
 local sk, leases, cursor = sbxKey(sandbox), P..':ips', P..':ip-next'
@@ -333,11 +334,11 @@ end
 return {'exhausted'}
 `);
 
-/** Claims the address that a container was seen to have. ARGV: id, fence, address → outcome; `taken` when a live sandbox has it. */
+/** Claims the address that a container was seen to have. ARGV: id, fence, address, revision → outcome; `taken` when a live sandbox has it. */
 export const CLAIM_ADDRESS = withPrelude(`
 local id, fence, address = ARGV[2], ARGV[3], ARGV[4]
 local key = opKey(id)
-local refused = mayWrite(key, fence)
+local refused = mayWrite(key, fence, ARGV[5])
 if refused then return refused end
 local sandbox = redis.call('HGET', key, 'sandbox')
 local sk, claims = sbxKey(sandbox), P..':addresses'

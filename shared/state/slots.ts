@@ -5,14 +5,16 @@
  */
 import { z } from "zod";
 import { FleetError } from "../errors.ts";
-import type { OperationId } from "../ids.ts";
+import type { NodeName, OperationId } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { defineScript, runScript } from "../redis/script.ts";
 import type { Keys } from "./keys.ts";
 
+const NODE = "node-";
+
 /** Names of slots. */
 export const slotOf = {
-  node: (node: string) => `node-${node}`,
+  node: (node: string) => `${NODE}${node}`,
   replica: (node: string, vmid: number) => `replica-${node}-${vmid}`,
   storage: (storage: string) => `storage-${storage}`,
 };
@@ -24,13 +26,19 @@ const EXPIRED_MS = 30_000;
 
 /**
  * First come, first served: granted only to those who wait longest.
- * KEYS: holders, waiters, last seen, what the holder holds, its operation. ARGV: holder, limit, now, gone after, name, fence.
- * Returns 1 granted, 0 in line, -1 not this run's to take.
+ * KEYS: holders, waiters, last seen, what the holder holds, its operation, adopted nodes.
+ * ARGV: holder, limit, now, gone after, name, fence, node or ''.
+ * Returns 1 granted, 0 in line, -1 not this run's to take; a node whose slots this Redis can't know yet: the server's id.
  */
 const TAKE = defineScript(`
 local holder, limit, now = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local fence, ended = unpack(redis.call('HMGET', KEYS[5], 'fence', 'endedAt'))
 if fence ~= ARGV[6] or ended then return -1 end
+if ARGV[7] ~= '' then
+  -- A server started anew, or another master, may lack the last writes.
+  local server = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or 'one'
+  if redis.call('HGET', KEYS[6], ARGV[7]) ~= server then return server end
+end
 if redis.call('HEXISTS', KEYS[1], holder) == 1 then
   redis.call('HSET', KEYS[1], holder, now)
   return 1
@@ -60,6 +68,12 @@ if rank >= free then return 0 end
 redis.call('ZREM', KEYS[2], holder)
 redis.call('HDEL', KEYS[3], holder)
 return grant()
+`);
+
+/** For the clockwork: without standing in line. KEYS: holders. ARGV: holder, limit, now. */
+const TRY_TAKE = defineScript(`
+if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
+return redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[3])
 `);
 
 /** KEYS and ARGV as in TAKE; without a fence for the fleet's own clockwork. */
@@ -94,48 +108,86 @@ export interface SlotHolder {
   fence: string;
 }
 
+/**
+ * Who holds a slot: an operation, or a task of ours whose operation Redis does not know to hold it (it lost its last
+ * writes): that one holds until it has ended.
+ */
+export type Holder = OperationId | TaskHolder;
+type TaskHolder = `task:${string}`;
+
+const TASK = "task:";
+const toHolder = (upid: string): TaskHolder => `${TASK}${upid}`;
+export const isTaskHolder = (holder: Holder): holder is TaskHolder => holder.startsWith(TASK);
+/** The UPID of the task that holds. */
+export const taskOf = (holder: TaskHolder): string => holder.slice(TASK.length);
+
+export type Taken = "taken" | "in line" | { unadopted: NodeName; server: string };
+
 export interface Slots {
-  /** Takes a slot, or stands in line for it; ask again within 4 s to keep the place. Throws `lock_lost` for an older run. */
-  take(name: string, limit: number, holder: SlotHolder): Promise<boolean>;
+  /**
+   * Takes a slot, or stands in line for it; ask again within 4 s to keep the place. Throws `lock_lost` for an older run.
+   * `unadopted`: this Redis server (by its id) can't vouch for the slots of the node: see `adopt`.
+   */
+  take(name: string, limit: number, holder: SlotHolder): Promise<Taken>;
+  /** For the clockwork, which acts for an operation that has ended or is unknown; given back with `reap`. */
+  tryTake(name: string, limit: number, holder: Holder): Promise<boolean>;
+  /** Lets tasks that run on a node hold their slots, then opens the node's slots to all until Redis starts anew. */
+  adopt(node: NodeName, server: string, tasks: readonly { upid: string; slots: readonly string[] }[]): Promise<void>;
+  /** Who holds a slot. */
+  holders(name: string): Promise<Holder[]>;
   /** Gives up a slot or the place in line, and wakes who waits. An older run changes nothing. */
   release(name: string, holder: SlotHolder): Promise<void>;
   /** Gives up the place in line, so that those behind need not wait for it to time out. */
   leaveLine(name: string, id: OperationId): Promise<void>;
-  /** For the clockwork, about operations that have ended. */
-  reap(name: string, id: OperationId): Promise<void>;
+  /** For the clockwork, about operations and tasks that have ended. */
+  reap(name: string, holder: Holder): Promise<void>;
   /** Returns those that the operation does not hold any more. */
   renew(names: readonly string[], id: OperationId): Promise<string[]>;
   /** Names of the slots that an operation holds. */
   held(id: OperationId): Promise<string[]>;
   /** How many are taken. */
   taken(names: readonly string[]): Promise<number[]>;
-  /** Holders that have not renewed for 30 s. */
-  expired(name: string): Promise<OperationId[]>;
+  /** Operations that have not renewed for 30 s, and tasks. */
+  expired(name: string): Promise<Holder[]>;
 }
 
 export function createSlots(redis: RedisConnection, keys: Keys, now: () => number = Date.now): Slots {
-  const keysOf = (name: string, id: OperationId) => [
+  const keysOf = (name: string, id: Holder) => [
     keys.slot(name),
     keys.slotQueue(name),
     `${keys.slotQueue(name)}:seen`,
     keys.held(id),
     keys.operation(id),
+    keys.adopted,
   ];
-  const release = async (name: string, id: OperationId, fence: string) => {
+  const release = async (name: string, id: Holder, fence: string) => {
     await runScript(redis, RELEASE, keysOf(name, id), [id, keys.wake, name, fence]);
   };
   return {
     async take(name, limit, { id, fence }) {
-      const taken = await runScript(redis, TAKE, keysOf(name, id), [id, limit, now(), WAITER_GONE_MS, name, fence]);
+      const node = name.startsWith(NODE) ? name.slice(NODE.length) : "";
+      const args = [id, limit, now(), WAITER_GONE_MS, name, fence, node];
+      const taken = await runScript(redis, TAKE, keysOf(name, id), args);
+      if (typeof taken === "string") return { unadopted: node as NodeName, server: taken }; // the name was made of one
       if (taken === -1)
         throw new FleetError("lock_lost", `this run of ${id} may take no slot any more`, { facts: { operation: id } });
-      return taken === 1;
+      return taken === 1 ? "taken" : "in line";
     },
+    tryTake: async (name, limit, holder) =>
+      (await runScript(redis, TRY_TAKE, [keys.slot(name)], [holder, limit, now()])) === 1,
+    async adopt(node, server, tasks) {
+      const pipeline = redis.multi();
+      for (const { upid, slots } of tasks)
+        for (const name of slots) pipeline.hset(keys.slot(name), toHolder(upid), now());
+      pipeline.hset(keys.adopted, node, server);
+      await pipeline.exec();
+    },
+    holders: async (name) => (await redis.hkeys(keys.slot(name))) as Holder[], // written by take and adopt
     release: (name, { id, fence }) => release(name, id, fence),
     async leaveLine(name, id) {
       await runScript(redis, LEAVE_LINE, keysOf(name, id), [id, keys.wake, name]);
     },
-    reap: (name, id) => release(name, id, ""),
+    reap: (name, holder) => release(name, holder, ""),
     async renew(names, id) {
       const renewed = await Promise.all(names.map((name) => runScript(redis, RENEW, [keys.slot(name)], [id, now()])));
       return names.filter((_, at) => renewed[at] === 0);
@@ -150,8 +202,8 @@ export function createSlots(redis: RedisConnection, keys: Keys, now: () => numbe
     async expired(name) {
       const holders = await redis.hgetall(keys.slot(name));
       return Object.entries(holders)
-        .filter(([, at]) => now() - Number(at) > EXPIRED_MS)
-        .map(([holder]) => holder as OperationId); // written by take
+        .filter(([holder, at]) => isTaskHolder(holder as Holder) || now() - Number(at) > EXPIRED_MS)
+        .map(([holder]) => holder as Holder); // written by take and adopt
     },
   };
 }

@@ -1,8 +1,7 @@
 /** Makes the planned faults happen, and ends them all at the end. */
-import { readdir, stat, truncate } from "node:fs/promises";
-import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
 import type { FaultHandle } from "../pve/index.ts";
+import { markRedis } from "../redis-rewind.ts";
 import type { FaultKind, PlannedFault } from "./plan.ts";
 import { VMIDS, type World } from "./world.ts";
 
@@ -42,18 +41,13 @@ export function createStriker({ crew, pve, redisServer, queues }: World, log: (l
     redisBack = back.promise;
     later(downMs, () => redisServer.restart().then(back.resolve, back.reject));
   };
-  /** Its file only grows, so cutting it is going back; where Redis began a new file meanwhile, nothing is lost. */
   const rewindRedis = async (downMs: number) => {
     const from = Date.now();
-    const folder = join(redisServer.dataDir ?? "", "appendonlydir");
-    const names = (await readdir(folder)).filter((name) => name.endsWith(".incr.aof"));
-    const files = await Promise.all(
-      names.map(async (name) => ({ path: join(folder, name), ...(await stat(join(folder, name))) })),
-    );
+    const goBack = await markRedis(redisServer);
     await pause(FORGOTTEN_MS);
     await killRedis(downMs, async () => {
       lostSpans.push({ from, to: Date.now() });
-      for (const { path, size } of files) await truncate(path, size);
+      await goBack();
     });
   };
   const lock = ({ rank, template }: { rank: number; template: boolean }) => {

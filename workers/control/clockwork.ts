@@ -7,6 +7,7 @@ import type { LiveInventory } from "../inventory/source.ts";
 import { expireSandboxes } from "./expire.ts";
 import { withLock } from "./lock.ts";
 import { reapSlots } from "./reap-slots.ts";
+import { reconcile } from "./reconcile.ts";
 import { settleAborts, sweepOperations } from "./sweep.ts";
 
 interface Task {
@@ -15,10 +16,12 @@ interface Task {
 }
 
 const TASKS = {
+  pulse: { everyMs: 1_000, run: (context) => context.strays.beat() },
   expire: { everyMs: 1_000, run: (context) => expireSandboxes(context) },
   abort: { everyMs: 1_000, run: (context) => settleAborts(context) },
   sweep: { everyMs: 3_000, run: sweepOperations },
-  reap: { everyMs: 10_000, run: reapSlots },
+  reap: { everyMs: 5_000, run: reapSlots },
+  reconcile: { everyMs: 5_000, run: reconcile },
   limits: { everyMs: 60_000, run: (context) => assertLimits(context) },
 } as const satisfies Record<string, Task>;
 

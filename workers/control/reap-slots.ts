@@ -1,8 +1,10 @@
-/** Slots whose operation has gone: given back once PVE shows that nothing of it runs any more. */
+/** Slots whose holder has gone: given back once PVE shows that nothing of it runs any more. */
+import { FleetError } from "../../shared/errors.ts";
 import type { NodeName } from "../../shared/ids.ts";
 import { isEnded } from "../../shared/state/records.ts";
-import { slotOf } from "../../shared/state/slots.ts";
+import { type Holder, isTaskHolder, slotOf, taskOf } from "../../shared/state/slots.ts";
 import type { WorkerContext } from "../context.ts";
+import { Upid } from "../pve/upid.ts";
 
 export async function reapSlots(context: WorkerContext, signal: AbortSignal): Promise<void> {
   const { nodes, replicas } = context.inventory.current();
@@ -18,13 +20,28 @@ export async function reapSlots(context: WorkerContext, signal: AbortSignal): Pr
   ];
   for (const { name, node } of names) {
     for (const holder of await context.slots.expired(name)) {
-      const operation = await context.store.load(holder);
-      // An open operation has it for good: the run that takes it over goes on with it, and its end gives it back.
-      if (operation && !isEnded(operation.status)) continue;
-      if (node !== null && (await hasRunningTasks(context, node, signal))) continue;
-      context.log.warn({ slot: name, operation: holder }, "slot of an ended operation given back");
+      if (!(await hasEnded(context, holder, node, signal))) continue;
+      context.log.warn({ slot: name, holder }, "slot of an ended operation or task given back");
       await context.slots.reap(name, holder);
     }
+  }
+}
+
+async function hasEnded(context: WorkerContext, holder: Holder, node: NodeName | null, signal: AbortSignal) {
+  if (isTaskHolder(holder)) return hasTaskEnded(context, Upid.parse(taskOf(holder)), signal);
+  const operation = await context.store.load(holder);
+  // An open operation has it for good: the run that takes it over goes on with it, and its end gives it back.
+  if (operation && !isEnded(operation.status)) return false;
+  return node === null || !(await hasRunningTasks(context, node, signal));
+}
+
+/** A task that PVE does not know any more has ended, too. */
+async function hasTaskEnded({ pve }: WorkerContext, upid: Upid, signal: AbortSignal): Promise<boolean> {
+  try {
+    return (await pve.tasks.status(upid, { signal })).status === "stopped";
+  } catch (error) {
+    if (error instanceof FleetError && error.code === "task_lost") return true;
+    throw error;
   }
 }
 

@@ -6,6 +6,7 @@ import { nodeQueue, PLACE } from "../../shared/queues.ts";
 import { Reroute } from "../handlers/handler.ts";
 import { NotYet } from "../run/process-operation.ts";
 import type { Run } from "../run/run.ts";
+import { mayHaveCloned } from "../sandbox/look.ts";
 import { asideMs } from "./aside.ts";
 import { chooseNode, type Placement, type PlacementRequest, withDefaults } from "./choose-node.ts";
 import { forgetLoads, loadsOf } from "./loads.ts";
@@ -21,6 +22,9 @@ const ASIDE = "aside";
 
 /** Throws `Reroute` to the node's queue, `NotYet` when there is none yet, or what will not heal. */
 export async function place(run: Run<"provision">): Promise<never> {
+  // Its container is there already: Redis forgot that it had been placed, and the container was found by its stamp.
+  if (run.sandbox.node !== undefined && mayHaveCloned(run))
+    throw new Reroute(nodeQueue(run.sandbox.node), { placed: true });
   // Placed now they would fail one after another, the whole line of them.
   const trouble = run.context.inventory.trouble();
   if (trouble && isAboutAccess(trouble)) return wait(run, { wait: "line", reason: trouble.message });

@@ -9,6 +9,7 @@ import { LOCK_MS } from "../../shared/queues.ts";
 import type { AddressRange, OperationEnd, Write, Writer } from "../../shared/state/operations.ts";
 import { ErrorRecordSchema, type OperationRecord, type SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
+import { adoptNode } from "../control/adopt-node.ts";
 import type { Call } from "../pve/api.ts";
 
 const BEAT_MS = 1_500;
@@ -143,13 +144,19 @@ export function startRun<N extends JobName>(
     Math.max(0, Math.min(jobs[claim.kind].timeoutMs - (Date.now() - (operation.startedAt ?? Date.now())), 2 ** 31 - 1)),
   );
 
-  const takeSlot = async (name: string, limit: number, { signal, guard }: Call) => {
+  const takeSlot = async (name: string, limit: number, call: Call) => {
+    const { signal, guard } = call;
     try {
       while (true) {
         guard?.();
-        if (await slots.take(name, limit, writer)) {
+        const taken = await slots.take(name, limit, writer);
+        if (taken === "taken") {
           holding.add(name);
           return;
+        }
+        if (typeof taken === "object") {
+          await adoptNode(context, taken.unadopted, taken.server);
+          continue;
         }
         await context.wake.next(["free", "ended"], { timeoutMs: SLOT_POLL_MS, signal });
       }
@@ -206,22 +213,21 @@ export function startRun<N extends JobName>(
         sandbox = { ...sandbox, ...withoutNulls(write.sandbox) };
       }),
     end: (ended, write) => inOrder(() => store.end(writer, ended, write)),
-    async leaseVmid() {
-      checkLock();
-      const vmid = await store.leaseVmid(writer, context.config.PVE_VMID_RANGE);
-      sandbox = { ...sandbox, vmid };
-      return vmid;
-    },
-    async leaseAddress(range) {
-      checkLock();
-      const leasedIp = await store.leaseAddress(writer, range);
-      sandbox = { ...sandbox, leasedIp };
-      return leasedIp;
-    },
+    leaseVmid: () =>
+      inOrder(async () => {
+        const vmid = await store.leaseVmid(writer, context.config.PVE_VMID_RANGE);
+        sandbox = { ...sandbox, vmid };
+        return vmid;
+      }),
+    leaseAddress: (range) =>
+      inOrder(async () => {
+        const leasedIp = await store.leaseAddress(writer, range);
+        sandbox = { ...sandbox, leasedIp };
+        return leasedIp;
+      }),
     async claimAddress(address) {
       if (sandbox.address === address) return;
-      checkLock();
-      await store.claimAddress(writer, address);
+      await inOrder(() => store.claimAddress(writer, address));
       sandbox = { ...sandbox, address };
     },
     async begin(step, { open, upid, node, ...write } = {}) {

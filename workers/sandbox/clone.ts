@@ -48,8 +48,14 @@ export async function cloneContainer(run: Run<"provision">, token: string | null
         if (error instanceof FleetError && error.code === "vmid_taken") continue;
         throw error;
       }
+      const taken = error instanceof FleetError && error.code === "vmid_taken";
+      if (taken && (await lookAt(run, place, run.call)).is === "ours") {
+        // Redis lost that an earlier run of ours asked for it.
+        await run.begin(CLONE, { open: false });
+        continue;
+      }
       await run.write({ sandbox: { state: "placing" } }); // refused: nothing of ours can be there
-      if (!(error instanceof FleetError) || error.code !== "vmid_taken") throw refusedAt(error, node);
+      if (!taken) throw refusedAt(error, node);
     }
     await leaseNext(run);
   }
@@ -186,6 +192,7 @@ function cloneParams(
     sandbox: sandbox.id,
     operation: run.id,
     team: sandbox.team,
+    at: run.operation.acceptedAt,
   };
   return {
     newid: place.vmid,

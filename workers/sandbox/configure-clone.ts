@@ -25,6 +25,7 @@ import {
 } from "../pve/config-format.ts";
 import type { Run } from "../run/run.ts";
 import { containerOf, ownContainer } from "./look.ts";
+import { hasToken, replaceToken } from "./stamp.ts";
 import { runTask } from "./task.ts";
 
 /**
@@ -44,12 +45,13 @@ export async function configureClone(
   const wanted = desiredNet(config.net0, run.input.network ?? {}, run.context.config, leasedIp);
   // PVE makes up a MAC address where none is given, but we must know it to tell the container's own addresses.
   const net = wanted && { ...wanted, hwaddr: wanted.hwaddr ?? randomMac() };
-  const envToken = token !== null && hasConfigEnv(run.context.inventory.current().version) ? token : null;
+  const handOver = token === null ? {} : tokenParams(config, token, run.context.inventory.current().version);
   const params = changedParams(config, {
     ...desiredConfig(run.input, config),
     ...(net ? { net0: formatNet(net) } : {}),
-    ...envParams(config, envToken),
+    ...handOver,
   });
+  if (early === null && Object.keys(handOver).some((key) => key in params)) await stopStarted(run);
   await run.begin("configure", { sandbox: { state: "configuring", hwaddr: net?.hwaddr?.toUpperCase() ?? null } });
   if (Object.keys(params).length > 0) await run.timed("configure", () => lxc.setConfig(params, run.writing));
   const current = rootfsGib(config);
@@ -166,9 +168,18 @@ function desiredMounts({ mountPoints }: ProvisionInput, config: LxcConfig): Para
 const formatMountPoint = ({ storage, sizeGib, path, backup, readOnly }: z.output<typeof MountPoint>) =>
   [`${storage}:${sizeGib}`, `mp=${path}`, ...(backup ? ["backup=1"] : []), ...(readOnly ? ["ro=1"] : [])].join(",");
 
-function envParams(config: LxcConfig, token: string | null): Params {
-  if (token === null) return {};
-  return { env: formatEnv({ ...parseEnv(config.env ?? ""), [EXECD_TOKEN_ENV]: token }) };
+/** How execd gets its token at the start: from the environment, or before PVE 9.1 from where the template's hookscript looks. */
+function tokenParams(config: LxcConfig, token: string, version: string): Params {
+  if (hasConfigEnv(version)) return { env: formatEnv({ ...parseEnv(config.env ?? ""), [EXECD_TOKEN_ENV]: token }) };
+  // The clone request has written it; a container that was made with a token that Redis lost has another.
+  return hasToken(config.description, token) ? {} : { description: replaceToken(config.description, token) };
+}
+
+/** execd reads its token only when it starts: one that Redis lost may be in force already. */
+async function stopStarted(run: Run<"provision">): Promise<void> {
+  const { lxc } = containerOf(run);
+  if ((await lxc.status(run.call)).status === "stopped") return;
+  await runTask(run, { step: "stop", kind: "stop", start: () => lxc.stop({}, run.writing) });
 }
 
 /** Size of the root disk in GiB, where the config tells it. */

@@ -16,6 +16,8 @@ const Stamp = z.object({
   sandbox: SandboxId,
   operation: OperationId,
   team: TeamId,
+  /** When the operation was accepted, ms since the epoch. */
+  at: z.number(),
 });
 export type Stamp = z.output<typeof Stamp>;
 
@@ -30,6 +32,15 @@ export function formatDescription(
   const harmless = text?.replaceAll(TOKEN_MARK, `${TOKEN_MARK} `).split(/\r?\n/) ?? [];
   lines.push(...harmless.map((line) => (line.startsWith(MARK) ? `> ${line}` : line)));
   return lines.join("\n");
+}
+
+export const hasToken = (description: string | undefined, token: string): boolean =>
+  description?.split("\n").includes(TOKEN_MARK + token) === true;
+
+/** The same description with another exec token. */
+export function replaceToken(description: string | undefined, token: string): string {
+  const [stamp = "", ...rest] = (description ?? "").trimEnd().split("\n");
+  return [stamp, TOKEN_MARK + token, ...rest.filter((line) => !line.startsWith(TOKEN_MARK))].join("\n");
 }
 
 /** The stamp in a description, or null where there is none that is valid for this VMID. */

@@ -65,7 +65,7 @@ const UNKNOWN: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
 ]);
 
 /** Whether PVE certainly did not take a request: it refused, or the request was never sent. */
-const wasRefused = (error: unknown): boolean => error instanceof FleetError && !UNKNOWN.has(error.code);
+export const wasRefused = (error: unknown): boolean => error instanceof FleetError && !UNKNOWN.has(error.code);
 
 /** What a wait for a task throws while nothing is known of the task's end. */
 const WAITING: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([

@@ -16,7 +16,7 @@ import { createKeys, type Keys } from "../../../shared/state/keys.ts";
 import { type FleetWorkers, startFleetWorkers } from "../../../workers/fleet.ts";
 import { createLogger } from "../../../workers/log.ts";
 import { type Pve, type PveOptions, startPve, type Timings } from "../../pve/index.ts";
-import { type RedisServer, startRedis } from "../../redis.ts";
+import { type RedisOptions, type RedisServer, startRedis } from "../../redis.ts";
 import { leaksInProcess, leaksInRedis, leftConnections, openResources } from "./leaks.ts";
 import { until } from "./until.ts";
 import { startWorkerProcess, type WorkerProcess } from "./worker-process.ts";
@@ -26,6 +26,7 @@ export const FAST: Partial<Timings> = { timeScale: 0.1, apiScale: 0 };
 
 export interface BedOptions {
   pve?: PveOptions;
+  redis?: RedisOptions;
   /** More or other variables of the workers. */
   env?: Record<string, string>;
   /** Workers in this process (default), or only those that the test starts. */
@@ -56,7 +57,7 @@ export async function startBed(options: BedOptions = {}): Promise<Bed> {
   const before = openResources();
   const stack = new AsyncDisposableStack();
   try {
-    const redisServer = stack.use(await startRedis());
+    const redisServer = stack.use(await startRedis(options.redis));
     const pve = stack.use(await startPve({ ...options.pve, timings: { ...FAST, ...options.pve?.timings } }));
     const prefix = `{test-${randomBytes(6).toString("hex")}}`;
     const env = {

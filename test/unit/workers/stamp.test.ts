@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { newOperationId, newSandboxId, TeamId, Vmid } from "../../../shared/ids.ts";
-import { formatDescription, parseStamp } from "../../../workers/sandbox/stamp.ts";
+import { formatDescription, hasToken, parseStamp, replaceToken } from "../../../workers/sandbox/stamp.ts";
 
 const stamp = {
   fleet: "{fleet}",
@@ -9,6 +9,7 @@ const stamp = {
   sandbox: newSandboxId(),
   operation: newOperationId(),
   team: TeamId.parse("red"),
+  at: 1_700_000_000_000,
 };
 const TOKEN = "ab".repeat(32);
 
@@ -54,4 +55,15 @@ test("a user can write neither a stamp nor a token line", () => {
 test("without a token of ours, one that the user wrote is not taken for it", () => {
   const description = formatDescription(stamp, { token: null, text: `x cmux-execd-auth-token=${"0".repeat(64)}` });
   expect(description).not.toMatch(/cmux-execd-auth-token=[a-f0-9]{64}/);
+});
+
+test("the token is replaced, and all else stays", () => {
+  const before = formatDescription(stamp, { token: TOKEN, text: "mine\nand more" });
+  const other = "cd".repeat(32);
+  const after = replaceToken(`${before}\n`, other);
+  expect(after).toBe(formatDescription(stamp, { token: other, text: "mine\nand more" }));
+  expect([hasToken(after, other), hasToken(after, TOKEN), hasToken(undefined, TOKEN)]).toEqual([true, false, false]);
+  expect(replaceToken(formatDescription(stamp, { token: null, text: "mine" }), other)).toBe(
+    formatDescription(stamp, { token: other, text: "mine" }),
+  );
 });

@@ -1,0 +1,77 @@
+/**
+ * What Redis may have lost: with its last writes (a start without the newest of its file, a failover to a replica that
+ * was behind) go records whose containers exist all the same.
+ */
+import { z } from "zod";
+import type { NodeName, OperationId, SandboxId, Vmid } from "../ids.ts";
+import type { RedisConnection } from "../redis/connect.ts";
+import { runScript, type Script } from "../redis/script.ts";
+import type { Keys } from "./keys.ts";
+import { withPrelude } from "./scripts.ts";
+
+/**
+ * Writes the time down; on a server other than the one of the last beat, notes that writes since then may be missing.
+ * ARGV: now.
+ */
+const BEAT = withPrelude(`
+local server = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or 'one'
+local known, alive = unpack(redis.call('HMGET', P..':pulse', 'server', 'at'))
+if known and known ~= server then
+  redis.call('LPUSH', P..':losses', alive)
+  redis.call('LTRIM', P..':losses', 0, 99)
+end
+redis.call('HSET', P..':pulse', 'server', server, 'at', ARGV[2])
+return 'ok'
+`);
+
+/**
+ * Gives a container to the provision of its stamp, if that has none and has asked for none as far as Redis knows.
+ * A run that is at it loses its claim. ARGV: operation, sandbox, node, vmid, now → 1 or 0.
+ */
+const ADOPT = withPrelude(`
+local id, sandbox, node, vmid, now = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local key, sk, leases = opKey(id), sbxKey(sandbox), P..':vmids'
+local status, kind, owned = unpack(redis.call('HMGET', key, 'status', 'kind', 'sandbox'))
+if not status or ENDED[status] or kind ~= 'provision' or owned ~= sandbox then return 0 end
+local state, leased, placed = unpack(redis.call('HMGET', sk, 'state', 'vmid', 'node'))
+if state ~= 'placing' then return 0 end
+local holder = redis.call('HGET', leases, vmid)
+if holder and holder ~= sandbox then return 0 end
+if leased and leased ~= vmid and redis.call('HGET', leases, leased) == sandbox then redis.call('HDEL', leases, leased) end
+redis.call('HSET', leases, vmid, sandbox)
+if placed and placed ~= node then
+  local demand = redis.call('HGET', P..':reserved:'..placed, sandbox)
+  redis.call('HDEL', P..':reserved:'..placed, sandbox)
+  if demand then redis.call('HSET', P..':reserved:'..node, sandbox, demand) end
+end
+redis.call('HSET', key, 'step', cjson.encode({name = 'clone', at = tonumber(now), open = false}))
+redis.call('HINCRBY', key, 'revision', 1)
+setSandbox(sandbox, {set = {'state', 'cloning', 'node', node, 'vmid', vmid}, unset = {}}, now, id, 0)
+return 1
+`);
+
+export interface Strays {
+  /** To be called every second or so. */
+  beat(): Promise<void>;
+  /** Times (ms) from which on writes may be missing, newest first; at most 100. */
+  losses(): Promise<number[]>;
+  /** Whether the provision took the container over. */
+  adopt(stamp: { operation: OperationId; sandbox: SandboxId }, place: { node: NodeName; vmid: Vmid }): Promise<boolean>;
+}
+
+export function createStrays(redis: RedisConnection, keys: Keys, now: () => number = Date.now): Strays {
+  const run = (script: Script, ...args: (string | number)[]) =>
+    runScript(redis, script, [keys.open], [keys.prefix, ...args]);
+  return {
+    async beat() {
+      await run(BEAT, now());
+    },
+    losses: async () =>
+      z.coerce
+        .number()
+        .array()
+        .parse(await redis.lrange(keys.losses, 0, -1)),
+    adopt: async ({ operation, sandbox }, { node, vmid }) =>
+      (await run(ADOPT, operation, sandbox, node, vmid, now())) === 1,
+  };
+}

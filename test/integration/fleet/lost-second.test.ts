@@ -1,0 +1,118 @@
+/** Redis comes back without its last writes: limits hold, nothing is doubled, and what nobody knows any more is removed. */
+import { afterEach, expect, test } from "vitest";
+import { newFence } from "../../../shared/ids.ts";
+import { createOperationStore } from "../../../shared/state/operations.ts";
+import { markRedis } from "../../redis-rewind.ts";
+import { type Bed, failure, provisionOne, startBed, until } from "./harness.ts";
+import { mostAtOnce } from "./overlap.ts";
+
+let bed: Bed | undefined;
+afterEach(async () => {
+  await bed?.close();
+  bed = undefined;
+});
+
+async function startFleet(options: { workers?: "none"; nodes?: number; env?: Record<string, string> } = {}) {
+  bed = await startBed({
+    redis: { engine: "process" },
+    pve: { nodes: options.nodes ?? 1, timings: { cloneLinked: 15_000 } },
+    env: { FLEET_STRAY_GRACE_SECONDS: "1", ...options.env },
+    ...(options.workers ? { workers: options.workers } : {}),
+  });
+  return bed;
+}
+
+/** Kills Redis, takes it back to the mark, starts it again. */
+async function rewind({ redisServer }: Bed, goBack: () => Promise<void>) {
+  await redisServer.kill("SIGKILL");
+  await goBack();
+  await redisServer.restart();
+}
+
+const PATIENCE = { timeoutMs: 40_000 };
+const own = (here: Bed) => here.pve.containers().filter(({ template }) => !template);
+const cloning = (here: Bed) =>
+  until(() => here.pve.tasks().find(({ type, endedAt }) => type === "vzclone" && endedAt === undefined), "a clone");
+
+/** Waits until only so many containers are left, and everything that was held for the others has been given back. */
+const settled = async (here: Bed, left: number) => {
+  const { redis, keys } = here;
+  const idle = async () =>
+    (await redis.exists(keys.strays, keys.slot("node-pve1"), keys.slot("replica-pve1-9001"))) === 0;
+  await until(async () => own(here).length === left && (await idle()), "the removal of what was forgotten", 40_000);
+};
+
+/** Redis knows until when it was written to. */
+const beating = ({ redis, keys }: Bed) =>
+  until(async () => (await redis.exists(`${keys.prefix}:pulse`)) === 1, "the first beat");
+
+test("a run whose record went back may not write any more; a write that is sent again is one", async () => {
+  const here = await startFleet({ workers: "none" });
+  const { redis, keys, fleet } = here;
+  const store = createOperationStore(redis, keys, { retentionSec: 60 });
+  const { id } = await fleet.provision({ template: "cmux-base" });
+  const claim = await store.claim(id, newFence());
+  if (claim.outcome !== "claimed") throw new Error(claim.outcome);
+  const { writer } = claim;
+  const before = await redis.hgetall(keys.operation(id));
+  const again = { ...writer };
+  await store.write(writer, { also: [["INCR", `${keys.prefix}:written`]] });
+  await store.write(again, { also: [["INCR", `${keys.prefix}:written`]] });
+  expect(await redis.getdel(`${keys.prefix}:written`)).toBe("1");
+  expect(again).toEqual(writer);
+  await redis.hset(keys.operation(id), before);
+  const error = await failure(store.write(writer, { operation: { waitingFor: "nothing" } }), "lock_lost");
+  expect(error.facts).toMatchObject({ why: "rewound" });
+  // The next run goes on from what Redis has.
+  const next = await store.claim(id, newFence());
+  if (next.outcome !== "claimed") throw new Error(next.outcome);
+  await store.end(next.writer, { status: "canceled", error }, { sandbox: { state: "failed" } });
+  await store.end(next.writer, { status: "canceled", error }); // again, after a lost reply
+});
+
+test("a task whose slot is forgotten keeps its slot until it has ended", async () => {
+  const here = await startFleet({ env: { FLEET_NODE_SLOTS: "1" } });
+  await beating(here);
+  const goBack = await markRedis(here.redisServer);
+  const forgotten = await here.fleet.provision({ template: "cmux-base" });
+  await cloning(here);
+  await rewind(here, goBack);
+  const next = await here.fleet.provision({ template: "cmux-base" });
+  await next.result(PATIENCE);
+  expect(mostAtOnce(here.pve.tasks())).toBe(1);
+  await failure(forgotten.result(PATIENCE), "operation_unknown");
+  // Its container is nobody's: found by its stamp, and removed.
+  await settled(here, 1);
+  expect(mostAtOnce(here.pve.tasks())).toBe(1);
+});
+
+test("a provision whose clone is forgotten gets the container back that it made", async () => {
+  const here = await startFleet({ workers: "none", nodes: 3 });
+  const handle = await here.fleet.provision({ template: "cmux-base" });
+  const goBack = await markRedis(here.redisServer); // accepted, not yet placed
+  const workers = await here.startWorkers();
+  const clone = await cloning(here);
+  await rewind(here, goBack);
+  const { vmid } = await handle.result(PATIENCE);
+  expect(vmid).toBe(clone.target);
+  expect(own(here)).toMatchObject([{ vmid, status: "running" }]);
+  await settled(here, 1);
+  expect(here.pve.tasks().map(({ type }) => type)).toEqual(["vzclone", "vzstart"]);
+  await workers.close();
+});
+
+test("the same key after a lost second makes one sandbox", async () => {
+  const here = await startFleet();
+  await provisionOne(here.fleet);
+  await beating(here);
+  const goBack = await markRedis(here.redisServer);
+  const ask = () => here.fleet.provision({ template: "cmux-base" }, { idempotencyKey: "workspace 7" });
+  const first = await ask();
+  await cloning(here);
+  await rewind(here, goBack);
+  await failure(first.result(PATIENCE), "operation_unknown");
+  const second = await ask();
+  const [a, b] = await Promise.all([second.result(PATIENCE), (await ask()).result(PATIENCE)]);
+  expect(a).toEqual(b);
+  await settled(here, 2);
+});

@@ -1,0 +1,59 @@
+/** What becomes of a container that no record owns. */
+import { expect, test } from "vitest";
+import { NodeName, newOperationId, newSandboxId, TeamId, Vmid } from "../../../shared/ids.ts";
+import type { OperationRecord, SandboxRecord, SandboxState } from "../../../shared/state/records.ts";
+import { judge, type Verdict } from "../../../workers/control/reconcile.ts";
+
+const place = { node: NodeName.parse("pve1"), vmid: Vmid.parse(20_001) };
+const AT = 1_700_000_000_000;
+const stamp = {
+  v: 1 as const,
+  fleet: "{fleet}",
+  vmid: place.vmid,
+  sandbox: newSandboxId(),
+  operation: newOperationId(),
+  team: TeamId.parse("default"),
+  at: AT,
+};
+
+const sandboxOf = (state: SandboxState, at: Partial<typeof place> = {}): SandboxRecord => ({
+  id: stamp.sandbox,
+  operation: stamp.operation,
+  team: stamp.team,
+  template: "base",
+  state,
+  metadata: {},
+  createdAt: AT,
+  services: [],
+  ...at,
+});
+const operationOf = (status: OperationRecord["status"]) => ({ status }) as OperationRecord; // judged by its status alone
+
+test.each<[string, SandboxRecord | null, OperationRecord["status"] | null, number[], Verdict]>([
+  ["its record lost its lease only", sandboxOf("running", place), "succeeded", [], "own"],
+  ["its sandbox has been destroyed", sandboxOf("destroyed", place), "succeeded", [], "remove"],
+  ["its provision failed", sandboxOf("failed"), "failed", [], "remove"],
+  ["its provision is at work", sandboxOf("placing"), "queued", [], "wait"],
+  [
+    "its provision is at work elsewhere",
+    sandboxOf("cloning", { ...place, vmid: Vmid.parse(20_002) }),
+    "running",
+    [],
+    "wait",
+  ],
+  [
+    "its sandbox stands elsewhere",
+    sandboxOf("running", { ...place, vmid: Vmid.parse(20_002) }),
+    "succeeded",
+    [],
+    "remove",
+  ],
+  ["nothing is known of it, and nothing was lost", null, null, [], "leave"],
+  ["accepted in a lost second", null, null, [AT - 90_000, AT - 500], "remove"],
+  ["accepted just before the last beat", null, null, [AT + 900], "remove"],
+  ["accepted long before a loss: an old one, or a restored backup", null, null, [AT + 60_000], "leave"],
+  ["accepted long after a loss", null, null, [AT - 60_000], "leave"],
+])("%s", (_, sandbox, status, losses, verdict) => {
+  const operation = status === null ? null : operationOf(status);
+  expect(judge({ place, stamp }, { operation, sandbox }, losses)).toBe(verdict);
+});

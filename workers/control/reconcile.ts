@@ -1,0 +1,134 @@
+/**
+ * Finds containers with our stamp that no record owns (Redis lost its last writes; a request was carried out long after
+ * its answer was lost), and gives them to their provision or removes them, after a grace time and on proof only.
+ */
+import { FleetError, toFleetError } from "../../shared/errors.ts";
+import { Vmid } from "../../shared/ids.ts";
+import { isEnded, isGone, type OperationRecord, type SandboxRecord } from "../../shared/state/records.ts";
+import { slotOf } from "../../shared/state/slots.ts";
+import type { WorkerContext } from "../context.ts";
+import type { Place } from "../sandbox/look.ts";
+import type { Stamp } from "../sandbox/stamp.ts";
+import { wasRefused } from "../sandbox/task.ts";
+import { findStrays, STRAY, type Stray } from "./strays.ts";
+
+/** A server that lost its last writes lost no more than these: appendfsync everysec 2 s, a replica somewhat more. */
+const LOST_AT_MOST_MS = 10_000;
+/** The last beat before the loss, and clocks that differ. */
+const LOST_BEFORE_MS = 3_000;
+
+export type Verdict =
+  /** Its record is right: only its lease was lost. */
+  | "own"
+  /** Its provision is still at work: looked at again. */
+  | "wait"
+  /** Its sandbox has ended, stands elsewhere, or was accepted in a second that Redis lost: nobody can ever use it. */
+  | "remove"
+  /** Nothing is known of it and nothing says why: left to a human. */
+  | "leave";
+
+/** What becomes of a stray: pure. `losses`: see `Strays.losses`. */
+export function judge(
+  { place, stamp }: Pick<Stray, "place" | "stamp">,
+  records: { operation: OperationRecord | null; sandbox: SandboxRecord | null },
+  losses: readonly number[],
+): Verdict {
+  const { operation, sandbox } = records;
+  if (!sandbox) {
+    const lost = losses.some((from) => stamp.at >= from - LOST_BEFORE_MS && stamp.at <= from + LOST_AT_MOST_MS);
+    return lost ? "remove" : "leave";
+  }
+  if (isGone(sandbox.state)) return "remove";
+  if (sandbox.node === place.node && sandbox.vmid === place.vmid) return "own";
+  return operation && !isEnded(operation.status) ? "wait" : "remove";
+}
+
+/** One round: a cluster call, and one more for each stray. Returns how many were removed. */
+export async function reconcile(context: WorkerContext, signal: AbortSignal): Promise<number> {
+  const { redis, keys, config } = context;
+  const now = Date.now();
+  const strays = await findStrays(context, await listOwnRange(context, signal), { signal });
+  const since = await redis.hgetall(keys.strays);
+  for (const vmid of Object.keys(since))
+    if (!strays.some(({ place }) => String(place.vmid) === vmid)) await forget(context, vmid);
+  let removed = 0;
+  for (const stray of strays) {
+    const { vmid } = stray.place;
+    const known = since[vmid];
+    if (known === undefined) await redis.hset(keys.strays, vmid, now);
+    else if (now - Number(known) >= config.FLEET_STRAY_GRACE_SECONDS * 1_000)
+      removed += Number(await settle(context, stray, signal));
+  }
+  return removed;
+}
+
+/** The list lags, so what it shows is looked at before anything is done. */
+async function listOwnRange({ pve, config }: WorkerContext, signal: AbortSignal): Promise<Place[]> {
+  const { first, last } = config.PVE_VMID_RANGE;
+  const guests = await pve.clusterResources({ type: "vm" }, { signal });
+  return guests.flatMap(({ type, node, vmid, template }) => {
+    const ours = type === "lxc" && node !== undefined && vmid !== undefined && vmid >= first && vmid <= last;
+    return ours && template !== true ? [{ node, vmid: Vmid.parse(vmid) }] : [];
+  });
+}
+
+async function settle(context: WorkerContext, stray: Stray, signal: AbortSignal): Promise<boolean> {
+  const { store, strays, redis, keys, log } = context;
+  const { place, stamp } = stray;
+  const [operation, sandbox] = await Promise.all([store.load(stamp.operation), store.loadSandbox(stamp.sandbox)]);
+  const verdict = judge(stray, { operation, sandbox }, await strays.losses());
+  const facts = { ...place, operation: stamp.operation, sandbox: stamp.sandbox };
+  switch (verdict) {
+    case "own":
+      await redis.hsetnx(keys.vmids, String(place.vmid), stamp.sandbox);
+      return false;
+    case "wait":
+      if (await strays.adopt(stamp, place)) log.warn(facts, "container that Redis forgot goes to its provision");
+      return false;
+    case "leave":
+      log.warn(facts, "container with our stamp is unknown to Redis; destroy it by hand, or restore its record");
+      return false;
+    case "remove":
+      return remove(context, place, stamp, signal).then(
+        () => true,
+        (error: unknown) => {
+          const { code, facts: more } = toFleetError(error);
+          log.warn({ ...facts, ...more, code }, "could not remove a container that nobody owns yet");
+          return false;
+        },
+      );
+  }
+}
+
+/** It is gone, or has an owner again. */
+async function forget({ redis, keys }: WorkerContext, vmid: string): Promise<void> {
+  if ((await redis.hget(keys.vmids, vmid)) === STRAY) await redis.hdel(keys.vmids, vmid);
+  await redis.hdel(keys.strays, vmid);
+}
+
+/** Under a slot of its node, like every other task. */
+async function remove(context: WorkerContext, place: Place, stamp: Stamp, signal: AbortSignal): Promise<void> {
+  const { slots, pve, tasks, config, redis, keys, log } = context;
+  const { node, vmid } = place;
+  const slot = slotOf.node(node);
+  const holder = stamp.operation;
+  if (!(await slots.tryTake(slot, config.FLEET_NODE_SLOTS, holder)))
+    throw new FleetError("node_unavailable", `all slots of node ${node} are taken`, { facts: { node } });
+  try {
+    // Another may have leased the number since we looked; its clone is refused, and it takes the next.
+    if (
+      (await redis.hsetnx(keys.vmids, String(vmid), STRAY)) === 0 &&
+      (await redis.hget(keys.vmids, String(vmid))) !== STRAY
+    )
+      throw new FleetError("vmid_taken", `VMID ${vmid} was leased meanwhile`, { facts: { node, vmid } });
+    log.warn({ ...place, operation: stamp.operation, sandbox: stamp.sandbox }, "removing a container that nobody owns");
+    const upid = await pve.lxc(node, vmid).destroy({ purge: true, force: true }, { signal });
+    await tasks.wait(upid, { signal, kind: "destroy" });
+    await forget(context, String(vmid));
+  } catch (error) {
+    // Where its task may run on, the slot is given back once nothing runs on the node.
+    if (wasRefused(error)) await slots.reap(slot, holder);
+    throw error;
+  }
+  await slots.reap(slot, holder);
+}
