@@ -128,12 +128,12 @@ export class EndWatch {
   async #step(reader: EventReader, after: string | undefined): Promise<string | undefined> {
     try {
       if (after === undefined) return await this.#resync();
-      const events = await reader.read(after);
+      const { events, cursor } = await reader.read(after);
       const ended = events.flatMap(({ type, operation }) =>
         type.startsWith("operation.") && this.#waiting.has(operation) ? [operation] : [],
       );
       await this.#look(ended);
-      return events.at(-1)?.cursor ?? after;
+      return cursor;
     } catch {
       await pause(RESYNC_MS, undefined, { signal: this.#closing.signal }).catch(() => {});
       return undefined;

@@ -9,8 +9,8 @@ import { closedError, type Link } from "./link.ts";
 const BLOCK_MS = 5_000;
 
 export interface EventReader {
-  /** The next events after a cursor; an empty list after 5 s without any. One call at a time. */
-  read(after: string): Promise<FleetEvent[]>;
+  /** The next events after a cursor, and where that got to: `after` itself after 5 s without any. One call at a time. */
+  read(after: string): Promise<{ events: FleetEvent[]; cursor: string }>;
   /** Ends a running read at once; it throws. */
   close(): Promise<void>;
 }

@@ -85,13 +85,14 @@ async function* follow(
   signal.addEventListener("abort", onAbort, { once: true });
   try {
     while (!isOver()) {
-      const events = await reader.read(after);
-      if (events.length === 0 && until !== undefined) return; // the stream was cut or reset meanwhile
+      const { events, cursor } = await reader.read(after);
+      if (cursor === after && until !== undefined) return; // the stream was cut or reset meanwhile
       for (const event of events) {
         after = event.cursor;
         if (wanted(event)) yield event;
         if (isOver()) return;
       }
+      after = cursor;
     }
   } catch (error) {
     if (!signal.aborted) throw error;

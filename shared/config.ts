@@ -71,7 +71,24 @@ const IpRange = z
   )
   .refine(({ first, last }) => toNumber(last) - toNumber(first) < 65_536, {
     error: "must hold at most 65,536 addresses",
+  })
+  .refine(({ first, last, bits }) => networkOf(first, bits) === networkOf(last, bits), {
+    error: "must lie within one network of its prefix length",
+  })
+  .refine(({ first, last, bits }) => bits >= 31 || (!isEdge(first, bits) && !isEdge(last, bits)), {
+    error: "must leave out the network's first and last address, which no container can have",
   });
+
+const networkOf = (ip: string, bits: number) => Math.floor(toNumber(ip) / 2 ** (32 - bits));
+
+/** Whether it is the network's own address or its broadcast address. */
+function isEdge(ip: string, bits: number): boolean {
+  const size = 2 ** (32 - bits);
+  return toNumber(ip) % size === 0 || toNumber(ip) % size === size - 1;
+}
+
+const isWithin = (ip: string, { first, last }: { first: string; last: string }) =>
+  toNumber(ip) >= toNumber(first) && toNumber(ip) <= toNumber(last);
 
 const toNumber = (ip: string) => ip.split(".").reduce((sum, part) => sum * 256 + Number(part), 0);
 
@@ -220,6 +237,9 @@ export function loadWorkerConfig(env: Env): WorkerConfig {
     const leased = raw["PVE_IP_RANGE"];
     if (leased && !raw["PVE_GATEWAY"])
       problems.push({ name: "PVE_GATEWAY", text: "is missing; leased addresses of PVE_IP_RANGE need it" });
+    const range = IpRange.safeParse(leased);
+    if (range.success && isIP(raw["PVE_GATEWAY"] ?? "") === 4 && isWithin(raw["PVE_GATEWAY"] ?? "", range.data))
+      problems.push({ name: "PVE_IP_RANGE", text: "holds PVE_GATEWAY, which would be given to a container" });
     return problems;
   });
   const sandboxNetworks = new BlockList();

@@ -59,16 +59,11 @@ export const resources = {
   onboot: z.boolean().optional(),
 };
 
-const cidr = (family: "4" | "6", isAddress: (text: string) => boolean, most: number) =>
-  z.string().refine(
-    (text) => {
-      const [address, bits, ...rest] = text.split("/");
-      return rest.length === 0 && isAddress(address ?? "") && /^\d{1,3}$/.test(bits ?? "") && Number(bits) <= most;
-    },
-    {
-      error: `must be an IPv${family} address with prefix length, such as ${family === "4" ? "10.0.0.5/24" : "fd00::5/64"}`,
-    },
-  );
+const cidr = (isAddress: (text: string) => boolean, most: number) =>
+  z.string().refine((text) => {
+    const [address, bits, ...rest] = text.split("/");
+    return rest.length === 0 && isAddress(address ?? "") && /^\d{1,3}$/.test(bits ?? "") && Number(bits) <= most;
+  });
 
 export const Network = z.strictObject({
   bridge: z
@@ -76,8 +71,16 @@ export const Network = z.strictObject({
     .regex(/^[a-zA-Z][a-zA-Z0-9_.-]{0,14}$/, "must be a bridge's name, such as vmbr0")
     .optional(),
   /** `dhcp`, an address with prefix length, or `lease` for one from `PVE_IP_RANGE`. */
-  ip: z.union([z.literal(["dhcp", "manual", "lease"]), cidr("4", isIPv4, 32)]).optional(),
-  ip6: z.union([z.literal(["dhcp", "auto", "manual"]), cidr("6", isIPv6, 128)]).optional(),
+  ip: z
+    .union([z.literal(["dhcp", "manual", "lease"]), cidr(isIPv4, 32)], {
+      error: "must be dhcp, manual, lease or an IPv4 address with prefix length, such as 10.0.0.5/24",
+    })
+    .optional(),
+  ip6: z
+    .union([z.literal(["dhcp", "auto", "manual"]), cidr(isIPv6, 128)], {
+      error: "must be dhcp, auto, manual or an IPv6 address with prefix length, such as fd00::5/64",
+    })
+    .optional(),
   gateway: z.ipv4().optional(),
   gateway6: z.ipv6().optional(),
   hwaddr: z

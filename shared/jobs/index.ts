@@ -7,6 +7,7 @@ import { exec } from "./exec.ts";
 import { expose } from "./expose.ts";
 import { hide } from "./hide.ts";
 import { power } from "./power.ts";
+import { sayIssue, toProblems } from "./problems.ts";
 import { findRootOnly, provision } from "./provision.ts";
 import { snapshot } from "./snapshot.ts";
 
@@ -36,17 +37,12 @@ export function parseInput<N extends JobName>(kind: N, raw: unknown): ParsedInpu
       );
     }
   }
-  const parsed = jobs[kind].input.safeParse(raw);
-  if (!parsed.success) throw toInvalidInput(kind, parsed.error);
+  const parsed = jobs[kind].input.safeParse(raw, { error: sayIssue });
+  if (!parsed.success) {
+    const problems = toProblems(kind, parsed.error);
+    throw new FleetError("invalid_input", problems.map(({ text }) => text).join("; "), {
+      facts: { fields: problems.map(({ field }) => field) },
+    });
+  }
   return parsed.data as ParsedInput<N>; // the catalog's union loses which schema parsed it
-}
-
-function toInvalidInput(kind: string, error: z.ZodError): FleetError {
-  const problems = error.issues.map((issue) => {
-    const at = issue.path.map(String).join(".");
-    return { field: at || kind, text: `${at || kind}: ${issue.message}` };
-  });
-  return new FleetError("invalid_input", problems.map(({ text }) => text).join("; "), {
-    facts: { fields: problems.map(({ field }) => field) },
-  });
 }

@@ -14,16 +14,14 @@ import {
 } from "./fields.ts";
 
 /** A template's name or tag in PVE. A number is a VMID, `snap_…` a snapshot taken through the fleet. */
-const TemplateName = z
-  .string()
-  .regex(
-    /^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$/,
-    "must be a template's name or tag, a VMID as a number, or a snapshot id snap_…",
-  );
+const TemplateName = z.string().regex(/^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$/);
+const Template = z.union([Vmid, SnapshotId, TemplateName], {
+  error: "must be a template's name or tag, a VMID as a number (100 or more), or a snapshot id snap_…",
+});
 
 export const ProvisionInput = z
   .strictObject({
-    template: z.union([Vmid, SnapshotId, TemplateName]),
+    template: Template,
     /** Linked shares the template's disk; `linked_or_full` falls back where the storage can't. */
     clone: z.enum(["linked", "full", "linked_or_full"]).default("linked"),
     /** A PVE snapshot of the source to clone from (always a full clone). */

@@ -70,7 +70,8 @@ export async function newestCursor(redis: RedisConnection, keys: Keys): Promise<
 }
 
 /**
- * Reads on from a cursor. Waits up to `blockMs` for the first event; an empty list when none came.
+ * Reads on from a cursor. Waits up to `blockMs` for the first event; `cursor` is where it got to, `after` when none came.
+ * Passes over what this version does not know: a newer one may write to the same stream.
  * `redis` is used by this call alone while it waits.
  */
 export async function readEvents(
@@ -78,16 +79,21 @@ export async function readEvents(
   keys: Keys,
   after: string,
   blockMs: number,
-): Promise<FleetEvent[]> {
+): Promise<{ events: FleetEvent[]; cursor: string }> {
   const reply = await redis.xread("COUNT", 500, "BLOCK", blockMs, "STREAMS", keys.events, after);
   const entries = reply?.[0]?.[1] ?? [];
-  return entries.map(([cursor, fields]) => toEvent(cursor, fields));
+  const events = entries.flatMap(([cursor, fields]) => toEvent(cursor, fields) ?? []);
+  return { events, cursor: entries.at(-1)?.[0] ?? after };
 }
 
-function toEvent(cursor: string, fields: readonly string[]): FleetEvent {
+function toEvent(cursor: string, fields: readonly string[]): FleetEvent | null {
   const raw: Record<string, unknown> = { cursor };
   for (let at = 0; at + 1 < fields.length; at += 2) raw[fields[at] ?? ""] = fields[at + 1];
-  return FleetEventSchema.parse({ ...raw, data: JSON.parse(String(raw["data"] ?? "{}")) });
+  try {
+    return FleetEventSchema.parse({ ...raw, data: JSON.parse(String(raw["data"] ?? "{}")) });
+  } catch {
+    return null;
+  }
 }
 
 /** Refuses a cursor that lies before what is kept: events after it may be gone. */

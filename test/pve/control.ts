@@ -79,8 +79,9 @@ function verbs({ faults, addTemplate, addToken }: Controlled): Record<string, Ve
     "/kill-task": (body) => faults.killTask(z.strictObject({ upid: z.string() }).parse(body).upid),
     "/vanish": (body) => faults.vanish(oneVmid.parse(body).vmid),
     "/occupy": (body) => {
-      const asked = z.strictObject({ vmid, node: z.string().optional() }).parse(body);
-      faults.occupy(asked.vmid, asked.node);
+      const kind = z.enum(["lxc", "qemu"]).optional();
+      const asked = z.strictObject({ vmid, node: z.string().optional(), kind }).parse(body);
+      faults.occupy(asked.vmid, asked.node, asked.kind);
     },
     "/edit": (body) => {
       const change = z.record(z.string(), z.string().nullable());

@@ -142,13 +142,13 @@ export class FaultBox implements Faults {
   }
 
   vanish(vmid: number): void {
-    vanishContainer(this.#world, this.#guests, this.#container(vmid));
-    this.onHit(`CT ${vmid} vanished`);
+    if (!this.#world.machines.delete(vmid)) vanishContainer(this.#world, this.#guests, this.#container(vmid));
+    this.onHit(`guest ${vmid} vanished`);
   }
 
-  occupy(vmid: number, node?: string): void {
-    occupyVmid(this.#world, vmid, node);
-    this.onHit(`CT ${vmid} made by a human`);
+  occupy(vmid: number, node?: string, kind?: "lxc" | "qemu"): void {
+    occupyVmid(this.#world, vmid, node, kind);
+    this.onHit(`${kind === "qemu" ? "VM" : "CT"} ${vmid} made by a human`);
   }
 
   edit(vmid: number, change: Record<string, string | null>): void {

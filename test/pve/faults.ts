@@ -53,8 +53,8 @@ export interface Faults {
   killTask(upid: string): void;
   /** Removed behind everyone's back. */
   vanish(vmid: number): void;
-  /** A human makes a container of their own with this VMID. */
-  occupy(vmid: number, node?: string): void;
+  /** A human makes a guest of their own with this VMID, a container by default. */
+  occupy(vmid: number, node?: string, kind?: "lxc" | "qemu"): void;
   /** A human edits the config file; null removes a line. */
   edit(vmid: number, change: Record<string, string | null>): void;
   /** Ends the container as if its init had exited. */

@@ -15,9 +15,14 @@ export function crashGuest(guests: Guests, container: Container): void {
   void guests.stop(container);
 }
 
-/** A human's container: not from our templates, no stamp. */
-export function occupyVmid(world: World, vmid: number, nodeName?: string): void {
+/** A human's container: not from our templates, no stamp. Or a QEMU machine. */
+export function occupyVmid(world: World, vmid: number, nodeName?: string, kind: "lxc" | "qemu" = "lxc"): void {
   const node = nodeName ?? world.nodes.keys().next().value ?? "";
+  if (kind === "qemu") {
+    world.checkUnused(vmid);
+    world.machines.set(vmid, world.node(node).name);
+    return;
+  }
   const container = world.claim(vmid, node, { execd: false });
   const storage = world.node(node).storages.values().next().value;
   container.config.set("hostname", `human-${vmid}`);

@@ -20,6 +20,8 @@ export class World {
   readonly nodes = new Map<string, PveNode>();
   readonly storages = new Map<string, Storage>();
   readonly containers = new Map<number, Container>();
+  /** QEMU machines, which only take up VMIDs and memory here: their nodes. */
+  readonly machines = new Map<number, string>();
   readonly pools = new Map<string, { comment: string | undefined; members: Set<number> }>();
   readonly tasks = new Map<string, Task>();
   readonly tokens = new Map<string, Identity & { secret: string }>();
@@ -92,6 +94,8 @@ export class World {
   checkUnused(vmid: number): void {
     const taken = this.containers.get(vmid);
     if (taken !== undefined) throw refuse(`CT ${vmid} already exists on node '${taken.node}'`);
+    const machine = this.machines.get(vmid);
+    if (machine !== undefined) throw refuse(`VM ${vmid} already exists on node '${machine}'`);
   }
 
   /** The atomic claim of a VMID. */

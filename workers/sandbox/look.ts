@@ -12,9 +12,9 @@ export const CLONE = "clone";
 
 export type Sight =
   | { is: "missing" }
-  | { is: "foreign"; config: LxcConfig }
+  | { is: "foreign" }
   | { is: "ours"; config: LxcConfig }
-  /** There is one, but whose it is can't be told yet: half made, or not in our pool. */
+  /** There is one, but whose it is can't be told yet: half made, not in our pool, or not on this node. */
   | { is: "unclear" };
 
 /**
@@ -29,7 +29,7 @@ export async function lookAt(run: Run, place: Place, call: Call): Promise<Sight>
     const stamped = stamp?.sandbox === run.sandbox.id && stamp.fleet === settings.FLEET_PREFIX;
     if (stamped || (stamp === null && hasMac(config, run.sandbox.hwaddr))) return { is: "ours", config };
     // PVE claims the VMID first and writes the description a moment later.
-    return stamp === null && config.lock === "create" ? { is: "unclear" } : { is: "foreign", config };
+    return stamp === null && config.lock === "create" ? { is: "unclear" } : { is: "foreign" };
   } catch (error) {
     if (!(error instanceof FleetError)) throw error;
     // Not here is not gone: it may have been migrated. And a token that is limited to our pool hears 403 both of what is
@@ -41,11 +41,25 @@ export async function lookAt(run: Run, place: Place, call: Call): Promise<Sight>
   }
 }
 
+/**
+ * Whether the VMID is that of somebody else's guest on another node, or of a QEMU machine. Which guests there are and
+ * where is live in `cluster/resources`, unlike what it says about them; a token that is limited to our pool sees none.
+ */
+async function isTakenElsewhere(run: Run, place: Place, call: Call): Promise<boolean> {
+  const guests = await run.context.pve.clusterResources({ type: "vm" }, call);
+  const guest = guests.find(({ vmid }) => vmid === place.vmid);
+  if (guest?.type === "qemu") return true;
+  if (guest?.node === undefined || guest.node === place.node) return false;
+  return (await lookAt(run, { ...place, node: guest.node }, call)).is === "foreign";
+}
+
 const hasMac = (config: LxcConfig, hwaddr: string | undefined): boolean =>
   hwaddr !== undefined && config.net0?.toUpperCase().includes(`HWADDR=${hwaddr.toUpperCase()}`) === true;
 
 /** A locked or half-made container is looked at this often. */
 const LOOK_MS = 250;
+/** One that can't be told is sought in the whole cluster after so many looks, and at the end. */
+const LOOKS_BEFORE_SEARCH = 4;
 
 /**
  * Looks until the picture is clear: whole and ours, somebody else's, or not there. A clone to another node stands on its
@@ -61,13 +75,19 @@ export async function lookUntilClear(
   const places = source === undefined || source === place.node ? [place] : [place, { node: source, vmid: place.vmid }];
   const asked = mayBeOurs(run);
   const patience = performance.now() + patienceMs;
-  while (true) {
+  for (let looks = 1; ; looks++) {
     const sights = await Promise.all(places.map(async (one) => ({ place: one, sight: await lookAt(run, one, call) })));
     const found = sights.find(({ sight }) => sight.is === "ours") ?? sights.find(({ sight }) => sight.is !== "missing");
     const impatient = performance.now() > patience;
     if (!found) {
       if (Date.now() >= believeMissingAt) return { is: "missing", place };
     } else if (found.sight.is === "foreign" || (found.sight.is === "unclear" && impatient && !asked)) {
+      return { is: "foreign", place: found.place };
+    } else if (
+      found.sight.is === "unclear" &&
+      (looks === LOOKS_BEFORE_SEARCH || impatient) &&
+      (await isTakenElsewhere(run, found.place, call))
+    ) {
       return { is: "foreign", place: found.place };
     } else if (found.sight.is === "unclear" && impatient) {
       throw new FleetError(
@@ -133,7 +153,11 @@ export async function ownContainer(run: Run): Promise<{ place: Place; lxc: LxcAp
   const { place, lxc } = containerOf(run);
   const sight = await lookAt(run, place, run.call);
   if (sight.is === "ours") return { place, lxc, config: sight.config };
-  const what = sight.is === "missing" ? "is gone, removed by somebody else" : "is no longer this sandbox's";
+  const what = {
+    missing: "is gone, removed by somebody else",
+    foreign: "is no longer this sandbox's",
+    unclear: "is not there; its VMID is in use elsewhere, or the token may not see it",
+  }[sight.is];
   const text = `container ${place.vmid} on ${place.node} ${what}; destroy sandbox ${run.sandbox.id} to give back what it holds`;
   throw new FleetError("sandbox_gone", text, { facts: { sandbox: run.sandbox.id, ...place } });
 }

@@ -24,7 +24,7 @@ const TEMPLATE = { template: "cmux-base" };
 const BAD: [JobName, string, object, string[]][] = [
   ["provision", "no template", {}, ["template"]],
   ["provision", "a template with a slash", { template: "local:vztmpl/debian" }, ["template"]],
-  ["provision", "an unknown field", { ...TEMPLATE, memory: 512 }, ["provision"]],
+  ["provision", "an unknown field", { ...TEMPLATE, memory: 512 }, ["memory"]],
   ["provision", "ranges", { ...TEMPLATE, cores: 0, memoryMib: 8, cpulimit: -1 }, ["cores", "cpulimit", "memoryMib"]],
   ["provision", "cpuunits past the nodes' range", { ...TEMPLATE, cpuunits: 20_000 }, ["cpuunits"]],
   ["provision", "a disk that is no whole number", { ...TEMPLATE, diskGib: 1.5 }, ["diskGib"]],
@@ -61,7 +61,7 @@ const BAD: [JobName, string, object, string[]][] = [
   ["configure", "nothing to change", {}, ["configure"]],
   ["configure", "ranges", { cores: 9_000, swapMib: -1 }, ["cores", "swapMib"]],
   ["configure", "cpuunits past the node's range", { cpuunits: 20_000 }, ["cpuunits"]],
-  ["destroy", "an unknown field", { force: true }, ["destroy"]],
+  ["destroy", "an unknown field", { force: true }, ["force"]],
 ];
 
 describe("bad input names its fields, and nothing is stored", () => {

@@ -52,6 +52,19 @@ test("more than one read holds", async () => {
   expect(new Set(seen.map(({ operation }) => operation)).size).toBe(700);
 });
 
+test("what a newer version writes to the stream is passed over, also where there is nothing else", async () => {
+  await using rig = createRig(server);
+  await rig.running();
+  const newer = ["type", "sandbox.thawed", "at", "1", "sandbox", "sbx_0000000000000000", "team", "red", "data", "{}"];
+  for (let count = 0; count < 501; count++) await rig.redis.xadd(rig.keys.events, "*", ...newer);
+  await rig.redis.xadd(rig.keys.events, "*", "type", "sandbox.changed", "data", "no JSON");
+  const { id } = await rig.fleet.provision({ template: "base" });
+  const seen: FleetEvent[] = [];
+  for await (const event of rig.fleet.events({ after: "0", follow: false })) seen.push(event);
+  expect(typesOf(seen)).toHaveLength(4);
+  expect(seen.at(-1)).toMatchObject({ type: "operation.accepted", operation: id });
+});
+
 test("filters by sandbox, team and type", async () => {
   await using rig = createRig(server);
   const red = rig.client({ team: "red" });

@@ -63,13 +63,15 @@ export function setFirewall(options: Map<string, string>, params: Readonly<Recor
 function nextId({ world, params }: Call): string {
   const { vmid } = params;
   if (vmid !== undefined) {
-    if (world.containers.has(Number(vmid))) throw invalid({ vmid: `VM ${vmid} already exists` });
+    if (isTaken(world, Number(vmid))) throw invalid({ vmid: `VM ${vmid} already exists` });
     return vmid;
   }
   let free = 100;
-  while (world.containers.has(free)) free += 1;
+  while (isTaken(world, free)) free += 1;
   return String(free);
 }
+
+const isTaken = (world: Call["world"], vmid: number) => world.containers.has(vmid) || world.machines.has(vmid);
 
 function resources(call: Call): unknown[] {
   const { type } = call.params;
@@ -78,6 +80,9 @@ function resources(call: Call): unknown[] {
     for (const container of call.world.containers.values()) {
       if (has(call.world, call.by, `/vms/${container.vmid}`, "VM.Audit")) shown.push(resourceOf(call, container));
     }
+    for (const [vmid, node] of call.world.machines) {
+      if (has(call.world, call.by, `/vms/${vmid}`, "VM.Audit")) shown.push(machineOf(vmid, node));
+    }
     if (type === undefined) shown.push(...pools(call));
   }
   if (type === undefined || type === "node") {
@@ -85,6 +90,11 @@ function resources(call: Call): unknown[] {
   }
   if (type === undefined || type === "storage") shown.push(...storages(call));
   return shown;
+}
+
+function machineOf(vmid: number, node: string): Record<string, unknown> {
+  const figures = { maxcpu: 1, cpu: 0, maxmem: 512 * MIB, mem: 0, maxdisk: 0, disk: 0, uptime: 0, template: 0 };
+  return { id: `qemu/${vmid}`, type: "qemu", vmid, node, name: `human-${vmid}`, status: "stopped", ...figures };
 }
 
 function pools({ world, by }: Call): unknown[] {

@@ -95,6 +95,8 @@ export async function bringUp(
   { task, container, ms, load }: { task: Task; container: Container; ms: number; load: Call["node"]["load"] },
 ): Promise<void> {
   container.config.applyPending();
+  // PVE::LXC::update_lxc_config
+  if (container.config.get("rootfs") === undefined) throw new Error("missing 'rootfs' configuration");
   await task.spend(ms, load);
   if (container.traits.startError !== undefined) {
     task.log(container.traits.startError);

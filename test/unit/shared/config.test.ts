@@ -103,6 +103,11 @@ describe("single variables", () => {
       "10.0.0.1-10.0.0.9",
       "10.0.0.1-10.0.0.999/24",
       "10.0.0.0-10.9.0.0/8",
+      // Two networks; the network's own address, its broadcast address, the gateway.
+      "10.0.0.200-10.0.1.20/24",
+      "10.0.0.0-10.0.0.20/24",
+      "10.0.0.200-10.0.0.255/24",
+      "10.0.0.1-10.0.0.20/24",
     ]) {
       refused("PVE_IP_RANGE", range, { PVE_GATEWAY: "10.0.0.1" });
     }
