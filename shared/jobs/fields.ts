@@ -59,11 +59,16 @@ export const resources = {
   onboot: z.boolean().optional(),
 };
 
-const cidr = (isAddress: (text: string) => boolean, most: number) =>
-  z.string().refine((text) => {
-    const [address, bits, ...rest] = text.split("/");
-    return rest.length === 0 && isAddress(address ?? "") && /^\d{1,3}$/.test(bits ?? "") && Number(bits) <= most;
-  });
+const address = (words: readonly [string, ...string[]], isAddress: (text: string) => boolean, most: number) => {
+  const [version, example] = most === 32 ? ["IPv4", "10.0.0.5/24"] : ["IPv6", "fd00::5/64"];
+  // Said twice: zod asks the union or its last member, as the value is of its type or not.
+  const error = `must be ${words.join(", ")} or an ${version} address with prefix length, such as ${example}`;
+  const cidr = (text: string) => {
+    const [ip, bits, ...rest] = text.split("/");
+    return rest.length === 0 && isAddress(ip ?? "") && /^\d{1,3}$/.test(bits ?? "") && Number(bits) <= most;
+  };
+  return z.union([z.literal(words), z.string().refine(cidr, { error })], { error }).optional();
+};
 
 export const Network = z.strictObject({
   bridge: z
@@ -71,16 +76,8 @@ export const Network = z.strictObject({
     .regex(/^[a-zA-Z][a-zA-Z0-9_.-]{0,14}$/, "must be a bridge's name, such as vmbr0")
     .optional(),
   /** `dhcp`, an address with prefix length, or `lease` for one from `PVE_IP_RANGE`. */
-  ip: z
-    .union([z.literal(["dhcp", "manual", "lease"]), cidr(isIPv4, 32)], {
-      error: "must be dhcp, manual, lease or an IPv4 address with prefix length, such as 10.0.0.5/24",
-    })
-    .optional(),
-  ip6: z
-    .union([z.literal(["dhcp", "auto", "manual"]), cidr(isIPv6, 128)], {
-      error: "must be dhcp, auto, manual or an IPv6 address with prefix length, such as fd00::5/64",
-    })
-    .optional(),
+  ip: address(["dhcp", "manual", "lease"], isIPv4, 32),
+  ip6: address(["dhcp", "auto", "manual"], isIPv6, 128),
   gateway: z.ipv4().optional(),
   gateway6: z.ipv6().optional(),
   hwaddr: z
