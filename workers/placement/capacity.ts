@@ -29,14 +29,16 @@ export interface Overcommit {
 export interface Site {
   node: NodeInventory;
   storage: string;
+  /** Storages of its mount points. */
+  mounts: readonly string[];
   demand: Demand;
 }
 
 /** Why a site can't be used whatever it has room for; null when it can. */
-export function whyUnusable({ node, storage }: Site): string | null {
+export function whyUnusable({ node, storage, mounts }: Site): string | null {
   if (!node.online) return "offline";
-  if (storage !== "" && !storageOf(node, storage)?.active) return `storage ${storage} is not active`;
-  return null;
+  const inactive = [storage, ...mounts].find((one) => one !== "" && !storageOf(node, one)?.active);
+  return inactive === undefined ? null : `storage ${inactive} is not active`;
 }
 
 /** Why a site has no room now; null when it has. */

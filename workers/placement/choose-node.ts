@@ -2,7 +2,7 @@
 
 import type { WorkerConfig } from "../../shared/config.ts";
 import { FleetError } from "../../shared/errors.ts";
-import { type NodeName, SnapshotId } from "../../shared/ids.ts";
+import type { NodeName } from "../../shared/ids.ts";
 import type { ProvisionInput } from "../../shared/jobs/provision.ts";
 import type { Inventory, NodeInventory, Replica } from "../../shared/state/inventory.ts";
 import type { SnapshotRecord } from "../../shared/state/records.ts";
@@ -26,7 +26,7 @@ export interface PlacementLimits extends Overcommit {
 }
 
 export interface PlacementRequest {
-  input: ProvisionInput;
+  input: PlacedInput;
   /** When the template is a snapshot taken through the fleet. */
   snapshot: SnapshotRecord | null;
 }
@@ -39,16 +39,16 @@ export interface PlacementRequest {
  */
 export type Placement = { node: NodeName; demand: Demand } | { wait: "line" | "room" | "aside"; reason: string };
 
-/** The input with the configuration's node, and its storage where a full clone lets one choose. Pure. */
+/** An input as it is placed. `defaultStorage`: where a full clone goes that names no storage itself. */
+export type PlacedInput = ProvisionInput & { defaultStorage?: string | undefined };
+
+/** The input with the configuration's node, and its storage for a clone that turns out to be full. Pure. */
 export function withDefaults(
   input: ProvisionInput,
   config: Pick<WorkerConfig, "PVE_NODE" | "PVE_STORAGE">,
-): ProvisionInput {
-  const full =
-    input.clone === "full" || input.sourceSnapshot !== undefined || SnapshotId.safeParse(input.template).success;
+): PlacedInput {
   const node = input.node ?? config.PVE_NODE;
-  const storage = input.storage ?? (full ? config.PVE_STORAGE : undefined);
-  return { ...input, ...(node === undefined ? {} : { node }), ...(storage === undefined ? {} : { storage }) };
+  return { ...input, ...(node === undefined ? {} : { node }), defaultStorage: config.PVE_STORAGE };
 }
 
 /** One job of prefetch a node: a freed slot never waits for the placer. */
@@ -67,7 +67,7 @@ export function chooseNode(
 ): Placement {
   const { input } = request;
   const sources = findSources(request, inventory, limits);
-  assertKnown(input, inventory);
+  assertKnown(input, inventory, sources);
   const places = placesOf(input, inventory, sources);
   assertInReach(input, places, sources);
   assertFitsSomewhere(places, limits);
@@ -110,15 +110,16 @@ const isBusy = (load: NodeLoad, limits: PlacementLimits) => load.jobs >= limits.
 const share = (load: NodeLoad, node: NodeInventory) => (load.reservedMemoryMib * MIB) / Math.max(1, node.memoryBytes);
 
 /** All nodes that the request may go to, as far as their sources and not their state decide. */
-function placesOf(input: ProvisionInput, inventory: Inventory, sources: readonly Source[]): Place[] {
+function placesOf(input: PlacedInput, inventory: Inventory, sources: readonly Source[]): Place[] {
   return inventory.nodes
     .filter(({ name }) => input.node === undefined || name === input.node)
     .flatMap((node) => {
       const near = sources.filter((one) => isInReach(one, node, input));
       const source = near.find((one) => canCloneTo(one, node, input)) ?? near[0];
       if (!source) return [];
-      const storage = input.storage ?? source.storage;
-      return [{ node, storage, demand: demandOf(input, source), sourceOnline: source.online }];
+      const storage = targetStorage(input, source);
+      const mounts = input.mountPoints.map((mount) => mount.storage);
+      return [{ node, storage, mounts, demand: demandOf(input, source), sourceOnline: source.online }];
     });
 }
 
@@ -132,8 +133,13 @@ function assertInReach(input: ProvisionInput, places: readonly Place[], sources:
       { facts: { fields: ["node"] } },
     );
   }
-  const { storage } = input;
-  if (storage === undefined || places.some(({ node }) => node.storages.some(({ name }) => name === storage))) return;
+  // A node that lists no storage could not be asked.
+  const lacks = ({ node, storage, mounts }: Place) =>
+    node.storages.length === 0
+      ? undefined
+      : [storage, ...mounts].find((one) => one !== "" && !node.storages.some(({ name }) => name === one));
+  const [storage] = places.map(lacks);
+  if (storage === undefined || places.some((place) => lacks(place) === undefined)) return;
   throw new FleetError("storage_not_found", `no node with a source of ${input.template} has storage ${storage}`, {
     facts: { storage },
   });
@@ -151,7 +157,7 @@ function isEveryNodeBusy(inventory: Inventory, loads: ReadonlyMap<string, NodeLo
 }
 
 /** A node or a storage that no node has will not come by waiting; one that is only offline or inactive may. */
-function assertKnown(input: ProvisionInput, inventory: Inventory): void {
+function assertKnown(input: PlacedInput, inventory: Inventory, sources: readonly Source[]): void {
   const names = inventory.nodes.map(({ name }) => name);
   if (input.node !== undefined && !names.includes(input.node)) {
     throw new FleetError("invalid_input", `node: there is no node ${input.node}; nodes are ${names.join(", ")}`, {
@@ -159,11 +165,18 @@ function assertKnown(input: ProvisionInput, inventory: Inventory): void {
     });
   }
   const storages = new Set(inventory.nodes.flatMap((node) => node.storages.map(({ name }) => name)));
-  if (input.storage !== undefined && !storages.has(input.storage)) {
+  const mayBeFull = sources.some((source) => !isLinked(input, source));
+  const root = input.storage ?? (mayBeFull ? input.defaultStorage : undefined);
+  const unknown = [root, ...input.mountPoints.map(({ storage }) => storage)].find(
+    (one) => one !== undefined && !storages.has(one),
+  );
+  if (unknown !== undefined) {
     throw new FleetError(
       "storage_not_found",
-      `there is no storage ${input.storage}; storages are ${[...storages].join(", ")}`,
-      { facts: { storage: input.storage } },
+      `there is no storage ${unknown}; storages are ${[...storages].join(", ")}`,
+      {
+        facts: { storage: unknown },
+      },
     );
   }
 }
@@ -278,6 +291,14 @@ const storageType = (inventory: Inventory, node: string, storage: string) =>
 export function isLinked(input: ProvisionInput, source: Source): boolean {
   return input.clone !== "full" && input.sourceSnapshot === undefined && source.linkable && input.storage === undefined;
 }
+
+/** Where the root disk of a clone will lie; "" where that is not known. */
+export function targetStorage(input: PlacedInput, source: Source): string {
+  return isLinked(input, source) ? source.storage : (fullStorage(input) ?? source.storage);
+}
+
+/** The storage that a full clone is asked for; undefined: its source's. */
+export const fullStorage = (input: PlacedInput): string | undefined => input.storage ?? input.defaultStorage;
 
 /** Whether this source can be cloned to this node now. */
 export function canCloneTo(source: Source, node: NodeInventory, input: ProvisionInput): boolean {

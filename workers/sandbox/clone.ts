@@ -4,7 +4,15 @@ import { type NodeName, SnapshotId, type Vmid } from "../../shared/ids.ts";
 import { hasConfigEnv } from "../../shared/state/inventory.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import { hostLabel } from "../../shared/urls.ts";
-import { canCloneTo, findSources, isLinked, type Source, withDefaults } from "../placement/choose-node.ts";
+import {
+  canCloneTo,
+  findSources,
+  fullStorage,
+  isLinked,
+  type Source,
+  targetStorage,
+  withDefaults,
+} from "../placement/choose-node.ts";
 import type { CloneParams, LxcConfig } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import { CLONE, lookAt, lookUntilClear, mayHaveCloned, type Place } from "./look.ts";
@@ -125,7 +133,7 @@ async function cloneFrom(run: Run<"provision">, place: Place, token: string | nu
       start: () => run.context.pve.lxc(source.node, source.vmid).clone(params, run.writing),
       ...(source.node === place.node ? { meanwhile: () => readConfig().catch(() => {}) } : { node: source.node }),
     });
-  const storage = input.storage ?? source.storage;
+  const storage = targetStorage(input, source);
   const shared = inventory.nodes.some(({ storages }) => storages.some((one) => one.name === storage && one.shared));
   const withReplica = () => run.withSlot(slotOf.replica(source.node, source.vmid), 1, request);
   if (full && shared) await run.withSlot(slotOf.storage(storage), run.context.config.FLEET_STORAGE_SLOTS, withReplica);
@@ -184,7 +192,7 @@ function cloneParams(
   const input = inputOf(run);
   const { config, inventory } = run.context;
   const pool = input.pool ?? config.PVE_POOL;
-  const storage = full ? input.storage : undefined;
+  const storage = full ? fullStorage(input) : undefined;
   const inDescription = token !== null && !hasConfigEnv(inventory.current().version) ? token : null;
   const stamp = {
     fleet: config.FLEET_PREFIX,

@@ -6,7 +6,7 @@ import type { Inventory, NodeInventory, Replica, Storage } from "../../../shared
 import type { SnapshotRecord } from "../../../shared/state/records.ts";
 import { asideMs } from "../../../workers/placement/aside.ts";
 import type { NodeLoad } from "../../../workers/placement/capacity.ts";
-import { chooseNode } from "../../../workers/placement/choose-node.ts";
+import { chooseNode, withDefaults } from "../../../workers/placement/choose-node.ts";
 
 const GIB = 1_073_741_824;
 const LIMITS = { slots: 4, memoryOvercommit: 1.5, diskOvercommit: 4, allowPrivileged: false };
@@ -56,11 +56,11 @@ interface World {
   snapshot?: SnapshotRecord;
 }
 
-function choose(world: World, input: Partial<JobInput<"provision">> = {}) {
+function choose(world: World, input: Partial<JobInput<"provision">> = {}, config: { PVE_STORAGE?: string } = {}) {
   const inventory: Inventory = { at: 0, version: "8.4.1", nodes: world.nodes, replicas: world.replicas };
   const idle = { jobs: 0, reservedMemoryMib: 0, reservedDiskGib: 0 };
   const loads = new Map(Object.entries(world.loads ?? {}).map(([name, load]) => [name, { ...idle, ...load }]));
-  const parsed = parseInput("provision", { template: "base", ...input });
+  const parsed = withDefaults(parseInput("provision", { template: "base", ...input }), config);
   return chooseNode({ input: parsed, snapshot: world.snapshot ?? null }, inventory, loads, LIMITS);
 }
 
@@ -231,5 +231,58 @@ describe("how long it steps aside", () => {
   it("keeps ten thousand from taking more than a part of the placer's time", () => {
     const looksPerSecond = 10_000 / (asideMs(30, 10_000) / 1_000);
     expect(looksPerSecond).toBeLessThan(100);
+  });
+});
+
+describe("the storage of a full clone", () => {
+  const onDir = { storage: "local" };
+  const local = storage({ name: "local", type: "dir" });
+  const world = () => ({
+    nodes: [
+      node("a", { storages: [local, storage()] }),
+      node("b", { storages: [local, storage(), storage({ name: "big" })] }),
+    ],
+    replicas: [replica("a", onDir), replica("b", { ...onDir, vmid: Vmid.parse(9_002) })],
+  });
+  const PVE_STORAGE = "big";
+
+  it("is PVE_STORAGE too where linked_or_full falls back, so that the node has it", () => {
+    expect(choose(world(), { clone: "linked_or_full" }, { PVE_STORAGE })).toMatchObject({ node: "b" });
+    expect(choose(world(), { clone: "full" }, { PVE_STORAGE })).toMatchObject({ node: "b" });
+  });
+
+  it("says nothing of a clone that is linked", () => {
+    const linkable = { ...world(), replicas: [replica("a")] };
+    for (const clone of ["linked", "linked_or_full"] as const)
+      expect(choose(linkable, { clone }, { PVE_STORAGE: "nowhere" })).toMatchObject({ node: "a" });
+  });
+
+  it("that no node has, or none with a source, is told", () => {
+    expect(() => choose(world(), { clone: "linked_or_full" }, { PVE_STORAGE: "nowhere" })).toThrow(
+      /no storage nowhere/,
+    );
+    const apart = { ...world(), replicas: [replica("a", onDir)] };
+    expect(() => choose(apart, { clone: "full" }, { PVE_STORAGE })).toThrow(
+      /no node with a source of base has storage big/,
+    );
+  });
+});
+
+describe("the storages of mount points", () => {
+  const world = { ...two(), nodes: [node("a"), node("b", { storages: [storage(), storage({ name: "data" })] })] };
+  const mountPoints = [{ storage: "data", sizeGib: 1, path: "/data" }];
+
+  it("decide on the node", () => {
+    expect(choose(world, { mountPoints })).toMatchObject({ node: "b" });
+  });
+
+  it("are waited for when they are inactive, and refused when there are none", () => {
+    const inactive = storage({ name: "data", active: false });
+    const resting = { ...world, nodes: [node("a"), node("b", { storages: [storage(), inactive] })] };
+    expect(choose(resting, { mountPoints })).toMatchObject({
+      wait: "aside",
+      reason: expect.stringContaining("storage data is not active"),
+    });
+    expect(refusal(two(), { mountPoints })).toMatchObject({ code: "storage_not_found", facts: { storage: "data" } });
   });
 });
