@@ -16,6 +16,7 @@ beforeAll(async () => {
         { name: "on-dir", storage: "local" },
         { name: "no-hook", hookscript: false },
         { name: "no-net", config: { net0: "" } },
+        { name: "a-persons", vmid: 150, template: false },
         { name: "dies", guest: { exitsAfterStart: true } },
         { name: "refuses-to-start", guest: { startError: "lxc_init: no such file" } },
       ],
@@ -40,6 +41,17 @@ const NEVER: Record<string, Case> = {
     input: { template: "nope" },
     code: "template_not_found",
     says: /templates are: .*cmux-base/,
+  },
+  "a VMID that nobody has": {
+    input: { template: 9_999 },
+    code: "template_not_found",
+    says: /VMID 9999 is no template that the token sees; templates are: cmux-base \(9001\), /,
+    facts: { template: "9999" },
+  },
+  "a VMID that is an ordinary container's": {
+    input: { template: 150 },
+    code: "template_not_found",
+    says: /VMID 150 is no template/,
   },
   "an unknown snapshot": { input: { template: "snap_0000000000000000" }, code: "snapshot_not_found" },
   "a privileged template": {

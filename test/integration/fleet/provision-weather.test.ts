@@ -2,7 +2,7 @@
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import type { FleetErrorCode } from "../../../shared/errors.ts";
 import type { FaultHandle, Pve } from "../../pve/index.ts";
-import { type Bed, firstFailure, provisionOne, startBed, within } from "./harness.ts";
+import { type Bed, firstFailure, startBed, within } from "./harness.ts";
 
 let bed: Bed;
 beforeAll(async () => {
@@ -42,6 +42,25 @@ const WEATHER: Record<string, { arm: (pve: Pve) => FaultHandle; meets: FleetErro
   "clone answered with nothing": {
     arm: ({ faults }) => faults.request({ ...CLONE, kind: "empty" }),
     meets: "outcome_unknown",
+  },
+  "clone answered with a proxy's 502 page": {
+    arm: ({ faults }) => faults.request({ ...CLONE, kind: "html", status: 502 }),
+    meets: "outcome_unknown",
+  },
+  "start answered with nothing": {
+    arm: ({ faults }) => faults.request({ ...START, kind: "empty" }),
+    meets: "outcome_unknown",
+  },
+  "config answered with a proxy's 503 page": {
+    arm: ({ faults }) => faults.request({ ...CONFIG, kind: "html", status: 503 }),
+    meets: "outcome_unknown",
+  },
+  "a task status answered with a proxy's 502 page, then with nothing": {
+    arm: ({ faults }) => {
+      faults.request({ ...TASK_STATUS, kind: "html", status: 502 });
+      return faults.request({ ...TASK_STATUS, kind: "empty" });
+    },
+    meets: null,
   },
   "clone task fails": {
     arm: ({ faults }) => faults.task({ type: "vzclone", text: "clone failed: I/O error" }),
@@ -109,14 +128,6 @@ test.each(Object.entries(WEATHER))("%s", async (_, { arm, meets }) => {
   expect((await handle.status()).attempts).toBe(meets ? 1 : 0);
   const made = bed.pve.containers().filter(({ config }) => config["description"]?.includes(sandboxId));
   expect(made).toMatchObject([{ vmid, node, status: "running", config: { cores: "1" } }]);
-});
-
-test("a VMID that a human took is passed over", async () => {
-  const { vmid } = await provisionOne(bed.fleet);
-  bed.pve.faults.occupy(vmid + 1);
-  const next = await provisionOne(bed.fleet);
-  expect(next.vmid).toBe(vmid + 2);
-  expect(bed.pve.containers().find((one) => one.vmid === vmid + 1)?.name).toBe(`human-${vmid + 1}`);
 });
 
 test("a node that goes down in the middle: it waits, and goes on when the node is back", async () => {

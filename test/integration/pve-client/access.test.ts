@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
 import { FleetError } from "../../../shared/errors.ts";
 import { createPveApi } from "../../../workers/pve/api.ts";
 import { createPveHttp } from "../../../workers/pve/http.ts";
@@ -11,6 +11,7 @@ beforeAll(async () => {
   standIn = await startStandIn({ timings: { authDelay: 3_000 } });
 });
 afterAll(() => standIn[Symbol.asyncDispose]());
+afterEach(() => vi.restoreAllMocks());
 
 describe("a token", () => {
   it("that PVE does not take is unauthorized, after PVE's three seconds, and is not shown", async () => {
@@ -30,6 +31,29 @@ describe("a token", () => {
     expect(String(error)).toContain(
       "pveum acl modify /vms --users 'cmux@pve' --tokens 'cmux@pve!poor' --roles PVEVMAdmin",
     );
+  });
+
+  it("that PVE has refused is not sent again for three seconds, then once for all who ask", async () => {
+    await using quick = await startStandIn({ timings: { authDelay: 20 } });
+    const { api, pve } = quick;
+    const sent = () => quick.seen().length;
+    const now = performance.now.bind(performance);
+    const inSeconds = (seconds: number) =>
+      vi.spyOn(performance, "now").mockImplementation(() => now() + 1_000 * seconds);
+    pve.changeToken(pve.token, { disabled: true });
+    await failure(api.version(call()));
+    const held = await failure(api.lxc(node("pve1"), vmid(9_001)).start(call()));
+    expect(held).toMatchObject({ code: "unauthorized", facts: { vmid: 9_001 } });
+    expect(sent()).toBe(1);
+    inSeconds(4);
+    await Promise.all(Array.from({ length: 9 }, () => failure(api.version(call()))));
+    expect(sent()).toBe(2);
+    pve.changeToken(pve.token, { disabled: false });
+    expect(await failure(api.version(call()))).toMatchObject({ code: "unauthorized" });
+    inSeconds(8);
+    await api.version(call());
+    await Promise.all(Array.from({ length: 9 }, () => api.version(call())));
+    expect(sent()).toBe(12);
   });
 
   it("that can't be one is refused before it goes anywhere", () => {
