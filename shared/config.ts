@@ -5,6 +5,7 @@
 import { readFileSync } from "node:fs";
 import { BlockList, isIP } from "node:net";
 import { z } from "zod";
+import { findSshProblems, SSH_SETTINGS } from "./config-ssh.ts";
 import { FleetError } from "./errors.ts";
 import { NodeName, TeamId } from "./ids.ts";
 import { StorageName } from "./jobs/fields.ts";
@@ -212,6 +213,7 @@ const WorkerEnv = SharedEnv.extend({
     .transform((roles) => new Set(roles as ("worker" | "ops")[])) // just checked
     .prefault("worker,ops"),
   FLEET_SHUTDOWN_SECONDS: integer(0, 600).default(20),
+  ...SSH_SETTINGS,
   OPS_HOST: z.string().default("127.0.0.1"),
   OPS_PORT: integer(0, 65_535).default(3000),
 });
@@ -233,7 +235,7 @@ export function loadSharedConfig(env: Env): SharedConfig {
 /** What a worker needs; see `loadSharedConfig`. */
 export function loadWorkerConfig(env: Env): WorkerConfig {
   const config = parse(WorkerEnv, env, (raw) => {
-    const problems: Problem[] = [];
+    const problems: Problem[] = findSshProblems(raw);
     const leased = raw["PVE_IP_RANGE"];
     if (leased && !raw["PVE_GATEWAY"])
       problems.push({ name: "PVE_GATEWAY", text: "is missing; leased addresses of PVE_IP_RANGE need it" });

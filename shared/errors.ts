@@ -73,6 +73,10 @@ export const POLICY = {
   task_lost: "look_first",
   start_failed: "transport",
   quarantined: "never",
+  // SSH to a node
+  ssh_unreachable: "transport",
+  ssh_refused: "never",
+  ssh_host_key_refused: "never",
   // The fleet itself
   lock_lost: "transport",
   shutting_down: "transport",

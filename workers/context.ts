@@ -13,6 +13,7 @@ import type { Strays } from "../shared/state/strays.ts";
 import type { Execd } from "./exec/execd.ts";
 import type { PveApi } from "./pve/api.ts";
 import type { TaskWatcher } from "./pve/task-watcher.ts";
+import type { NodeShell } from "./ssh/node-shell.ts";
 import type { Wake } from "./wake.ts";
 
 export interface WorkerContext {
@@ -28,6 +29,8 @@ export interface WorkerContext {
   readonly pve: PveApi;
   readonly tasks: TaskWatcher;
   readonly execd: Execd;
+  /** Commands on the nodes themselves; null where no SSH is configured. */
+  readonly shell: NodeShell | null;
   readonly inventory: InventorySource;
   readonly log: Logger;
 }

@@ -25,6 +25,8 @@ import { createPveHttp } from "./pve/http.ts";
 import { createTaskWatcher } from "./pve/task-watcher.ts";
 import { startOperationWorker } from "./run/operation-worker.ts";
 import type { LiveRuns } from "./run/process-operation.ts";
+import { createAddressOf } from "./ssh/node-address.ts";
+import { createNodeShell } from "./ssh/node-shell.ts";
 import { startWake } from "./wake.ts";
 
 export interface FleetWorkers extends AsyncDisposable {
@@ -46,6 +48,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const pve = createPveApi(http);
   const tasks = stack.use(createTaskWatcher(pve));
   const execd = stack.use(createExecd());
+  const shell = stack.use(createNodeShell(config, createAddressOf(pve)));
   const inventory = stack.use(createInventorySource(redis, keys, createCollector(pve, config.PVE_VMID_RANGE)));
   const queues = createQueues(redis, config.FLEET_PREFIX);
   stack.defer(() => queues.close());
@@ -62,6 +65,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     pve,
     tasks,
     execd,
+    shell,
     inventory,
     log,
   };

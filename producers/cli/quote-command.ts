@@ -1,5 +1,4 @@
-/** One word that any POSIX shell reads back as exactly `text`: in single quotes nothing is special but the quote. */
-const quoteWord = (text: string): string => `'${text.replaceAll("'", `'\\''`)}'`;
+import { quoteWord } from "../../shared/shell-quote.ts";
 
 /**
  * A command's arguments as one shell text. One argument is shell text already, as with `ssh` or `bash -c`;

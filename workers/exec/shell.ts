@@ -1,7 +1,5 @@
 /** Shell text for execd, which runs everything through /bin/bash -c. */
-
-/** One word of a shell, whatever is in it. */
-export const quote = (text: string): string => `'${text.replaceAll("'", "'\\''")}'`;
+import { quoteWord } from "../../shared/shell-quote.ts";
 
 /** What cmux's backend sets before each command. */
 const BASE_ENV = { HOME: "/root", XDG_RUNTIME_DIR: "/run/user/0" };
@@ -11,8 +9,8 @@ export function toScript(
   command: string,
   { env = {}, cwd }: { env?: Readonly<Record<string, string>>; cwd?: string | undefined },
 ): string {
-  const assignments = Object.entries({ ...BASE_ENV, ...env }).map(([name, value]) => `${name}=${quote(value)}`);
+  const assignments = Object.entries({ ...BASE_ENV, ...env }).map(([name, value]) => `${name}=${quoteWord(value)}`);
   const lines = [`export ${assignments.join(" ")}`];
-  if (cwd !== undefined) lines.push(`cd -- ${quote(cwd)} || exit 1`);
+  if (cwd !== undefined) lines.push(`cd -- ${quoteWord(cwd)} || exit 1`);
   return [...lines, command].join("\n");
 }

@@ -4,6 +4,7 @@ import type { RedisConnection } from "../../shared/redis/connect.ts";
 import { type Inventory, loadInventory, saveInventory } from "../../shared/state/inventory.ts";
 import type { Keys } from "../../shared/state/keys.ts";
 import type { InventorySource } from "../context.ts";
+import { orAbort } from "../or-abort.ts";
 import type { Collector } from "./collect.ts";
 
 /** A reading this young is good enough for everybody. */
@@ -75,13 +76,4 @@ export function createInventorySource(redis: RedisConnection, keys: Keys, collec
       await reading?.catch(() => {});
     },
   };
-}
-
-function orAbort<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const onAbort = () => reject(signal.reason);
-    signal.addEventListener("abort", onAbort, { once: true });
-    work.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
-    if (signal.aborted) onAbort();
-  });
 }

@@ -1,7 +1,8 @@
 import { execFileSync } from "node:child_process";
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { quote, toScript } from "../../../workers/exec/shell.ts";
+import { quoteWord } from "../../../shared/shell-quote.ts";
+import { toScript } from "../../../workers/exec/shell.ts";
 
 const bash = (script: string) =>
   execFileSync("/bin/bash", ["-c", script], {
@@ -20,7 +21,7 @@ test("a quoted word is one word, and the same one", () => {
   const words = fc.array(text, { minLength: 20, maxLength: 40 });
   fc.assert(
     fc.property(words, (all) => {
-      const out = bash(`printf '%s\\0' ${all.map(quote).join(" ")}`);
+      const out = bash(`printf '%s\\0' ${all.map(quoteWord).join(" ")}`);
       expect(out.split("\0").slice(0, -1)).toEqual(all);
     }),
     { numRuns: 10 },
