@@ -136,9 +136,9 @@ async function readFirst(inventory: LiveInventory, log: Logger): Promise<void> {
 function createQueueWorkers(context: WorkerContext, live: LiveRuns) {
   const { config } = context;
   const workers = new Map<string, Worker>();
-  const ensure = (queue: string, concurrency: number) => {
+  const ensure = (queue: string, concurrency: number, placed = false) => {
     if (workers.has(queue)) return;
-    workers.set(queue, startOperationWorker(context, { queue, concurrency, handlerOf, live }));
+    workers.set(queue, startOperationWorker(context, { queue, concurrency, placed, handlerOf, live }));
   };
   let closed = false;
   return {
@@ -152,7 +152,7 @@ function createQueueWorkers(context: WorkerContext, live: LiveRuns) {
       const fresh = names.filter((name) => !workers.has(nodeQueue(name)));
       await Promise.all(fresh.map((name) => assertNodeLimits(context, name)));
       for (const name of closed ? [] : fresh) {
-        ensure(nodeQueue(name), config.FLEET_NODE_SLOTS);
+        ensure(nodeQueue(name), config.FLEET_NODE_SLOTS, true);
         ensure(execQueue(name), config.FLEET_EXEC_SLOTS);
       }
     },

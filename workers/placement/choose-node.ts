@@ -22,6 +22,8 @@ const GIB = 1_073_741_824;
 
 export interface PlacementLimits extends Overcommit {
   slots: number;
+  /** Operations that wait to be placed. */
+  line: number;
   allowPrivileged: boolean;
 }
 
@@ -51,8 +53,11 @@ export function withDefaults(
   return { ...input, ...(node === undefined ? {} : { node }), defaultStorage: config.PVE_STORAGE };
 }
 
-/** One job of prefetch a node: a freed slot never waits for the placer. */
-const PREFETCH = 1;
+/**
+ * One job of prefetch a node, so that a freed slot never waits for the placer; only while the line has one for every slot.
+ * At its end the job would wait for this node while another node is idle.
+ */
+const prefetch = (nodes: number, { slots, line }: PlacementLimits) => (line >= nodes * slots ? 1 : 0);
 
 /**
  * Picks the node with the fewest jobs for its slots among those that are online, hold a source and have room.
@@ -74,6 +79,7 @@ export function chooseNode(
 
   const refusals: string[] = [];
   const candidates: { place: Place; load: NodeLoad }[] = [];
+  const nodes = inventory.nodes.length;
   let busy = 0;
   let short = false;
   for (const place of places) {
@@ -81,9 +87,9 @@ export function chooseNode(
     const noRoom = whyNoRoom(place, load, limits);
     const refusal = place.sourceOnline ? (whyUnusable(place) ?? noRoom) : "the template's node is offline";
     if (refusal) refusals.push(`${place.node.name}: ${refusal}`);
-    else if (isBusy(load, limits)) busy += 1;
+    else if (isBusy(load, nodes, limits)) busy += 1;
     else candidates.push({ place, load });
-    short ||= refusal !== null && refusal === noRoom && !isBusy(load, limits);
+    short ||= refusal !== null && refusal === noRoom && !isBusy(load, nodes, limits);
   }
   const [best] = candidates.sort(
     (a, b) =>
@@ -105,7 +111,8 @@ interface Place extends Site {
 
 const NO_LOAD: NodeLoad = { jobs: 0, reservedMemoryMib: 0, reservedDiskGib: 0 };
 
-const isBusy = (load: NodeLoad, limits: PlacementLimits) => load.jobs >= limits.slots + PREFETCH;
+const isBusy = (load: NodeLoad, nodes: number, limits: PlacementLimits) =>
+  load.jobs >= limits.slots + prefetch(nodes, limits);
 
 const share = (load: NodeLoad, node: NodeInventory) => (load.reservedMemoryMib * MIB) / Math.max(1, node.memoryBytes);
 
@@ -153,7 +160,9 @@ function isEveryNodeBusy(inventory: Inventory, loads: ReadonlyMap<string, NodeLo
       ((loads.get(node.name)?.reservedMemoryMib ?? 0) > 0 ||
         inventory.replicas.some((one) => one.online && reaches(one, node))),
   );
-  return takers.length > 0 && takers.every(({ name }) => isBusy(loads.get(name) ?? NO_LOAD, limits));
+  return (
+    takers.length > 0 && takers.every(({ name }) => isBusy(loads.get(name) ?? NO_LOAD, inventory.nodes.length, limits))
+  );
 }
 
 /** A node or a storage that no node has will not come by waiting; one that is only offline or inactive may. */

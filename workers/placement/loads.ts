@@ -1,12 +1,16 @@
 /** What each node has to do, from its queue and its reservations. */
-import { nodeQueue } from "../../shared/queues.ts";
+import { nodeQueue, PLACE } from "../../shared/queues.ts";
 import type { WorkerContext } from "../context.ts";
 import type { NodeLoad } from "./capacity.ts";
 
 /** A reading this young will do for saying no: a long line must not cost a reading each. */
 const YOUNG_MS = 50;
 
-type Loads = ReadonlyMap<string, NodeLoad>;
+interface Loads {
+  nodes: ReadonlyMap<string, NodeLoad>;
+  /** Operations that wait to be placed, those that stand aside apart. */
+  line: number;
+}
 
 const readings = new WeakMap<WorkerContext, { at: number; loads: Loads }>();
 
@@ -26,7 +30,8 @@ export function forgetLoads(context: WorkerContext): void {
 
 async function readLoads(context: WorkerContext): Promise<Loads> {
   const { nodes } = context.inventory.current();
-  const loads = await Promise.all(
+  const line = context.queues.get(PLACE).getJobCountByTypes("waiting", "prioritized");
+  const loads = Promise.all(
     nodes.map(async ({ name }): Promise<[string, NodeLoad]> => {
       const [jobs, reserved] = await Promise.all([
         context.queues.get(nodeQueue(name)).getJobCountByTypes("waiting", "prioritized", "active"),
@@ -41,5 +46,6 @@ async function readLoads(context: WorkerContext): Promise<Loads> {
       return [name, load];
     }),
   );
-  return new Map(loads);
+  const [waiting, known] = await Promise.all([line, loads]);
+  return { nodes: new Map(known), line: waiting };
 }

@@ -7,6 +7,7 @@ import { Reroute } from "../handlers/handler.ts";
 import { NotYet } from "../run/process-operation.ts";
 import type { Run } from "../run/run.ts";
 import { mayHaveCloned } from "../sandbox/look.ts";
+import type { Watch } from "../wake.ts";
 import { asideMs } from "./aside.ts";
 import { chooseNode, type Placement, type PlacementRequest, withDefaults } from "./choose-node.ts";
 import { forgetLoads, loadsOf } from "./loads.ts";
@@ -25,11 +26,12 @@ export async function place(run: Run<"provision">): Promise<never> {
   // Its container is there already: Redis forgot that it had been placed, and the container was found by its stamp.
   if (run.sandbox.node !== undefined && mayHaveCloned(run))
     throw new Reroute(nodeQueue(run.sandbox.node), { placed: true });
+  using freed = run.context.wake.watch(["left", "abort"]);
   // Placed now they would fail one after another, the whole line of them.
   const trouble = run.context.inventory.trouble();
-  if (trouble && isAboutAccess(trouble)) return wait(run, { wait: "line", reason: trouble.message });
+  if (trouble && isAboutAccess(trouble)) return await wait(run, { wait: "line", reason: trouble.message }, freed);
   const placement = await choose(run);
-  if ("wait" in placement) return wait(run, placement);
+  if ("wait" in placement) return await wait(run, placement, freed);
   const { node, demand } = placement;
   const { keys, inventory } = run.context;
   throw new Reroute(nodeQueue(node), {
@@ -45,11 +47,15 @@ export async function place(run: Run<"provision">): Promise<never> {
 }
 
 /** Only where nobody could be placed is the line held without limit: what fits nowhere now must not stop the others. */
-async function wait(run: Run<"provision">, placement: Extract<Placement, { wait: string }>): Promise<never> {
+async function wait(
+  run: Run<"provision">,
+  placement: Extract<Placement, { wait: string }>,
+  freed: Watch,
+): Promise<never> {
   if (run.operation.waitingFor !== placement.reason) await run.write({ operation: { waitingFor: placement.reason } });
   const holds = placement.wait === "line" || (placement.wait === "room" && (await hasPatience(run)));
   if (!holds) return stepAside(run);
-  await run.context.wake.next(["free", "ended", "abort"], { timeoutMs: POLL_MS, signal: run.signal });
+  await freed.next({ timeoutMs: POLL_MS, signal: run.signal });
   run.check();
   forgetLoads(run.context);
   throw new NotYet(0);
@@ -130,9 +136,9 @@ async function decideOn({ context }: Run<"provision">, request: PlacementRequest
   const inventory = context.inventory.current();
   checkRanges(request.input, inventory.nodes);
   const young = await loadsOf(context, "young");
-  const placement = chooseNode(request, inventory, young.loads, limits);
+  const placement = chooseNode(request, inventory, young.loads.nodes, { ...limits, line: young.loads.line });
   // Somebody may have been placed since: a slot is given on what is true now only.
   if ("wait" in placement || young.now) return placement;
   const { loads } = await loadsOf(context, "now");
-  return chooseNode(request, inventory, loads, limits);
+  return chooseNode(request, inventory, loads.nodes, { ...limits, line: loads.line });
 }

@@ -8,12 +8,14 @@ export interface OperationWorkerOptions {
   queue: string;
   /** Jobs that this process takes at once. */
   concurrency: number;
+  /** Whether operations wait to be placed into this queue: they are told when a job has left it. */
+  placed: boolean;
   handlerOf: HandlerOf;
   live: LiveRuns;
 }
 
 export function startOperationWorker(context: WorkerContext, options: OperationWorkerOptions): Worker<JobData> {
-  const { config, redis, log } = context;
+  const { config, redis, keys, log } = context;
   const worker = new Worker<JobData>(
     options.queue,
     (job, token) => processOperation(context, job, token ?? "", options),
@@ -32,6 +34,11 @@ export function startOperationWorker(context: WorkerContext, options: OperationW
       settings: { backoffStrategy: (_attempts, _type, error) => (error instanceof RetryLater ? error.delayMs : 1_000) },
     },
   );
+  if (options.placed) {
+    // Not at the operation's end: until BullMQ knows of it, the job still counts as one of the queue's.
+    const tell = () => redis.publish(keys.wake, `left ${options.queue}`).catch(() => {}); // a lost one costs the placer its own limit
+    worker.on("completed", tell).on("failed", tell);
+  }
   worker.on("error", (error) => log.warn({ queue: options.queue, err: error }, "queue worker error"));
   return worker;
 }

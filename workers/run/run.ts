@@ -57,10 +57,16 @@ export interface Run<N extends JobName = JobName> extends AsyncDisposable {
   /** Adds what `work` took, in ms, to the operation's timings. */
   timed<T>(step: string, work: () => Promise<T>): Promise<T>;
   /**
-   * Holds a slot while `work` runs. Where the step that failed is still open, the slot is kept:
-   * a later attempt has it already, and the operation's end gives it up. `call` says what may interrupt the wait for it.
+   * Holds a slot while `work` runs, which hears its name: of several names, the one that is free first. Where the step
+   * that failed is still open, the slot is kept: a later attempt has it already, and the operation's end gives it up.
+   * `call` says what may interrupt the wait for it.
    */
-  withSlot<T>(name: string, limit: number, work: () => Promise<T>, call?: Call): Promise<T>;
+  withSlot<T>(
+    names: string | readonly string[],
+    limit: number,
+    work: (name: string) => Promise<T>,
+    call?: Call,
+  ): Promise<T>;
   /** Gives up slots that earlier runs kept, save those that `keep` names. */
   releaseSlots(keep: (name: string) => boolean): Promise<void>;
   /** Whether this operation holds slots, so that others may be waiting for it. */
@@ -144,24 +150,34 @@ export function startRun<N extends JobName>(
     Math.max(0, Math.min(jobs[claim.kind].timeoutMs - (Date.now() - (operation.startedAt ?? Date.now())), 2 ** 31 - 1)),
   );
 
-  const takeSlot = async (name: string, limit: number, call: Call) => {
-    const { signal, guard } = call;
+  /** False: stands in line. */
+  const tryToTake = async (name: string, limit: number, { guard }: Call): Promise<boolean> => {
+    while (true) {
+      guard?.();
+      const taken = await slots.take(name, limit, writer);
+      if (typeof taken !== "object") return taken === "taken";
+      await adoptNode(context, taken.unadopted, taken.server);
+    }
+  };
+  /** Stands in line for each of them until one is free, then leaves the other lines. */
+  const takeSlot = async (names: readonly string[], limit: number, by: Call): Promise<string> => {
+    using freed = context.wake.watch(["free", "ended"]);
+    const lines = new Set<string>();
+    const leaveLines = () => Promise.all([...lines].map((name) => slots.leaveLine(name, id)));
     try {
       while (true) {
-        guard?.();
-        const taken = await slots.take(name, limit, writer);
-        if (taken === "taken") {
+        for (const name of names) {
+          lines.add(name);
+          if (!(await tryToTake(name, limit, by))) continue;
+          lines.delete(name);
           holding.add(name);
-          return;
+          await leaveLines();
+          return name;
         }
-        if (typeof taken === "object") {
-          await adoptNode(context, taken.unadopted, taken.server);
-          continue;
-        }
-        await context.wake.next(["free", "ended"], { timeoutMs: SLOT_POLL_MS, signal });
+        await freed.next({ timeoutMs: SLOT_POLL_MS, signal: by.signal });
       }
     } catch (error) {
-      await slots.leaveLine(name, id);
+      await leaveLines();
       throw error;
     }
   };
@@ -246,12 +262,12 @@ export function startRun<N extends JobName>(
         timings[step] = Math.round((timings[step] ?? 0) + performance.now() - begun);
       }
     },
-    async withSlot(name, limit, work, by = call) {
+    async withSlot(names, limit, work, by = call) {
       const before = performance.now();
-      await takeSlot(name, limit, by);
+      const name = await takeSlot(typeof names === "string" ? [names] : names, limit, by);
       timings["waited"] = Math.round((timings["waited"] ?? 0) + performance.now() - before);
       try {
-        const result = await work();
+        const result = await work(name);
         await release(name);
         return result;
       } catch (error) {

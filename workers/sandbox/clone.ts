@@ -115,27 +115,31 @@ async function cloneFrom(run: Run<"provision">, place: Place, token: string | nu
   const inventory = run.context.inventory.current();
   const input = inputOf(run);
   const snapshot = await snapshotOf(run);
-  const source = await pickSource(run, await sourcesFor(run, place.node));
-  const full = !isLinked(input, source);
+  const sources = await pickSources(run, await sourcesFor(run, place.node));
+  const [first] = sources;
+  const full = !isLinked(input, first);
   const snapname = snapshot?.name ?? input.sourceSnapshot;
-  const params = cloneParams(run, place, { source, full, token, snapname });
   let config: LxcConfig | null = null;
   // PVE has written everything but the disks before its task starts: reading it now is off the critical path.
   const readConfig = async () => {
     const sight = await lookAt(run, place, run.call);
     if (sight.is === "ours") config = sight.config;
   };
-  const request = () =>
-    runTask(run, {
+  const slotName = ({ node, vmid }: Source) => slotOf.replica(node, vmid);
+  const request = (slot: string) => {
+    const source = sources.find((one) => slotName(one) === slot) ?? first;
+    const params = cloneParams(run, place, { source, full, token, snapname });
+    return runTask(run, {
       step: CLONE,
       kind: full ? "full_clone" : "linked_clone",
       write: { sandbox: { state: "cloning", hostname: params.hostname ?? null } },
       start: () => run.context.pve.lxc(source.node, source.vmid).clone(params, run.writing),
       ...(source.node === place.node ? { meanwhile: () => readConfig().catch(() => {}) } : { node: source.node }),
     });
-  const storage = targetStorage(input, source);
+  };
+  const storage = targetStorage(input, first);
   const shared = inventory.nodes.some(({ storages }) => storages.some((one) => one.name === storage && one.shared));
-  const withReplica = () => run.withSlot(slotOf.replica(source.node, source.vmid), 1, request);
+  const withReplica = () => run.withSlot(sources.map(slotName), 1, request);
   if (full && shared) await run.withSlot(slotOf.storage(storage), run.context.config.FLEET_STORAGE_SLOTS, withReplica);
   else await withReplica();
   return config;
@@ -155,11 +159,17 @@ async function sourcesFor(run: Run<"provision">, nodeName: NodeName): Promise<So
   });
 }
 
-/** The replica whose clone slot is free, else the one with the shortest line; one that is locked or refused us comes last. */
-async function pickSource(run: Run<"provision">, sources: readonly Source[]): Promise<Source> {
+/** So many lines one clone stands in at once. */
+const MOST_LINES = 4;
+
+/**
+ * The replicas to clone from, whichever is free first: alike in all that matters to the clone, the one with the shortest
+ * line first. One that is locked or refused us comes last, with its like.
+ */
+async function pickSources(run: Run<"provision">, sources: readonly Source[]): Promise<readonly [Source, ...Source[]]> {
   const { slots, redis, keys } = run.context;
   const [only, ...others] = sources;
-  if (only && others.length === 0) return only;
+  if (only && others.length === 0) return [only];
   const names = sources.map((one) => slotOf.replica(one.node, one.vmid));
   const [taken, waiting] = await Promise.all([
     slots.taken(names),
@@ -175,7 +185,11 @@ async function pickSource(run: Run<"provision">, sources: readonly Source[]): Pr
     .sort((a, b) => a.shy - b.shy || a.line - b.line || a.away - b.away);
   const [first] = ranked;
   if (!first) throw new FleetError("node_unavailable", "there is no source to clone from");
-  return first.source;
+  const { storage, linkable } = first.source;
+  const alike = ranked
+    .slice(1, MOST_LINES)
+    .filter(({ shy, source }) => shy === first.shy && source.storage === storage && source.linkable === linkable);
+  return [first.source, ...alike.map(({ source }) => source)];
 }
 
 function cloneParams(
