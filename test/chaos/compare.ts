@@ -7,9 +7,6 @@ import { groupBy, isHeavy, mostAtOnce } from "../integration/fleet/overlap.ts";
 import type { Pve } from "../pve/index.ts";
 import { NODE_SLOTS, VMIDS, type World } from "./world.ts";
 
-/** A producer hears of its operation a moment later than Redis. */
-const HEARD_MS = 500;
-
 /** Each finding is a line for people. */
 export interface Findings {
   lost: string[];
@@ -40,14 +37,13 @@ export async function loadRecords({ redis, keys, store }: World, accepted: Itera
 
 const escapeGlob = (text: string) => text.replaceAll(/[[\]*?\\]/g, "\\$&");
 
-/** Operations without a record that were accepted in a span that Redis has forgotten. */
+/** Operations without a record that were accepted when Redis forgot what it was told. */
 export function findForgotten(
   accepted: ReadonlyMap<string, number>,
   { operations }: Records,
-  lostSpans: readonly { from: number; to: number }[],
+  wasLost: (at: number) => boolean,
 ): ReadonlySet<string> {
-  const within = (at: number) => lostSpans.some(({ from, to }) => at >= from - HEARD_MS && at <= to + HEARD_MS);
-  return new Set([...accepted].flatMap(([id, at]) => (!operations.has(id) && within(at) ? [id] : [])));
+  return new Set([...accepted].flatMap(([id, at]) => (!operations.has(id) && wasLost(at) ? [id] : [])));
 }
 
 export function findLost(accepted: ReadonlySet<string>, { operations }: Records): string[] {
@@ -61,16 +57,24 @@ export function findLost(accepted: ReadonlySet<string>, { operations }: Records)
   });
 }
 
-/** Sandboxes that have more than one container right now. */
-export function doubledNow(pve: Pve): string[] {
+/** Sandboxes that have more than one container right now, with the times when PVE was asked for all but the newest. */
+export function doubledNow(pve: Pve): { line: string; clonedAt: number[] }[] {
+  const clones = pve.tasks().filter(({ type }) => type === "vzclone");
   const owners = pve.containers().flatMap(({ vmid, node, config }) => {
     const stamp = parseStamp(config["description"], vmid);
-    return stamp ? [{ sandbox: stamp.sandbox, place: `${node}/${vmid}` }] : [];
+    const clonedAt = clones.findLast(({ target }) => target === vmid)?.startedAt ?? 0;
+    return stamp ? [{ sandbox: stamp.sandbox, place: `${node}/${vmid}`, clonedAt }] : [];
   });
   const groups = Map.groupBy(owners, ({ sandbox }) => sandbox);
   return [...groups]
-    .filter(([, places]) => places.length > 1)
-    .map(([sandbox, places]) => `sandbox ${sandbox} has ${places.map(({ place }) => place).join(" and ")}`);
+    .filter(([, own]) => own.length > 1)
+    .map(([sandbox, own]) => ({
+      line: `sandbox ${sandbox} has ${own.map(({ place }) => place).join(" and ")}`,
+      clonedAt: own
+        .map(({ clonedAt }) => clonedAt)
+        .sort((a, b) => a - b)
+        .slice(0, -1),
+    }));
 }
 
 export function findLeaked(pve: Pve, { sandboxes }: Records): string[] {

@@ -54,39 +54,43 @@ export interface ChaosReport {
 const PRODUCERS = 24;
 /** An undo gives a node ten minutes to come back; with all faults gone nothing should need that. */
 const DRAIN_MS = 240_000;
-/** A slot without a beat is looked at after 30 s, every 10 s. */
-const REAP_MS = 60_000;
+/** A slot without a beat is looked at after 30 s, every 5 s; so are containers that nobody owns. */
+const SETTLE_MS = 60_000;
 
 export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
   const { seed, operations, log } = options;
   const begun = performance.now();
   await using world = await startWorld(options);
   using _human = startHuman(world.pve, log);
+  const striker = createStriker(world, log);
   const doubled = new Set<string>();
   const unwatch = world.pve.onTaskEnd(() => {
-    for (const line of doubledNow(world.pve)) doubled.add(line);
+    // The reconcile removes what Redis forgot.
+    for (const { line, clonedAt } of doubledNow(world.pve)) if (!clonedAt.every(striker.wasLost)) doubled.add(line);
   });
-  const striker = createStriker(world, log);
   const timeUp = AbortSignal.timeout(options.minutes * 60_000);
   const random = seeded(seed).fork();
   const traffic = startTraffic({ random, teams: world.teams, operations, producers: PRODUCERS, signal: timeUp });
   // A producer that waits for an answer that never comes must not keep the faults going.
   const stopped = new Promise<void>((resolve) => timeUp.addEventListener("abort", () => resolve(), { once: true }));
-  await strikeUntil(Promise.race([traffic.sent, stopped]), striker, options);
-  log(`${traffic.accepted.size} operations sent; faults end`);
+  await strikeUntil(Promise.race([traffic.nearlyOver, traffic.over, stopped]), striker, options);
+  log(`${traffic.accepted.size} operations sent, ${traffic.answered.size} answered; faults end`);
   await striker.calm();
   await drain(world, traffic, log);
+  const isSettled = async () => {
+    const found = await loadRecords(world, traffic.accepted.keys());
+    const left = [...findLeaked(world.pve, found), ...doubledNow(world.pve), ...(await findStuckLeases(world, found))];
+    return left.length === 0;
+  };
+  await until(isSettled, "the return of all leases and the removal of what Redis forgot", SETTLE_MS).catch(() => {});
   unwatch();
-
-  const leases = async () => findStuckLeases(world, await loadRecords(world, traffic.accepted.keys()));
-  await until(async () => (await leases()).length === 0, "the return of all leases", REAP_MS).catch(() => {});
   const records = await loadRecords(world, traffic.accepted.keys());
-  const forgotten = findForgotten(traffic.accepted, records, striker.lostSpans);
+  const forgotten = findForgotten(traffic.accepted, records, striker.wasLost);
   const known = new Set([...traffic.accepted.keys()].filter((id) => !forgotten.has(id)));
   const unanswered = [...traffic.accepted.keys()].filter((id) => !traffic.answered.has(id));
   const findings = {
     lost: findLost(known, records),
-    doubled: [...new Set([...doubled, ...doubledNow(world.pve)])],
+    doubled: [...new Set([...doubled, ...doubledNow(world.pve).map(({ line }) => line)])],
     leaked: findLeaked(world.pve, records),
     stuckLeases: await findStuckLeases(world, records),
     limitViolations: findLimitViolations(world.pve),
@@ -118,10 +122,10 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
   };
 }
 
-/** The plan's faults at the plan's times, until everything has been sent. */
-async function strikeUntil(sent: Promise<void>, striker: Striker, options: ChaosOptions): Promise<void> {
+/** The plan's faults at the plan's times, until the traffic is nearly over. */
+async function strikeUntil(end: Promise<void>, striker: Striker, options: ChaosOptions): Promise<void> {
   const over = new AbortController();
-  const ended = sent.finally(() => over.abort());
+  const ended = end.finally(() => over.abort());
   for (const { afterMs, fault } of planFaults({ ...options, nodes: NODES })) {
     await pause(afterMs, undefined, { signal: over.signal }).catch(() => {});
     if (over.signal.aborted) break;
@@ -133,6 +137,8 @@ async function strikeUntil(sent: Promise<void>, striker: Striker, options: Chaos
 /** Waits until every operation has ended, has been told, and nothing runs at PVE any more. */
 async function drain({ redis, keys, pve }: World, traffic: Traffic, log: (line: string) => void): Promise<void> {
   const open = () => redis.zcard(keys.open);
+  // Producers that have stopped waiting see nothing any more; what they did wrong is thrown here.
+  await Promise.race([traffic.over, pause(DRAIN_MS, undefined, { ref: false })]);
   const patience = performance.now() + DRAIN_MS;
   for (let left = await open(); left > 0 && performance.now() < patience; left = await open()) {
     log(`${left} operations are still open`);

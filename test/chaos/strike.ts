@@ -6,6 +6,8 @@ import type { FaultKind, PlannedFault } from "./plan.ts";
 import { VMIDS, type World } from "./world.ts";
 
 const FORGOTTEN_MS = 1_000;
+/** What follows from a write happens a moment later: a producer hears of it, PVE is asked. */
+const FOLLOWS_MS = 500;
 
 export interface Striker {
   /** Returns at once for faults that last; their end comes by itself. */
@@ -15,8 +17,8 @@ export interface Striker {
   readonly counts: Readonly<Partial<Record<FaultKind, number>>>;
   /** When workers or Redis were hit, ms since the epoch. */
   readonly crashes: readonly number[];
-  /** Spans of time that Redis has forgotten, ms since the epoch. */
-  readonly lostSpans: readonly { from: number; to: number }[];
+  /** Whether Redis has forgotten what was written at about that time (ms since the epoch). */
+  wasLost(at: number): boolean;
 }
 
 export function createStriker({ crew, pve, redisServer, queues }: World, log: (line: string) => void): Striker {
@@ -102,7 +104,7 @@ export function createStriker({ crew, pve, redisServer, queues }: World, log: (l
   return {
     counts,
     crashes,
-    lostSpans,
+    wasLost: (at) => lostSpans.some(({ from, to }) => at >= from - FOLLOWS_MS && at <= to + FOLLOWS_MS),
     async strike(fault) {
       counts[fault.kind] = (counts[fault.kind] ?? 0) + 1;
       log(`fault ${JSON.stringify(fault)}`);

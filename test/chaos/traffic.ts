@@ -27,16 +27,21 @@ export interface Traffic {
   readonly accepted: ReadonlyMap<string, number>;
   /** Accepted operations whose `result()` has settled. */
   readonly answered: ReadonlySet<string>;
-  /** Resolves once everything has been sent. */
-  readonly sent: Promise<void>;
+  /** Resolves once everything has been sent and nearly all of it answered: the last ones alone make no traffic. */
+  readonly nearlyOver: Promise<void>;
+  /** Resolves when no producer sends or waits any more. */
+  readonly over: Promise<void>;
 }
 
+/** The share of answers at which traffic is nearly over. */
+const NEARLY = 0.98;
 const CHANGES = { exec: 35, expose: 15, hide: 8, snapshot: 12, power: 15, configure: 10 } as const;
 
 export function startTraffic({ random, teams, operations, producers, signal }: TrafficOptions): Traffic {
   const accepted = new Map<string, number>();
   const answered = new Set<string>();
   let started = 0;
+  const { promise: nearlyOver, resolve: endNearly } = Promise.withResolvers<void>();
 
   /** Null when it was refused, or when there is nothing more to send. */
   async function send<N extends JobName>(fleet: Fleet, kind: N, input: JobInput<N>): Promise<Handle<N> | null> {
@@ -48,7 +53,10 @@ export function startTraffic({ random, teams, operations, producers, signal }: T
       return null;
     }
     accepted.set(handle.id, Date.now());
-    const note = () => void answered.add(handle.id);
+    const note = () => {
+      answered.add(handle.id);
+      if (answered.size >= NEARLY * operations) endNearly();
+    };
     handle.result().then(note, note);
     return handle;
   }
@@ -103,8 +111,8 @@ export function startTraffic({ random, teams, operations, producers, signal }: T
     }
   }
 
-  const sent = Promise.all(Array.from({ length: producers }, () => produce(random.fork()))).then(() => {});
-  return { accepted, answered, sent };
+  const over = Promise.all(Array.from({ length: producers }, () => produce(random.fork()))).then(() => endNearly());
+  return { accepted, answered, nearlyOver, over };
 }
 
 function provisionInput(random: Random): JobInput<"provision"> {

@@ -60,6 +60,7 @@ export async function startWorld({ seed, workers, logs }: WorldOptions): Promise
     PVE_VMID_RANGE: `${VMIDS.first}-${VMIDS.last}`,
     PVE_PUBLIC_DOMAIN: "sandbox.test",
     SANDBOX_CIDRS: "127.0.0.0/8",
+    FLEET_STRAY_GRACE_SECONDS: "3",
     LOG_LEVEL: "info",
   };
   const crew = stack.use(startCrew({ workers, env, logs }));
