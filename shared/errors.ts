@@ -24,6 +24,7 @@ export const POLICY = {
   service_not_found: "never",
   not_running: "never",
   not_ready: "never",
+  unsupported: "never",
   timeout: "never",
   canceled: "never",
   // What the configuration or the cluster lacks

@@ -8,7 +8,7 @@ import { isEnded, isGone, type OperationRecord, type SandboxRecord } from "../..
 import { slotOf } from "../../shared/state/slots.ts";
 import type { WorkerContext } from "../context.ts";
 import type { Place } from "../sandbox/look.ts";
-import type { Stamp } from "../sandbox/stamp.ts";
+import { clearStaleLock } from "../sandbox/stale-lock.ts";
 import { wasRefused } from "../sandbox/task.ts";
 import { findStrays, STRAY, type Stray } from "./strays.ts";
 
@@ -89,7 +89,7 @@ async function settle(context: WorkerContext, stray: Stray, signal: AbortSignal)
       log.warn(facts, "container with our stamp is unknown to Redis; destroy it by hand, or restore its record");
       return false;
     case "remove":
-      return remove(context, place, stamp, signal).then(
+      return remove(context, stray, signal).then(
         () => true,
         (error: unknown) => {
           const { code, facts: more } = toFleetError(error);
@@ -107,7 +107,7 @@ async function forget({ redis, keys }: WorkerContext, vmid: string): Promise<voi
 }
 
 /** Under a slot of its node, like every other task. */
-async function remove(context: WorkerContext, place: Place, stamp: Stamp, signal: AbortSignal): Promise<void> {
+async function remove(context: WorkerContext, { place, stamp, lock }: Stray, signal: AbortSignal): Promise<void> {
   const { slots, pve, tasks, config, redis, keys, log } = context;
   const { node, vmid } = place;
   const slot = slotOf.node(node);
@@ -128,6 +128,8 @@ async function remove(context: WorkerContext, place: Place, stamp: Stamp, signal
   } catch (error) {
     // Where its task may run on, the slot is given back once nothing runs on the node.
     if (wasRefused(error)) await slots.reap(slot, holder);
+    // The next round finds it unlocked.
+    if (lock !== undefined) await clearStaleLock(context, { place, lock, owner: stamp.operation }, { signal });
     throw error;
   }
   await slots.reap(slot, holder);

@@ -1,7 +1,8 @@
-import { FleetError } from "../../shared/errors.ts";
+import { FleetError, type FleetErrorCode } from "../../shared/errors.ts";
 import { EXEC_OUTPUT_LIMIT } from "../../shared/jobs/exec.ts";
 import { execQueue } from "../../shared/queues.ts";
 import { isGone } from "../../shared/state/records.ts";
+import type { ExecOutcome } from "../exec/execd.ts";
 import { toScript } from "../exec/shell.ts";
 import type { Run } from "../run/run.ts";
 import { ownContainer } from "../sandbox/look.ts";
@@ -21,7 +22,7 @@ export const exec: Handler<"exec"> = {
       );
     }
     const begun = performance.now();
-    const outcome = await callExecd(run);
+    const outcome = await callExecd(run).catch((error: unknown) => callOverSsh(run, error));
     return { result: { ...outcome, durationMs: Math.round(performance.now() - begun) } };
   },
 };
@@ -41,7 +42,7 @@ export function stayWithNode(run: Run): void {
   if (run.operation.queue !== execQueue(node)) throw new Reroute(execQueue(node));
 }
 
-async function callExecd(run: Run<"exec">) {
+async function callExecd(run: Run<"exec">): Promise<ExecOutcome> {
   const { secrets, execd } = run.context;
   const [owner, own] = await Promise.all([secrets.get(run.sandbox.id), secrets.get(run.id)]);
   let token = owner.execToken;
@@ -81,6 +82,46 @@ async function callExecd(run: Run<"exec">) {
     }
   }
 }
+
+/** Causes that lie in the way to execd, not in it: none, no address, or nothing that takes a connection there. */
+const NO_WAY_TO_EXECD: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
+  "not_configured",
+  "no_address",
+  "execd_unreachable",
+]);
+/** Without having begun; then what is wrong with execd is the better news. */
+const NO_WAY_OVER_SSH: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
+  "ssh_unreachable",
+  "ssh_refused",
+  "ssh_host_key_refused",
+]);
+
+/** `pct exec` on the node, where execd can't be reached and SSH is set up; else throws `cause`. */
+async function callOverSsh(run: Run<"exec">, cause: unknown): Promise<ExecOutcome> {
+  const { shell, secrets } = run.context;
+  if (shell === null || !(cause instanceof FleetError) || !NO_WAY_TO_EXECD.has(cause.code)) throw cause;
+  const { place } = await ownContainer(run); // the number alone could be another's by now
+  const [owner, own] = await Promise.all([secrets.get(run.sandbox.id), secrets.get(run.id)]);
+  const { command, cwd, timeoutMs, idempotent } = run.input;
+  const script = toScript(command, { env: { ...owner.env, ...own.env }, cwd });
+  run.log.info({ code: cause.code, node: place.node }, "execd can't be reached; running the command over SSH");
+  if (!idempotent) await run.begin("sent");
+  try {
+    const { code, stdout, stderr, stdoutBytes, stderrBytes, truncated } = await shell.run(
+      place.node,
+      { verb: "exec", vmid: place.vmid, script, timeoutMs },
+      { signal: run.signal, guard: run.check, keepBytes: EXEC_OUTPUT_LIMIT },
+    );
+    return { exitCode: code ?? KILLED, stdout, stderr, stdoutBytes, stderrBytes, truncated };
+  } catch (error) {
+    if (!(error instanceof FleetError) || !NO_WAY_OVER_SSH.has(error.code)) throw error;
+    await run.begin("refused"); // it was certainly not run
+    throw cause.with({ ssh: error.code });
+  }
+}
+
+/** As a shell tells of a command that SIGKILL ended. */
+const KILLED = 137;
 
 /** A container that is found stopped or gone was made so behind our back: trying again would not bring it back. */
 async function addressNow(run: Run<"exec">): Promise<string | null> {

@@ -1,30 +1,36 @@
 import { FleetError, unreachable } from "../../shared/errors.ts";
-import type { JobOutput } from "../../shared/jobs/index.ts";
+import type { JobOutput, ParsedInput } from "../../shared/jobs/index.ts";
 import type { Write } from "../../shared/state/operations.ts";
 import { slotOf } from "../../shared/state/slots.ts";
-import type { LxcApi } from "../pve/api.ts";
+import type { Call, LxcApi } from "../pve/api.ts";
 import type { Upid } from "../pve/upid.ts";
 import type { Run } from "../run/run.ts";
-import { containerOf, ownContainer } from "../sandbox/look.ts";
+import { containerOf, ownContainer, type Place } from "../sandbox/look.ts";
 import { startContainer } from "../sandbox/power.ts";
 import { awaitReady } from "../sandbox/ready.ts";
 import { runTask } from "../sandbox/task.ts";
-import type { Handler } from "./handler.ts";
+import { readContainerState } from "../ssh/node-tools.ts";
+import type { Ending, Handler } from "./handler.ts";
+
+type Action = ParsedInput<"power">["action"];
 
 export const power: Handler<"power"> = {
   async run(run) {
     const { place, lxc } = await ownContainer(run);
     const { status } = await lxc.status(run.call);
-    const wanted = run.input.action === "start" || run.input.action === "reboot" ? "running" : "stopped";
+    const action = asPossible(run, status);
+    if (action === "pause" || action === "resume") return freezeOrThaw(run, place, action);
+    const wanted = action === "start" || action === "reboot" ? "running" : "stopped";
     const begun = run.operation.step !== undefined;
-    const changed = begun || run.input.action === "reboot" || status !== wanted;
+    const changed = begun || action === "reboot" || status !== wanted;
     if (changed) {
-      await run.withSlot(slotOf.node(place.node), run.context.config.FLEET_NODE_SLOTS, () => act(run, lxc, status));
+      await run.withSlot(slotOf.node(place.node), run.context.config.FLEET_NODE_SLOTS, async () => {
+        // A frozen guest can't obey; a stop kills it as it is.
+        if (run.sandbox.state === "paused" && status === "running" && action !== "stop") await thaw(run, place);
+        await act(run, lxc, { action, status });
+      });
     }
-    if (wanted === "running" && changed) {
-      const { execToken } = await run.context.secrets.get(run.sandbox.id);
-      await awaitReady(run, execToken ?? null);
-    }
+    if (wanted === "running" && changed) await awaitOwnReady(run);
     const result: JobOutput<"power"> = { state: wanted, changed };
     return { result, write: wanted === "running" ? { sandbox: { state: wanted } } : stoppedWrite(run) };
   },
@@ -34,8 +40,10 @@ export const power: Handler<"power"> = {
     const call = run.undoing();
     if (run.operation.step === undefined) return { undone: [] };
     try {
-      const { status } = await containerOf(run).lxc.status(call);
-      return { undone: [], write: status === "running" ? { sandbox: { state: status } } : stoppedWrite(run) };
+      const { place, lxc } = containerOf(run);
+      const { status } = await lxc.status(call);
+      if (status === "stopped") return { undone: [], write: stoppedWrite(run) };
+      return { undone: [], write: { sandbox: { state: (await isFrozen(run, place, call)) ? "paused" : "running" } } };
     } catch (error) {
       // A node that can't be asked must not keep the operation open.
       if (error instanceof FleetError && error.code !== "lock_lost") return { undone: [] };
@@ -44,21 +52,83 @@ export const power: Handler<"power"> = {
   },
 };
 
+/**
+ * What the action comes to as things stand: pause and resume need SSH, and where the caller allows it a stop and a start
+ * do in their place. Throws `unsupported`, or `not_running` for what is stopped.
+ */
+function asPossible(run: Run<"power">, status: "running" | "stopped"): Action {
+  const { action, allowStop } = run.input;
+  const { id, state } = run.sandbox;
+  if (action === "start" && state === "paused" && status === "running") return "resume";
+  if (action !== "pause" && action !== "resume") return action;
+  // By its own earlier run, or by an earlier operation that stopped it in place of a pause.
+  if (status === "stopped" && allowStop) return action === "pause" ? "stop" : "start";
+  if (status === "stopped") {
+    throw new FleetError("not_running", `sandbox ${id} is stopped, so there is nothing to ${action}; start it`, {
+      facts: { sandbox: id, state: "stopped" },
+    });
+  }
+  if (run.context.shell !== null) return action;
+  if (action === "pause" && allowStop) return "stop";
+  if (action === "resume" && state !== "paused") return "start"; // it runs: nothing to do
+  throw new FleetError(
+    "unsupported",
+    `${action} keeps the memory and so needs SSH to the nodes: set FLEET_SSH_KEY, or allow a stop in its place (allowStop)`,
+    { facts: { sandbox: id, variables: ["FLEET_SSH_KEY"] } },
+  );
+}
+
+/** Freezing what is frozen and thawing what is thawed change nothing, so a run that is repeated does no harm. */
+async function freezeOrThaw(run: Run<"power">, place: Place, action: "pause" | "resume"): Promise<Ending<"power">> {
+  const frozen = await isFrozen(run, place, run.call);
+  const changed = run.operation.step !== undefined || frozen !== (action === "pause");
+  if (action === "pause") {
+    await run.begin("pause");
+    await run.context.shell?.run(place.node, { verb: "freeze", vmid: place.vmid }, run.writing);
+    return { result: { state: "paused", changed }, write: { sandbox: { state: "paused" } } };
+  }
+  if (frozen) await thaw(run, place);
+  if (changed) await awaitOwnReady(run);
+  return { result: { state: "running", changed }, write: { sandbox: { state: "running" } } };
+}
+
+async function thaw(run: Run<"power">, { node, vmid }: Place): Promise<void> {
+  if (run.context.shell === null) return;
+  await run.begin("resume");
+  await run.context.shell.run(node, { verb: "unfreeze", vmid }, run.writing);
+}
+
+/** Without SSH the record is believed. */
+async function isFrozen(run: Run, place: Place, call: Call): Promise<boolean> {
+  if (run.context.shell === null) return run.sandbox.state === "paused";
+  const state = await readContainerState(run.context.shell, place, call);
+  return state === "FROZEN" || state === "FREEZING";
+}
+
+async function awaitOwnReady(run: Run<"power">): Promise<void> {
+  const { execToken } = await run.context.secrets.get(run.sandbox.id);
+  await awaitReady(run, execToken ?? null);
+}
+
 /** A stopped container has no address: DHCP may give it to another. */
 function stoppedWrite({ sandbox, context: { keys } }: Run): Write {
   const also = sandbox.address === undefined ? [] : [["HDEL", keys.addresses, sandbox.address]];
   return { sandbox: { state: "stopped", address: null }, also };
 }
 
-async function act(run: Run<"power">, lxc: LxcApi, status: "running" | "stopped"): Promise<void> {
-  const { action, graceSec, force } = run.input;
+async function act(
+  run: Run<"power">,
+  lxc: LxcApi,
+  { action, status }: { action: Exclude<Action, "pause" | "resume">; status: "running" | "stopped" },
+): Promise<void> {
+  const { graceSec, force } = run.input;
   switch (action) {
     case "start":
       return startContainer(run);
     case "stop":
-      return halt(run, lxc, () => lxc.stop({}, run.writing));
+      return halt(run, lxc, action, () => lxc.stop({}, run.writing));
     case "shutdown":
-      return halt(run, lxc, () => lxc.shutdown({ timeoutSec: graceSec, forceStop: force }, run.writing));
+      return halt(run, lxc, action, () => lxc.shutdown({ timeoutSec: graceSec, forceStop: force }, run.writing));
     case "reboot":
       if (status === "stopped" && run.operation.step === undefined) return startContainer(run);
       if (await hasRebooted(run, lxc)) return;
@@ -81,9 +151,14 @@ async function hasRebooted(run: Run<"power">, lxc: LxcApi): Promise<boolean> {
 }
 
 /** Stops, once: a container that is stopped already is what was wanted. */
-async function halt(run: Run<"power">, lxc: LxcApi, start: () => Promise<Upid>): Promise<void> {
+async function halt(
+  run: Run<"power">,
+  lxc: LxcApi,
+  step: "stop" | "shutdown",
+  start: () => Promise<Upid>,
+): Promise<void> {
   try {
-    await runTask(run, { step: run.input.action, kind: run.input.action, start });
+    await runTask(run, { step, kind: step, start });
   } catch (error) {
     if (!(error instanceof FleetError)) throw error;
     if (error.code === "already_stopped") return;

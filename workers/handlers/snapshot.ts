@@ -18,6 +18,9 @@ export const snapshot: Handler<"snapshot"> = {
         ? await findOwn(run, lxc, run.call)
         : null;
     if (mine === null) await take(run, lxc, name);
+    // PVE freezes a running container for its snapshot and thaws it afterwards, whatever it was before.
+    if (run.sandbox.state === "paused")
+      await run.context.shell?.run(place.node, { verb: "freeze", vmid: place.vmid }, run.writing);
     // The id is part of what PVE keeps, so that a lost record finds the same one again.
     const snapshotId = mine ?? (await findOwn(run, lxc, run.call));
     if (snapshotId === null)

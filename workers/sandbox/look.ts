@@ -4,6 +4,7 @@ import type { NodeName, Vmid } from "../../shared/ids.ts";
 import type { SandboxRecord } from "../../shared/state/records.ts";
 import type { Call, LxcApi, LxcConfig } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
+import { clearStaleLock } from "./stale-lock.ts";
 import { parseStamp } from "./stamp.ts";
 import { failedStep } from "./task.ts";
 
@@ -100,7 +101,7 @@ export async function lookUntilClear(
     } else if (found.sight.is === "ours") {
       const { lock } = found.sight.config;
       if (lock === undefined) return { is: "ours", place: found.place };
-      if (impatient) {
+      if (impatient && !(await clearStaleLock(run.context, { place: found.place, lock, owner: run.id }, call))) {
         throw new FleetError(
           "container_locked",
           `container ${place.vmid} on ${found.place.node} stays locked (${lock})`,
@@ -152,7 +153,13 @@ export function mayHaveCloned({ operation: { step } }: Run): boolean {
 export async function ownContainer(run: Run): Promise<{ place: Place; lxc: LxcApi; config: LxcConfig }> {
   const { place, lxc } = containerOf(run);
   const sight = await lookAt(run, place, run.call);
-  if (sight.is === "ours") return { place, lxc, config: sight.config };
+  if (sight.is === "ours") {
+    const { lock } = sight.config;
+    // It stopped an earlier attempt already.
+    if (lock !== undefined && run.operation.lastError?.code === "container_locked")
+      await clearStaleLock(run.context, { place, lock, owner: run.id }, run.writing);
+    return { place, lxc, config: sight.config };
+  }
   const what = {
     missing: "is gone, removed by somebody else",
     foreign: "is no longer this sandbox's",

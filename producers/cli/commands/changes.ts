@@ -89,21 +89,29 @@ export function addSnapshot(program: Command, cli: Cli): void {
     });
 }
 
-const ACTIONS = ["start", "stop", "shutdown", "reboot"] as const;
+const ACTIONS = ["start", "stop", "shutdown", "reboot", "pause", "resume"] as const;
 
 export function addPower(program: Command, cli: Cli): void {
   const command = addWaitOptions(program.command("power"))
-    .description("Start, stop, shut down or reboot a sandbox. stop is hard and at once; shutdown asks the guest.")
+    .description(
+      "Start, stop, shut down or reboot a sandbox; pause and resume it. stop is hard and at once; shutdown asks the guest; " +
+        "pause keeps the memory, and needs SSH to the nodes.",
+    )
     .argument("<sandbox>", SANDBOX)
     .addArgument(new Argument("<action>", "what to do").choices(ACTIONS))
     .option("--grace <duration>", "for shutdown and reboot: time that the guest gets (30s)", parseDurationSec)
     .option("--no-force", "for shutdown: fail instead of stopping hard when the guest did not obey in time")
+    .option(
+      "--allow-stop",
+      "for pause and resume where SSH is not set up: stop and start instead, which loses the memory",
+    )
     .action(async (sandbox: string, action: (typeof ACTIONS)[number]) => {
-      const options = command.optsWithGlobals<WaitOptions & { grace?: number; force: boolean }>();
+      const options = command.optsWithGlobals<WaitOptions & { grace?: number; force: boolean; allowStop?: boolean }>();
       await cli.run(options, async (session) => {
         const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
-        const { grace, force } = options;
-        const input = { sandboxId, action, force, ...(grace === undefined ? {} : { graceSec: grace }) };
+        const { grace, force, allowStop } = options;
+        const allow = allowStop === undefined ? {} : { allowStop };
+        const input = { sandboxId, action, force, ...allow, ...(grace === undefined ? {} : { graceSec: grace }) };
         const describe = ({ state, changed }: JobOutput<"power">) => (changed ? state : `${state} already`);
         return change(session, options, () => session.fleet.power(input, keyOf(options)), describe);
       });

@@ -23,7 +23,7 @@ beforeAll(async () => {
 afterAll(() => bed.close());
 afterEach(() => bed.pve.faults.clear());
 
-type Action = "start" | "stop" | "shutdown" | "reboot";
+type Action = "start" | "stop" | "shutdown" | "reboot" | "pause" | "resume";
 const power = (action: Action, more: object = {}) =>
   run(bed.fleet, "power", { sandboxId: box.sandboxId, action, ...more });
 const stateOf = async (sandboxId: string) => (await bed.fleet.sandboxes.get(sandboxId)).state;
@@ -126,4 +126,16 @@ describe("bad weather", () => {
     await failure(late.result({ timeoutMs: 20_000 }), "timeout");
     expect(containerOf(bed, box.vmid)?.status).toBe(await stateOf(box.sandboxId));
   });
+});
+
+test("without SSH, pause and resume say what they need; where it is allowed they stop and start", async () => {
+  await power("start");
+  const refused = await failure(power("pause"), "unsupported");
+  expect(refused.message).toContain("FLEET_SSH_KEY");
+  expect(await stateOf(box.sandboxId)).toBe("running");
+  expect(await power("resume")).toEqual({ state: "running", changed: false });
+  expect(await power("pause", { allowStop: true })).toEqual({ state: "stopped", changed: true });
+  expect(await power("pause", { allowStop: true })).toEqual({ state: "stopped", changed: false });
+  await failure(power("resume"), "not_running");
+  expect(await power("resume", { allowStop: true })).toEqual({ state: "running", changed: true });
 });

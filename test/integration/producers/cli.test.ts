@@ -368,7 +368,7 @@ describe("changing", () => {
       [
         ["power", sandboxId, "shutdown", "--grace", "1m", "--no-force"],
         { state: "stopped", changed: true },
-        { sandboxId, action: "shutdown", graceSec: 60, force: false },
+        { sandboxId, action: "shutdown", graceSec: 60, force: false, allowStop: false },
         "stopped\n",
       ],
       [

@@ -165,6 +165,8 @@ function create(call: Call): string {
         work: async () => {
           await task.spend(world.takes(world.timings.snapshot));
           await guests.snapshotDisk(container, snapname);
+          // A running container is frozen for it, and thawed afterwards even if it was frozen before.
+          guests.unfreeze(container);
         },
         commit: () => addSnapshot(container, snapname, description),
       },

@@ -1,0 +1,75 @@
+/**
+ * A task that dies hard leaves its lock on the container, and no API token can remove it: `pct unlock` on the node can.
+ * That is done over SSH, to containers of ours only, and only once nothing that may have set the lock is left on the node.
+ */
+import { toFleetError } from "../../shared/errors.ts";
+import type { OperationId } from "../../shared/ids.ts";
+import { isTaskHolder, slotOf, taskOf } from "../../shared/state/slots.ts";
+import type { WorkerContext } from "../context.ts";
+import type { Call } from "../pve/api.ts";
+import { parseUpid, type Upid } from "../pve/upid.ts";
+import { isTaskDead } from "../ssh/node-tools.ts";
+import type { Place } from "./look.ts";
+
+/** What tasks of ours lock a container with; `backup`, `migrate` and their like are somebody else's. */
+const OURS: ReadonlySet<string> = new Set(["create", "disk", "snapshot", "snapshot-delete", "rollback"]);
+/** Their UPID names another container, the source. */
+const MAKERS: ReadonlySet<string> = new Set(["vzclone", "vzcreate", "vzrestore"]);
+/** The node's newest tasks; one that is older than these has ended. */
+const NEWEST = 200;
+
+/**
+ * Removes the lock of a container that is ours, where its task is proven dead; returns whether it did. `owner`: the
+ * operation that set it, if that is known. Without SSH, or with a doubt, nothing is done.
+ */
+export async function clearStaleLock(
+  context: WorkerContext,
+  { place, lock, owner }: { place: Place; lock: string; owner: OperationId },
+  call: Call,
+): Promise<boolean> {
+  const { shell, config, log } = context;
+  const { first, last } = config.PVE_VMID_RANGE;
+  if (shell === null || !OURS.has(lock) || place.vmid < first || place.vmid > last) return false;
+  try {
+    for (const upid of await findSuspects(context, place, owner, call)) {
+      if (!(await isTaskDead(shell, parseUpid(upid), call))) return false;
+    }
+    await shell.run(place.node, { verb: "unlock", vmid: place.vmid }, call);
+  } catch (error) {
+    call.signal.throwIfAborted();
+    // The lock is the caller's trouble, and stays it.
+    const { code, facts } = toFleetError(error);
+    log.warn({ ...facts, ...place, code, lock }, "could not remove a lock that seems stale");
+    return false;
+  }
+  log.warn({ ...place, lock, operation: owner }, "lock of a dead task removed");
+  return true;
+}
+
+/** Tasks that may have set the lock and did not end well, those that other operations are known to wait for left out. */
+async function findSuspects(
+  context: WorkerContext,
+  { node, vmid }: Place,
+  owner: OperationId,
+  call: Call,
+): Promise<Upid[]> {
+  const [tasks, others] = await Promise.all([
+    context.pve.tasks.list(node, { source: "all", limit: NEWEST }, call),
+    tasksOfOthers(context, node, owner),
+  ]);
+  return tasks.flatMap(({ upid, status, endtime }) => {
+    const task = parseUpid(upid);
+    const concerns = task.id === String(vmid) || MAKERS.has(task.type);
+    const fine = endtime !== undefined && (status === "OK" || status?.startsWith("WARNINGS"));
+    return concerns && !fine && !others.has(upid) ? [upid as Upid] : []; // PVE's own
+  });
+}
+
+async function tasksOfOthers({ slots, store }: WorkerContext, node: string, owner: OperationId): Promise<Set<string>> {
+  const holders = await slots.holders(slotOf.node(node));
+  const upids = holders.map(async (holder) => {
+    if (isTaskHolder(holder)) return taskOf(holder);
+    return holder === owner ? undefined : (await store.load(holder))?.step?.upid;
+  });
+  return new Set((await Promise.all(upids)).filter((upid) => upid !== undefined));
+}
