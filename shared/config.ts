@@ -55,6 +55,8 @@ const Range = (least: number, most: number) =>
       error: `must lie between ${least} and ${most}, the smaller first`,
     });
 
+export const VmidRange = Range(100, 999_999_999);
+
 /** FIRST-LAST/BITS of IPv4 addresses. */
 const IpRange = z
   .string()
@@ -190,7 +192,7 @@ const WorkerEnv = SharedEnv.extend({
     .string()
     .regex(/^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$/, "must be a pool's name")
     .optional(),
-  PVE_VMID_RANGE: Range(100, 999_999_999).prefault("20000-29999"),
+  PVE_VMID_RANGE: VmidRange.prefault("20000-29999"),
   PVE_HOSTNAME_PATTERN: z
     .string()
     .regex(/^([a-z0-9-]|\{vmid\}|\{id\})+$/, "may hold lower-case letters, digits, hyphens, {vmid} and {id}")

@@ -30,7 +30,7 @@ export const EXEC_MARK = "fleet-exec\n";
  * ends the caller has gone, and the script's process group is killed, as execd does. (Signals can't do that: sshd
  * sends none to a forced command.) Script and input are in no argument and no environment.
  */
-const EXEC_BOOT = `unset t s i
+export const EXEC_BOOT = `unset t s i
 for v in t s i; do IFS= read -r -d "" "$v" || exit 125; done
 for v in $(compgen -e); do case $v in SSH_*|LC_*|XDG_*|DBUS_*|MAIL|OLDPWD) unset "$v";; esac; done
 export HOME="\${HOME:-/root}" LANG=C.UTF-8
@@ -38,15 +38,15 @@ printf "${EXEC_MARK.replace("\n", "\\n")}"
 set -m
 /bin/bash -c "$1" 9< <(printf %s "$s") < <(printf %s "$i" | base64 -d) 63<&- 62<&- &
 p=$!
-exec 2>/dev/null
+exec 3>&2 2>/dev/null
 ( read -r -t "$t" _; [ $? -gt 128 ]; c=$?; trap "" TERM; kill -KILL -- "-$p"; exit "$c" ) >/dev/null &
 w=$!
 wait "$p"; c=$?
-kill -TERM -- "-$w"; wait "$w" && c=124
+kill -TERM -- "-$w"; wait "$w" && c=124 && printf "timeout after %ss\\n" "$t" >&3
 exit "$c"`;
 
 /** The shell that is the script's own: reads it from descriptor 9, then is as `/bin/bash -c SCRIPT` would be. */
-const EXEC_SHELL = 'eval "exec 9<&-; $(</dev/fd/9)"';
+export const EXEC_SHELL = 'eval "exec 9<&-; $(</dev/fd/9)"';
 
 /** `read -t` needs an end; nothing of ours runs for a year. */
 const LONGEST_SECONDS = 31_536_000;

@@ -7,6 +7,7 @@ import type { RequestFault, TaskFault } from "./faults.ts";
 import { runCommand } from "./guest/command.ts";
 import { toSink } from "./guest/execd.ts";
 import type { Guests } from "./guest/guests.ts";
+import type { NodeTools } from "./node-tools.ts";
 import type { TemplateSpec } from "./options.ts";
 import type { TokenSpec } from "./views.ts";
 import type { World } from "./world.ts";
@@ -46,6 +47,8 @@ export interface Controlled {
   world: World;
   guests: Guests;
   faults: FaultBox;
+  /** What a node has on its PATH. */
+  tools: NodeTools;
   /** What GETs show, by path. */
   views: Record<string, () => unknown>;
   addTemplate: (spec: TemplateSpec) => number;
@@ -145,6 +148,7 @@ async function serve(
   for await (const chunk of request as AsyncIterable<Buffer>) chunks.push(chunk);
   const body: unknown = chunks.length === 0 ? {} : JSON.parse(Buffer.concat(chunks).toString("utf8"));
   if (path === "/exec") return exec(controlled, body, response);
+  if (path === "/node-tool") return json(response, 200, await controlled.tools.run(body));
   const verb = Object.hasOwn(posts, path) ? posts[path] : undefined;
   if (verb === undefined) return json(response, 404, { error: "no such verb" });
   json(response, 200, verb(body) ?? {});

@@ -13,6 +13,7 @@ import { FaultBox } from "./fault-box.ts";
 import type { Faults } from "./faults.ts";
 import { addressBase } from "./guest/addresses.ts";
 import { Guests } from "./guest/guests.ts";
+import { NodeTools, type ToolCall } from "./node-tools.ts";
 import type { PveOptions, TemplateSpec } from "./options.ts";
 import { RequestLog } from "./request-log.ts";
 import { Router } from "./router.ts";
@@ -40,6 +41,8 @@ export interface Pve extends AsyncDisposable {
   log(): readonly LogEntry[];
   tasks(): readonly TaskEntry[];
   containers(): readonly ContainerView[];
+  /** What was run of the nodes' own tools (see test/ssh), in order. */
+  toolCalls(): readonly ToolCall[];
   /** Makes a token with limited rights; returns what PVE_API_TOKEN would hold. */
   addToken(spec: TokenSpec): string;
   /** What an administrator does to a token while it is in use; null removes it. */
@@ -87,14 +90,17 @@ export async function startPve(options: PveOptions = {}): Promise<Pve> {
     nodes: specs.map(({ name }) => name),
     log: () => log.entries,
     ...views,
+    toolCalls: () => tools.calls,
     addToken: (spec: TokenSpec) => addToken(world, spec),
     changeToken: (of: string, change: TokenChange | null) => changeToken(world, of, change),
     addTemplate: (spec: TemplateSpec) => addTemplate(world, spec).vmid,
   };
+  const tools = new NodeTools(world, guests);
   const control = new ControlServer({
     world,
     guests,
     faults,
+    tools,
     addTemplate: surface.addTemplate,
     addToken: surface.addToken,
     views: {
