@@ -35,7 +35,8 @@ export function stayWithNode(run: Run): void {
   if (isGone(state) || state === "destroying")
     throw new FleetError("sandbox_gone", `sandbox ${id} has ended`, { facts: { sandbox: id } });
   if (state !== "running" || node === undefined) {
-    throw new FleetError("not_running", `sandbox ${id} is ${state}${state === "stopped" ? "; start it first" : ""}`, {
+    const wayOut = state === "stopped" ? "; start it first" : state === "paused" ? "; resume it first" : "";
+    throw new FleetError("not_running", `sandbox ${id} is ${state}${wayOut}`, {
       facts: { sandbox: id, state },
     });
   }

@@ -21,7 +21,7 @@ import { type Ending, type Handler, Reroute } from "./handler.ts";
 export const provision: Handler<"provision"> = {
   async run(run) {
     if (run.sandbox.node === undefined || run.operation.queue === "place") return place(run);
-    const token = run.input.waitFor === "execd" ? await execToken(run) : null;
+    const token = await execToken(run);
     if (isBefore(run, "readying")) await build(run, token);
     const address = await ready(run, token);
     if (run.input.setup.length > 0) await runSetup(run, { address, token: token ?? "" });
@@ -96,15 +96,16 @@ async function ready(run: Run<"provision">, token: string | null): Promise<strin
   }
 }
 
-/** Made once a sandbox and never shared; sealed beside the environment that the caller gave. */
-async function execToken(run: Run<"provision">): Promise<string> {
+/** The exec token, made once a sandbox and never shared; sealed beside the environment that the caller gave. */
+async function execToken(run: Run<"provision">): Promise<string | null> {
   const { secrets } = run.context;
   const [known, { env }] = await Promise.all([secrets.get(run.sandbox.id), secrets.get(run.id)]);
-  if (known.execToken !== undefined) return known.execToken;
-  const execToken = randomBytes(32).toString("hex");
+  const needsToken = run.input.waitFor === "execd";
+  if (known.execToken !== undefined || !(needsToken || env)) return known.execToken ?? null;
+  const token = needsToken ? randomBytes(32).toString("hex") : null;
   run.check();
-  await secrets.put(run.sandbox.id, { execToken, ...(env ? { env } : {}) });
-  return execToken;
+  await secrets.put(run.sandbox.id, { ...(token === null ? {} : { execToken: token }), ...(env ? { env } : {}) });
+  return token;
 }
 
 async function runSetup(run: Run<"provision">, { address, token }: { address: string; token: string }): Promise<void> {

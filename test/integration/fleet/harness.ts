@@ -17,6 +17,7 @@ import { type FleetWorkers, startFleetWorkers } from "../../../workers/fleet.ts"
 import { createLogger } from "../../../workers/log.ts";
 import { type Pve, type PveOptions, startPve, type Timings } from "../../pve/index.ts";
 import { type RedisOptions, type RedisServer, startRedis } from "../../redis.ts";
+import { type SshNodes, type SshNodesOptions, startSshNodes } from "../../ssh/nodes.ts";
 import { leaksInProcess, leaksInRedis, leftConnections, openResources } from "./leaks.ts";
 import { until } from "./until.ts";
 import { startWorkerProcess, type WorkerProcess } from "./worker-process.ts";
@@ -27,6 +28,8 @@ export const FAST: Partial<Timings> = { timeScale: 0.1, apiScale: 0 };
 export interface BedOptions {
   pve?: PveOptions;
   redis?: RedisOptions;
+  /** An sshd for each node, which the workers know. */
+  ssh?: SshNodesOptions;
   /** More or other variables of the workers. */
   env?: Record<string, string>;
   /** Workers in this process (default), or only those that the test starts. */
@@ -35,6 +38,7 @@ export interface BedOptions {
 
 export interface Bed {
   readonly pve: Pve;
+  readonly ssh: SshNodes | undefined;
   readonly redisServer: RedisServer;
   /** For looking only. */
   readonly redis: RedisConnection;
@@ -59,6 +63,7 @@ export async function startBed(options: BedOptions = {}): Promise<Bed> {
   try {
     const redisServer = stack.use(await startRedis(options.redis));
     const pve = stack.use(await startPve({ ...options.pve, timings: { ...FAST, ...options.pve?.timings } }));
+    const ssh = options.ssh && stack.use(await startSshNodes(pve, options.ssh));
     const prefix = `{test-${randomBytes(6).toString("hex")}}`;
     const env = {
       REDIS_URL: redisServer.url,
@@ -70,6 +75,7 @@ export async function startBed(options: BedOptions = {}): Promise<Bed> {
       SANDBOX_CIDRS: "127.0.0.0/8",
       FLEET_ROLES: "worker",
       LOG_LEVEL: process.env["TEST_LOG_LEVEL"] ?? "silent",
+      ...ssh?.env,
       ...options.env,
     };
     const redis = stack.adopt(connectRedis(env.REDIS_URL), closeRedis);
@@ -87,6 +93,7 @@ export async function startBed(options: BedOptions = {}): Promise<Bed> {
     const workers = options.workers === "none" ? null : await startWorkers();
     return {
       pve,
+      ssh,
       redisServer,
       redis,
       keys,

@@ -1,0 +1,125 @@
+/** What only the nodes themselves can do, over real SSH: pause and resume, commands past execd, stale locks. */
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { type Bed, containerOf, failure, provisionOne, run, startBed, until } from "./harness.ts";
+
+let bed: Bed;
+let box: Awaited<ReturnType<typeof provisionOne>>;
+beforeAll(async () => {
+  bed = await startBed({
+    pve: {
+      nodes: 1,
+      templates: [
+        { name: "cmux-base", vmid: 9_001 },
+        { name: "without-execd", guest: { execd: false } },
+      ],
+      timings: { cloneLinked: 5_000 },
+    },
+    ssh: { guard: { first: 20_000, last: 29_999 } },
+    env: { FLEET_STRAY_GRACE_SECONDS: "1" },
+  });
+  box = await provisionOne(bed.fleet);
+});
+afterAll(() => bed.close());
+afterEach(() => bed.pve.faults.clear());
+
+const power = (action: "start" | "stop" | "shutdown" | "reboot" | "pause" | "resume") =>
+  run(bed.fleet, "power", { sandboxId: box.sandboxId, action });
+const exec = (command: string, more: object = {}) =>
+  run(bed.fleet, "exec", { sandboxId: box.sandboxId, command, ...more });
+const stateOf = async () => (await bed.fleet.sandboxes.get(box.sandboxId)).state;
+const frozen = () => containerOf(bed, box.vmid)?.frozen;
+
+test("pause keeps the processes and their memory; resume lets them go on", async () => {
+  const pid = (await exec("sleep 1000 >/dev/null 2>&1 & echo $!")).stdout.trim();
+  expect(await power("pause")).toEqual({ state: "paused", changed: true });
+  expect([frozen(), await stateOf()]).toEqual([true, "paused"]);
+  expect(await power("pause")).toEqual({ state: "paused", changed: false });
+  const refused = await failure(exec("true"), "not_running");
+  expect(refused.message).toContain("resume");
+  expect(await power("resume")).toEqual({ state: "running", changed: true });
+  expect(await power("resume")).toEqual({ state: "running", changed: false });
+  expect([frozen(), await stateOf()]).toEqual([false, "running"]);
+  expect(await exec(`kill ${pid}`)).toMatchObject({ exitCode: 0 });
+  // Nothing was stopped or started for it.
+  expect(bed.pve.tasks().filter(({ type }) => type !== "vzclone")).toHaveLength(1);
+});
+
+test("a paused one starts by going on, shuts down, stays paused over a snapshot and is destroyed", async () => {
+  await power("pause");
+  await run(bed.fleet, "snapshot", { sandboxId: box.sandboxId });
+  expect([frozen(), await stateOf()]).toEqual([true, "paused"]);
+  expect(await power("start")).toEqual({ state: "running", changed: true });
+  await power("pause");
+  expect(await power("shutdown")).toEqual({ state: "stopped", changed: true });
+  await failure(power("pause"), "not_running");
+  await power("start");
+  const other = await provisionOne(bed.fleet);
+  await run(bed.fleet, "power", { sandboxId: other.sandboxId, action: "pause" });
+  await run(bed.fleet, "destroy", { sandboxId: other.sandboxId });
+  expect(containerOf(bed, other.vmid)).toBeUndefined();
+});
+
+test("a command runs on the node where there is no way to execd", async () => {
+  const { sandboxId, vmid } = await provisionOne(bed.fleet, {
+    template: "without-execd",
+    waitFor: "address",
+    env: { WHO: "me" },
+  });
+  const command = 'printf "%s %s" "$WHO" "$PWD"; echo oops >&2; exit 3';
+  expect(await run(bed.fleet, "exec", { sandboxId, command, cwd: "/tmp" })).toMatchObject({
+    exitCode: 3,
+    stdout: "me /tmp",
+    stderr: "oops\n",
+  });
+  expect(await run(bed.fleet, "exec", { sandboxId, command: "sleep 60", timeoutMs: 300 })).toMatchObject({
+    exitCode: 124,
+  });
+  const handle = await bed.fleet.exec({ sandboxId, command: "echo begun > /tmp/begun; sleep 60" });
+  await until(async () => (await handle.status()).step === "sent", "the command");
+  await handle.cancel();
+  await failure(handle.result({ timeoutMs: 10_000 }), "canceled");
+  // Gone, or stopped, and the cause is told instead.
+  bed.pve.faults.crash(vmid);
+  await failure(run(bed.fleet, "exec", { sandboxId, command: "true" }), "not_running");
+  await run(bed.fleet, "destroy", { sandboxId });
+});
+
+test("what execd has run is not run again on the node, however it ended", async () => {
+  expect(await exec("echo once >> /tmp/ran; exit 7")).toMatchObject({ exitCode: 7 });
+  expect(await exec("echo twice >> /tmp/ran; sleep 60", { timeoutMs: 300 })).toMatchObject({ exitCode: 124 });
+  expect((await exec("cat /tmp/ran")).stdout.trim()).toBe("once\ntwice");
+});
+
+test("the locks of a clone that died hard: ours is removed, the template's is told, and the sandbox is made", async () => {
+  const handle = await bed.fleet.provision({ template: "cmux-base" });
+  const clone = await until(
+    () => bed.pve.tasks().find(({ type, endedAt }) => type === "vzclone" && endedAt === undefined),
+    "the clone",
+  );
+  bed.pve.faults.killTask(clone.upid);
+  await until(
+    () => containerOf(bed, clone.target ?? 0) === undefined,
+    "the removal of the half-made container",
+    30_000,
+  );
+  expect(containerOf(bed, 9_001)?.lock).toBe("disk"); // not ours to touch
+  bed.pve.faults.lock(9_001, null);
+  const { vmid, sandboxId } = await handle.result({ timeoutMs: 60_000 });
+  expect(containerOf(bed, vmid)).toMatchObject({ status: "running" });
+  await run(bed.fleet, "destroy", { sandboxId });
+});
+
+test("a lock that a human or a backup set stays", async () => {
+  bed.pve.faults.lock(box.vmid, "backup");
+  const handle = await bed.fleet.snapshot({ sandboxId: box.sandboxId });
+  await until(async () => (await handle.status()).attempts > 1, "two attempts", 30_000);
+  expect(containerOf(bed, box.vmid)?.lock).toBe("backup");
+  bed.pve.faults.lock(box.vmid, null);
+  await handle.result({ timeoutMs: 30_000 });
+});
+
+test("a snapshot that died hard: its lock is removed before the next attempt", async () => {
+  bed.pve.faults.lock(box.vmid, "snapshot");
+  await run(bed.fleet, "snapshot", { sandboxId: box.sandboxId });
+  expect(containerOf(bed, box.vmid)?.lock).toBeUndefined();
+});
