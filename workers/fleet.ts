@@ -11,7 +11,7 @@ import type { Inventory } from "../shared/state/inventory.ts";
 import { createKeys } from "../shared/state/keys.ts";
 import { createOperationStore } from "../shared/state/operations.ts";
 import { createSecretStore } from "../shared/state/secrets.ts";
-import { createSlots } from "../shared/state/slots.ts";
+import { createSlots, slotOf } from "../shared/state/slots.ts";
 import { createStrays } from "../shared/state/strays.ts";
 import type { WorkerContext } from "./context.ts";
 import { assertNodeLimits, assertPlaceLimit, startClockwork } from "./control/clockwork.ts";
@@ -49,7 +49,12 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const tasks = stack.use(createTaskWatcher(pve));
   const execd = stack.use(createExecd());
   const shell = stack.use(createNodeShell(config, createAddressOf(pve)));
-  const inventory = stack.use(createInventorySource(redis, keys, createCollector(pve, config.PVE_VMID_RANGE)));
+  const slots = createSlots(redis, keys);
+  const collector = createCollector(pve, {
+    vmids: config.PVE_VMID_RANGE,
+    isCloning: async (node, vmid) => (await slots.taken([slotOf.replica(node, vmid)]))[0] !== 0,
+  });
+  const inventory = stack.use(createInventorySource(redis, keys, collector));
   const queues = createQueues(redis, config.FLEET_PREFIX);
   stack.defer(() => queues.close());
   const context: WorkerContext = {
@@ -57,7 +62,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     redis,
     keys,
     store: createOperationStore(redis, keys, { retentionSec: config.FLEET_RETENTION_HOURS * 3_600 }),
-    slots: createSlots(redis, keys),
+    slots,
     strays: createStrays(redis, keys),
     secrets: createSecretStore(redis, keys, config.FLEET_SECRET_KEY),
     queues,

@@ -15,12 +15,15 @@ export interface Collector {
   collect(call: Call, before: Inventory | null): Promise<Inventory>;
 }
 
-/** `vmids`: our own range; other guests' memory counts as foreign. */
-export function createCollector(
-  pve: PveApi,
-  vmids: { first: number; last: number },
-  now: () => number = Date.now,
-): Collector {
+export interface CollectorOptions {
+  /** Our own range; other guests' memory counts as foreign. */
+  vmids: { first: number; last: number };
+  /** Whether the fleet itself clones from this template just now. */
+  isCloning: (node: NodeName, vmid: Vmid) => Promise<boolean>;
+  now?: () => number;
+}
+
+export function createCollector(pve: PveApi, { vmids, isCloning, now = Date.now }: CollectorOptions): Collector {
   const configs = createCache<LxcConfig>(now);
   const searches = createCache<string>(now);
   const versions = createCache<string>(now);
@@ -40,8 +43,18 @@ export function createCollector(
       const readConfig = (node: NodeName, vmid: Vmid, name: string | undefined) =>
         // A template's config changes only by hand; PVE's list tells us of a new name or lock at once.
         configs.get(`${node} ${vmid} ${name}`, () => pve.lxc(node, vmid).config(ofNode));
+      // Each of our own clones locks its source for a moment: a template that were passed over for that until the next
+      // reading would leave the others with its work.
+      const isLocked = async (node: NodeName, vmid: Vmid, lock: string | undefined) => {
+        if (lock !== "disk") return lock !== undefined;
+        if (await isCloning(node, vmid)) return false;
+        const live = await pve.lxc(node, vmid).config(ofNode);
+        return live.lock !== undefined && !(await isCloning(node, vmid));
+      };
       const guests = resources.filter(({ type }) => type === "lxc");
-      const replicas = await Promise.all(guests.map((one) => replicaOf(one, { nodes, vmids, before, readConfig })));
+      const replicas = await Promise.all(
+        guests.map((one) => replicaOf(one, { nodes, vmids, before, readConfig, isLocked })),
+      );
       return { at: now(), version, nodes, replicas: replicas.filter((one) => one !== null) };
     },
   };
@@ -52,6 +65,8 @@ interface Reading {
   vmids: { first: number; last: number };
   before: Inventory | null;
   readConfig(node: NodeName, vmid: Vmid, name: string | undefined): Promise<LxcConfig>;
+  /** By somebody else than the fleet's own clones. */
+  isLocked(node: NodeName, vmid: Vmid, lock: string | undefined): Promise<boolean>;
 }
 
 /** The guest as a replica, the last known one where its node can't be asked; null when it is no template. */
@@ -67,7 +82,9 @@ async function replicaOf(guest: ClusterResource, reading: Reading): Promise<Repl
   try {
     const config = await reading.readConfig(node, vmid, guest.name);
     const isTemplate = guest.template === true || config.template === true;
-    return isTemplate ? toReplica({ node, vmid }, guest, config, reading.nodes) : null;
+    if (!isTemplate) return null;
+    const locked = await reading.isLocked(node, vmid, guest.lock);
+    return { ...toReplica({ node, vmid }, guest, config, reading.nodes), locked };
   } catch (error) {
     if (!(error instanceof FleetError)) throw error;
     // The list lags: what it still shows may be gone, or out of our rights.
@@ -201,7 +218,7 @@ function toReplica(
   resource: ClusterResource,
   config: LxcConfig,
   nodes: readonly NodeInventory[],
-): Replica {
+): Omit<Replica, "locked"> {
   const rootfs = config.rootfs === undefined ? undefined : parseMount(config.rootfs);
   const storage = rootfs === undefined ? "" : (storageOf(rootfs.volume) ?? "");
   const shared = nodes.some(
@@ -217,7 +234,6 @@ function toReplica(
     hookscript: config.hookscript !== undefined,
     diskBytes: rootfs?.size === undefined ? 0 : parseSizeMib(rootfs.size) * 1_048_576,
     memoryMib: config.memory ?? 512,
-    locked: resource.lock !== undefined,
     online: true,
   };
 }
