@@ -4,6 +4,7 @@
  * slot for holds its own until it has ended (`reap-slots.ts`), so the limits hold over a lost second; a container without
  * record goes to the provision of its stamp, if that is still to be made. What is left is for `reconcile.ts`.
  */
+import type { WorkerConfig } from "../../shared/config.ts";
 import type { NodeName, Vmid } from "../../shared/ids.ts";
 import { isTaskHolder, slotOf, taskOf } from "../../shared/state/slots.ts";
 import type { WorkerContext } from "../context.ts";
@@ -73,7 +74,7 @@ async function adoptTasks(context: WorkerContext, node: NodeName, server: string
   const running = tasks
     .filter(({ endtime, status }) => endtime === undefined && (status ?? "RUNNING") === "RUNNING")
     .map(({ upid }) => upid as Upid) // PVE's own
-    .filter((upid) => parseUpid(upid).user === config.PVE_API_TOKEN.split("=")[0]);
+    .filter((upid) => isOurs(upid, config));
   const busy = await holdersOf(context, slotOf.node(node));
   const claims: { upid: Upid; slots: string[] }[] = [];
   for (const upid of running) {
@@ -82,6 +83,12 @@ async function adoptTasks(context: WorkerContext, node: NodeName, server: string
   await slots.adopt(node, server, claims);
   if (claims.length > 0)
     log.warn({ node, tasks: claims.length }, "running tasks of operations that Redis lost hold their slots");
+}
+
+/** By the token, and the container; a clone's task names its source alone. Other fleets may share the token. */
+function isOurs(upid: Upid, { PVE_API_TOKEN: token, PVE_VMID_RANGE: { first, last } }: WorkerConfig): boolean {
+  const { user, type, id } = parseUpid(upid);
+  return user === token.split("=")[0] && (type === "vzclone" || (Number(id) >= first && Number(id) <= last));
 }
 
 async function holdersOf({ slots, store }: WorkerContext, name: string): Promise<Busy[]> {

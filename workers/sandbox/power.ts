@@ -9,11 +9,15 @@ import { runTask } from "./task.ts";
 /** Starts the run's container; one that runs already is a success, since a lost reply may have done it. */
 export async function startContainer(run: Run, sandbox: Fields<SandboxRecord> = {}): Promise<void> {
   const { lxc } = containerOf(run);
+  const begun = run.operation.step;
+  // A start whose reply was lost shows on the container itself.
+  const unknown = begun?.name === "start" && begun.open === true && begun.upid === undefined;
+  if (unknown && (await lxc.status(run.call)).status === "running") return run.close();
   try {
     await runTask(run, { step: "start", kind: "start", write: { sandbox }, start: () => lxc.start(run.writing) });
   } catch (error) {
     if (!(error instanceof FleetError)) throw error;
-    // A start whose fate is unclear shows on the container itself.
+    // The same for one that ran on meanwhile.
     if (error.code !== "already_running" && error.code !== "task_lost") throw error;
     const status = await lxc.status(run.call);
     if (status.status !== "running")

@@ -7,24 +7,34 @@ import { isGone, isProvisional, type SandboxRecord } from "../../../shared/state
 import type { Pve } from "../../pve/index.ts";
 import { until } from "./until.ts";
 
-/** Compares the records with PVE once the last operation has ended. */
+/** Compares the records with PVE once the last operation has ended; nothing but this fleet may be in Redis. */
 export async function leaksInRedis(redis: RedisConnection, keys: Keys, pve: Pve): Promise<string[]> {
+  const leaks = await leaksOfFleet(redis, keys, pve);
+  const outside = (await allKeys(redis)).filter((key) => !key.startsWith(`${keys.prefix}:`));
+  return [...outside.map((key) => `key ${key} is outside ${keys.prefix}`), ...leaks];
+}
+
+/** As above, for one of several fleets; `pve` shows what is in its reach. */
+export async function leaksOfFleet(
+  redis: RedisConnection,
+  keys: Keys,
+  pve: Pick<Pve, "containers">,
+): Promise<string[]> {
   await until(async () => (await redis.zcard(keys.open)) === 0, "the end of every operation").catch(async () => {});
   const open = await redis.zrange(keys.open, 0, "-1");
-  const all = await allKeys(redis);
+  const all = await allKeys(redis, `${keys.prefix}:*`);
   const sandboxes = await loadSandboxes(redis, keys, all);
   const alive = new Map(sandboxes.filter(({ state }) => !isGone(state)).map((one) => [String(one.id), one]));
   return [
     ...open.map((id) => `operation ${id} has not ended`),
-    ...all.filter((key) => !key.startsWith(`${keys.prefix}:`)).map((key) => `key ${key} is outside ${keys.prefix}`),
     ...leftKeys(keys, all),
     ...(await leftLeases(redis, keys, all, alive)),
     ...differences(pve, [...alive.values()]),
   ];
 }
 
-async function allKeys(redis: RedisConnection): Promise<string[]> {
-  return (await redis.keys("*")).sort();
+async function allKeys(redis: RedisConnection, pattern = "*"): Promise<string[]> {
+  return (await redis.keys(pattern)).sort();
 }
 
 async function loadSandboxes(redis: RedisConnection, keys: Keys, all: readonly string[]): Promise<SandboxRecord[]> {
@@ -60,7 +70,7 @@ async function leftLeases(
 }
 
 /** PVE's truth against the records, both ways. Containers without our stamp are not ours. */
-function differences(pve: Pve, alive: readonly SandboxRecord[]): string[] {
+function differences(pve: Pick<Pve, "containers">, alive: readonly SandboxRecord[]): string[] {
   const containers = pve
     .containers()
     .filter(({ config }) => config["description"]?.includes("sandbox-fleet ") === true);

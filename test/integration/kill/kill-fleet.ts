@@ -1,0 +1,21 @@
+/** One of the fleets that are killed side by side. */
+import type { Fleet } from "../../../producers/index.ts";
+
+/** What is killed: the first operation of a fleet, or the destroy after it. */
+export type Killed = "provision" | "destroy";
+
+/** A fleet of the batch: its own prefix, template and VMIDs, so that no two meet. */
+export interface KillFleet {
+  readonly env: Record<string, string>;
+  readonly prefix: string;
+  readonly killed: Killed;
+  readonly template: { name: string; vmid: number };
+  readonly vmids: { first: number; last: number };
+  readonly fleet: Fleet;
+}
+
+/** A request path that names the fleet's template or one of its VMIDs. */
+export function isOf({ template, vmids }: KillFleet, path: string): boolean {
+  const vmid = Number(/\/lxc\/(\d+)/.exec(path)?.[1] ?? 0);
+  return vmid === template.vmid || (vmid >= vmids.first && vmid <= vmids.last);
+}

@@ -1,0 +1,70 @@
+/** The first promise, checked for one fleet after a kill: each finding is one line for people. */
+import type { Handle, JobName } from "../../../producers/index.ts";
+import type { RedisConnection } from "../../../shared/redis/connect.ts";
+import { readEvents } from "../../../shared/state/events.ts";
+import { createKeys } from "../../../shared/state/keys.ts";
+import type { LogEntry, Pve } from "../../pve/index.ts";
+import { leaksOfFleet } from "../fleet/leaks.ts";
+import { isOf, type KillFleet } from "./kill-fleet.ts";
+
+export interface Aftermath {
+  one: KillFleet;
+  handle: Handle<JobName>;
+  redis: RedisConnection;
+  pve: Pve;
+  /** A request of the killed run was executed after everything else. */
+  late: boolean;
+}
+
+export async function brokenPromises({ one, handle, redis, pve, late }: Aftermath): Promise<string[]> {
+  const keys = createKeys(one.prefix);
+  const { vmids, killed } = one;
+  const own = pve.containers().filter(({ vmid }) => vmid >= vmids.first && vmid <= vmids.last);
+  const view = { containers: () => own };
+  const kept = killed === "provision" ? 1 : 0;
+  const stamped = own.filter(({ config }) => config["description"]?.includes(handle.sandboxId));
+  const leases = await redis.hvals(keys.vmids);
+  const requests = pve.log().filter(({ path }) => isOf(one, path));
+  return [
+    ...(own.length === kept && stamped.length === kept
+      ? []
+      : [`${own.length} containers, ${stamped.length} of them ours`]),
+    ...(leases.length === kept ? [] : [`${leases.length} VMIDs leased`]),
+    ...(await leaksOfFleet(redis, keys, view)),
+    ...(await wrongEvents(redis, one, handle)),
+    ...wrongTasks(pve, one),
+    ...refusals(requests, late),
+  ];
+}
+
+/** One acceptance and one end an operation; each state of the sandbox entered once. */
+async function wrongEvents(redis: RedisConnection, one: KillFleet, handle: Handle<JobName>): Promise<string[]> {
+  const { events } = await readEvents(redis, createKeys(one.prefix), "0", 1);
+  const of = (type: string) => events.filter((event) => event.type === type && event.operation === handle.id).length;
+  const states = events.flatMap((event) => (event.type === "sandbox.changed" ? [event.data.state] : []));
+  const wanted = ["cloning", "configuring", "starting", "readying", "running"];
+  if (one.killed === "destroy") wanted.push("destroying", "destroyed");
+  return [
+    ...(of("operation.accepted") === 1 ? [] : [`accepted ${of("operation.accepted")} times`]),
+    ...(of("operation.succeeded") === 1 ? [] : [`succeeded ${of("operation.succeeded")} times`]),
+    ...(states.join() === wanted.join() ? [] : [`the sandbox was ${states.join(", ")}`]),
+  ];
+}
+
+/** Each task once, and well. */
+function wrongTasks(pve: Pve, { template, vmids, killed }: KillFleet): string[] {
+  const own = pve.tasks().filter(({ id, target }) => {
+    const vmid = target ?? Number(id);
+    return Number(id) === template.vmid || (vmid >= vmids.first && vmid <= vmids.last);
+  });
+  const told = own.map(({ type, exitstatus }) => (exitstatus === "OK" ? type : `${type} (${exitstatus})`));
+  const wanted = ["vzclone", "vzstart", ...(killed === "destroy" ? ["vzdestroy"] : [])];
+  return told.join() === wanted.join() ? [] : [`tasks: ${told.join(", ")}`];
+}
+
+/** A change that PVE refused was asked for twice; only a request that PVE executed late may find its work done. */
+function refusals(requests: readonly LogEntry[], late: boolean): string[] {
+  const changes = requests.filter(({ method, fault }) => method !== "GET" && !(late && fault === "hang"));
+  const refused = changes.filter(({ status }) => status >= 400);
+  return refused.map(({ method, path, reason }) => `PVE refused ${method} ${path}: ${reason}`);
+}
