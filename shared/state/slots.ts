@@ -21,6 +21,8 @@ export const slotOf = {
 
 /** A waiter that has not asked again for this long has gone. */
 const WAITER_GONE_MS = 4_000;
+/** A holder that has not renewed for this long has no run: they renew every 1.5 s. */
+const IDLE_MS = 5_000;
 /** A holder that has not renewed for this long may be dead. */
 const EXPIRED_MS = 30_000;
 
@@ -147,6 +149,8 @@ export interface Slots {
   held(id: OperationId): Promise<string[]>;
   /** How many are taken. */
   taken(names: readonly string[]): Promise<number[]>;
+  /** An operation that holds one of the slots and has no run right now, so that nothing it does will free it. */
+  idleHolder(names: readonly string[]): Promise<OperationId | undefined>;
   /** Operations that have not renewed for 30 s, and tasks. */
   expired(name: string): Promise<Holder[]>;
 }
@@ -198,6 +202,13 @@ export function createSlots(redis: RedisConnection, keys: Keys, now: () => numbe
       for (const name of names) pipeline.hlen(keys.slot(name));
       const replies = (await pipeline.exec()) ?? [];
       return replies.map(([, count]) => z.number().catch(0).parse(count));
+    },
+    async idleHolder(names) {
+      const holders = await Promise.all(names.map((name) => redis.hgetall(keys.slot(name))));
+      const idle = holders
+        .flatMap((one) => Object.entries(one) as [Holder, string][]) // written by take and adopt
+        .find(([holder, at]) => !isTaskHolder(holder) && now() - Number(at) > IDLE_MS);
+      return idle?.[0] as OperationId | undefined; // no task, see above
     },
     async expired(name) {
       const holders = await redis.hgetall(keys.slot(name));

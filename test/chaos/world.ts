@@ -61,7 +61,7 @@ export async function startWorld({ seed, workers, logs }: WorldOptions): Promise
     PVE_PUBLIC_DOMAIN: "sandbox.test",
     SANDBOX_CIDRS: "127.0.0.0/8",
     FLEET_STRAY_GRACE_SECONDS: "3",
-    LOG_LEVEL: "info",
+    LOG_LEVEL: logs === undefined ? "warn" : "debug",
   };
   const crew = stack.use(startCrew({ workers, env, logs }));
   const client = (team: string) => stack.use(createFleet({ redis: redisServer.url, prefix, secretKey, team }));

@@ -4,7 +4,7 @@ import { SnapshotId } from "../../shared/ids.ts";
 import { checkRanges } from "../../shared/jobs/check-ranges.ts";
 import { nodeQueue, PLACE } from "../../shared/queues.ts";
 import { Reroute } from "../handlers/handler.ts";
-import { NotYet } from "../run/process-operation.ts";
+import { NotYet } from "../run/not-yet.ts";
 import type { Run } from "../run/run.ts";
 import { mayHaveCloned } from "../sandbox/look.ts";
 import type { Watch } from "../wake.ts";
@@ -58,7 +58,7 @@ async function wait(
   await freed.next({ timeoutMs: POLL_MS, signal: run.signal });
   run.check();
   forgetLoads(run.context);
-  throw new NotYet(0);
+  throw new NotYet(0, "no node yet");
 }
 
 /** Whether it may hold the line for room: one operation a round, for a part of the round. */
@@ -76,7 +76,7 @@ async function stepAside(run: Run<"provision">): Promise<never> {
   const [before, crowd] = await Promise.all([redis.hget(key, ASIDE), queues.get(PLACE).getDelayedCount()]);
   const times = Number(before ?? 0);
   await run.write({ also: [["HSET", key, ASIDE, times + 1]] });
-  throw new NotYet(asideMs(times, crowd));
+  throw new NotYet(asideMs(times, crowd), "no node yet");
 }
 
 async function choose(run: Run<"provision">): Promise<Placement> {
@@ -108,7 +108,7 @@ async function readAgain(run: Run<"provision">): Promise<void> {
     run.check();
     run.log.info({ code: error instanceof FleetError ? error.code : "timeout" }, "could not read the cluster yet");
     await run.write({ operation: { waitingFor: "the cluster can't be read just now" } });
-    throw new NotYet(READING.againMs);
+    throw new NotYet(READING.againMs, "no node yet");
   }
 }
 

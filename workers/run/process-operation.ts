@@ -19,6 +19,7 @@ import type { Ending, Handler } from "../handlers/handler.ts";
 import { Reroute } from "../handlers/handler.ts";
 import { stopRecordedTask } from "../sandbox/task.ts";
 import { type Decision, decide } from "./decide.ts";
+import { NotYet } from "./not-yet.ts";
 import { type Run, startRun } from "./run.ts";
 
 /** Runs cut short without a word (crashes, lost locks) before the operation is given up. */
@@ -31,17 +32,6 @@ export class RetryLater extends Error {
 
   constructor(error: FleetError, delayMs: number) {
     super(error.message, { cause: error });
-    this.delayMs = delayMs;
-  }
-}
-
-/** Thrown by a placer that has no node to give yet: back into the waiting line at the place it had, at once or after a delay. */
-export class NotYet extends Error {
-  override readonly name = "NotYet";
-  readonly delayMs: number;
-
-  constructor(delayMs: number) {
-    super("no node yet");
     this.delayMs = delayMs;
   }
 }
@@ -76,6 +66,8 @@ export async function processOperation(
     operation: claim.operation,
     sandbox: claim.sandbox,
   });
+  const { claims, attempts, step } = run.operation;
+  run.log.debug({ queue: job.queueName, claims, attempts, step }, "run begins");
   options.live.add(run);
   try {
     return await conclude(run, options.handlerOf(kind), { job, token });
@@ -99,8 +91,9 @@ async function conclude(run: Run, handler: Handler<JobName>, carrier: Carrier): 
       return { outcome: "succeeded" };
     } catch (thrown) {
       if (thrown instanceof Reroute) return reroute(run, thrown);
-      if (thrown instanceof NotYet) return waitAgain(thrown, carrier);
+      if (thrown instanceof NotYet) return waitAgain(run, thrown, carrier);
       const done = await fail(run, handler, carrier, thrown).catch((problem: unknown) => {
+        if (problem instanceof NotYet) return waitAgain(run, problem, carrier); // an undo needs slots, too
         // An undo that a shutdown cut short: another worker goes on with it.
         if (problem instanceof FleetError && problem.code === "shutting_down") return yieldJob(problem, carrier);
         throw problem;
@@ -205,6 +198,7 @@ async function undo(run: Run, handler: Handler<JobName>): Promise<{ write?: Writ
         ...(done?.undone.length ? { facts: { undone: done.undone } } : {}),
       };
     } catch (thrown) {
+      if (thrown instanceof NotYet) throw thrown;
       const problem = toFleetError(thrown);
       if (problem.code === "lock_lost" || problem.code === "shutting_down") throw problem;
       run.log.warn({ code: problem.code, facts: problem.facts, err: problem.cause }, "could not undo yet");
@@ -323,7 +317,10 @@ async function yieldJob(error: FleetError, { job, token }: Carrier): Promise<nev
   throw new WaitingError();
 }
 
-async function waitAgain({ delayMs }: NotYet, { job, token }: Carrier): Promise<never> {
+async function waitAgain(run: Run, { delayMs, message }: NotYet, { job, token }: Carrier): Promise<never> {
+  // A run that ends like this is no crash. Placing is not counted anyway, and says itself what it waits for.
+  if (run.operation.queue !== PLACE)
+    await run.write({ operation: { claims: run.operation.claims - 1, waitingFor: message } });
   if (delayMs > 0) {
     await job.moveToDelayed(Date.now() + delayMs, token);
     throw new DelayedError();

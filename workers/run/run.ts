@@ -11,12 +11,15 @@ import { ErrorRecordSchema, type OperationRecord, type SandboxRecord } from "../
 import type { WorkerContext } from "../context.ts";
 import { adoptNode } from "../control/adopt-node.ts";
 import type { Call } from "../pve/api.ts";
+import { NotYet } from "./not-yet.ts";
 
 const BEAT_MS = 1_500;
 /** Room for a request that is on its way when the lock runs out. */
 const MARGIN_MS = 750;
 /** How long a waiter for a slot sleeps at most, should the wake-up be lost. */
 const SLOT_POLL_MS = 500;
+/** For so long a waiter leaves its turn to others when a holder of its slot waits behind it. */
+const ASIDE_MS = 1_000;
 
 export interface Run<N extends JobName = JobName> extends AsyncDisposable {
   readonly context: WorkerContext;
@@ -159,10 +162,11 @@ export function startRun<N extends JobName>(
       await adoptNode(context, taken.unadopted, taken.server);
     }
   };
-  /** Stands in line for each of them until one is free, then leaves the other lines. */
+  /** Stands in line for each of them until one is free, then leaves the other lines. Throws `NotYet` to let a holder go first. */
   const takeSlot = async (names: readonly string[], limit: number, by: Call): Promise<string> => {
     using freed = context.wake.watch(["free", "ended"]);
     const lines = new Set<string>();
+    let lookedAt = performance.now();
     const leaveLines = () => Promise.all([...lines].map((name) => slots.leaveLine(name, id)));
     try {
       while (true) {
@@ -175,6 +179,11 @@ export function startRun<N extends JobName>(
           return name;
         }
         await freed.next({ timeoutMs: SLOT_POLL_MS, signal: by.signal });
+        // All who may run in this queue could wait like us, while the holder waits behind them for its own turn.
+        if (performance.now() - lookedAt < SLOT_POLL_MS) continue;
+        lookedAt = performance.now();
+        const idle = await slots.idleHolder(names);
+        if (idle) throw new NotYet(ASIDE_MS, `operation ${idle}, which holds a slot and waits itself`);
       }
     } catch (error) {
       await leaveLines();
