@@ -15,7 +15,7 @@ import { findStrays } from "./strays.ts";
 
 /** More than a node ever runs. */
 const LIST_LIMIT = 1_000;
-const DEADLINE_MS = 10_000;
+const DEADLINE_MS = 20_000;
 
 /** What an operation that holds a slot is known to be busy with. */
 interface Busy {

@@ -2,7 +2,7 @@
  * Finds containers with our stamp that no record owns (Redis lost its last writes; a request was carried out long after
  * its answer was lost), and gives them to their provision or removes them, after a grace time and on proof only.
  */
-import { FleetError, toFleetError } from "../../shared/errors.ts";
+import { FleetError, toFleetError, unreachable } from "../../shared/errors.ts";
 import { Vmid } from "../../shared/ids.ts";
 import { isEnded, isGone, type OperationRecord, type SandboxRecord } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
@@ -43,21 +43,31 @@ export function judge(
   return operation && !isEnded(operation.status) ? "wait" : "remove";
 }
 
+/** One that is left is looked at again after this long. */
+const LEFT_MS = 600_000;
+
 /** One round: a cluster call, and one more for each stray. Returns how many were removed. */
 export async function reconcile(context: WorkerContext, signal: AbortSignal): Promise<number> {
   const { redis, keys, config } = context;
   const now = Date.now();
-  const strays = await findStrays(context, await listOwnRange(context, signal), { signal });
-  const since = await redis.hgetall(keys.strays);
-  for (const vmid of Object.keys(since))
-    if (!strays.some(({ place }) => String(place.vmid) === vmid)) await forget(context, vmid);
+  const since = await redis.hgetall(keys.strays); // when it was first seen, or until when it is left: negative
+  const listed = await listOwnRange(context, signal);
+  const strays = await findStrays(
+    context,
+    listed.filter(({ vmid }) => -Number(since[vmid] ?? 0) < now),
+    { signal },
+  );
   let removed = 0;
   for (const stray of strays) {
     const { vmid } = stray.place;
-    const known = since[vmid];
-    if (known === undefined) await redis.hset(keys.strays, vmid, now);
-    else if (now - Number(known) >= config.FLEET_STRAY_GRACE_SECONDS * 1_000)
-      removed += Number(await settle(context, stray, signal));
+    const known = Number(since[vmid] ?? 0);
+    if (known <= 0) await redis.hset(keys.strays, vmid, now);
+    else if (now - known < config.FLEET_STRAY_GRACE_SECONDS * 1_000) continue;
+    else if ((await settle(context, stray, signal)) === "remove") removed += 1;
+  }
+  for (const vmid of Object.keys(since)) {
+    const left = -Number(since[vmid]) > now && listed.some((one) => String(one.vmid) === vmid);
+    if (!left && !strays.some(({ place }) => String(place.vmid) === vmid)) await forget(context, vmid);
   }
   return removed;
 }
@@ -72,7 +82,8 @@ async function listOwnRange({ pve, config }: WorkerContext, signal: AbortSignal)
   });
 }
 
-async function settle(context: WorkerContext, stray: Stray, signal: AbortSignal): Promise<boolean> {
+/** Returns what was done, which for one that could not be removed yet is to wait. */
+async function settle(context: WorkerContext, stray: Stray, signal: AbortSignal): Promise<Verdict> {
   const { store, strays, redis, keys, log } = context;
   const { place, stamp } = stray;
   const [operation, sandbox] = await Promise.all([store.load(stamp.operation), store.loadSandbox(stamp.sandbox)]);
@@ -81,22 +92,25 @@ async function settle(context: WorkerContext, stray: Stray, signal: AbortSignal)
   switch (verdict) {
     case "own":
       await redis.hsetnx(keys.vmids, String(place.vmid), stamp.sandbox);
-      return false;
+      return verdict;
     case "wait":
       if (await strays.adopt(stamp, place)) log.warn(facts, "container that Redis forgot goes to its provision");
-      return false;
+      return verdict;
     case "leave":
       log.warn(facts, "container with our stamp is unknown to Redis; destroy it by hand, or restore its record");
-      return false;
+      await redis.hset(keys.strays, place.vmid, -(Date.now() + LEFT_MS));
+      return verdict;
     case "remove":
-      return remove(context, stray, signal).then(
-        () => true,
-        (error: unknown) => {
-          const { code, facts: more } = toFleetError(error);
-          log.warn({ ...facts, ...more, code }, "could not remove a container that nobody owns yet");
-          return false;
-        },
-      );
+      try {
+        await remove(context, stray, signal);
+        return verdict;
+      } catch (error) {
+        const { code, facts: more } = toFleetError(error);
+        log.warn({ ...facts, ...more, code }, "could not remove a container that nobody owns yet");
+        return "wait";
+      }
+    default:
+      throw unreachable(verdict);
   }
 }
 
