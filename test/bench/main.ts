@@ -1,4 +1,5 @@
 /** `npm run bench`: what the fleet adds to what PVE itself takes. */
+import { FleetError } from "../../shared/errors.ts";
 import type { Bench } from "./bench.ts";
 import { provision } from "./provision.ts";
 
@@ -24,7 +25,13 @@ else if (bench === undefined) {
 else {
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => process.exit(130));
   process.exitCode = await bench.run(args).catch((error: unknown) => {
-    console.error(error);
-    return 1;
+    if (!isAboutArguments(error)) throw error;
+    process.stderr.write(`bench: ${error.message}\n`);
+    return 2;
   });
+}
+
+function isAboutArguments(error: unknown): error is Error {
+  if (error instanceof FleetError) return error.code === "invalid_input";
+  return error instanceof Error && "code" in error && String(error.code).startsWith("ERR_PARSE_ARGS");
 }

@@ -45,7 +45,20 @@ export async function startWorld({ workers }: { workers: number }): Promise<Worl
     FLEET_ROLES: "worker",
     FLEET_NODE_SLOTS: String(NODE_SLOTS),
   };
-  for (let at = 0; at < workers; at++) stack.use(await startWorkerProcess(env));
+  const pids: number[] = [];
+  // Also where a signal ends the bench at once.
+  const killAll = () => {
+    for (const pid of pids) {
+      try {
+        process.kill(pid, "SIGKILL");
+      } catch {
+        // It has gone already.
+      }
+    }
+  };
+  process.on("exit", killAll);
+  stack.defer(() => void process.off("exit", killAll));
+  for (let at = 0; at < workers; at++) pids.push(stack.use(await startWorkerProcess(env)).pid);
   const fleet = stack.use(createFleet({ redis: redis.url, prefix, secretKey }));
   const resources = stack.move();
   return { cluster, fleet, [Symbol.asyncDispose]: () => resources.disposeAsync() };
