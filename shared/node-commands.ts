@@ -54,10 +54,11 @@ const LONGEST_SECONDS = 31_536_000;
 /** What stands before and after the one number of each verb's line. */
 export const NODE_LINES = {
   exec: ["pct exec ", ` -- /bin/bash -c ${quoteWord(EXEC_BOOT)} fleet-exec ${quoteWord(EXEC_SHELL)}`],
-  freeze: ["lxc-freeze -n ", ""],
-  unfreeze: ["lxc-unfreeze -n ", ""],
+  // What changes something waits for a word first: a session that is opened late, for somebody who has left, does nothing.
+  freeze: ["read -r go && exec lxc-freeze -n ", ""],
+  unfreeze: ["read -r go && exec lxc-unfreeze -n ", ""],
+  unlock: ["read -r go && exec pct unlock ", ""],
   state: ["lxc-info -s -H -n ", ""],
-  unlock: ["pct unlock ", ""],
   // uptime first: its line proves that cat ran and /proc is there, so what is then missing is really gone.
   process: ["exec 2>/dev/null; pid=", "; cat /proc/uptime /proc/$pid/stat; pgrep -s $pid"],
 } as const satisfies Record<NodeVerb, readonly [string, string]>;
@@ -68,7 +69,10 @@ export function toCommandLine(command: NodeCommand): string {
   return `${before}${toDigits(command.verb === "process" ? command.pid : command.vmid)}${after}`;
 }
 
-/** What the channel's stdin gets first, and whether it then stays open for as long as the command may run. */
+/**
+ * What the channel's stdin gets, and whether it then stays open for as long as the command may run. Before these bytes are
+ * there nothing is changed on the node.
+ */
 export function toCommandInput(
   command: NodeCommand,
   stdin: string | Uint8Array = "",
@@ -83,8 +87,9 @@ export function toCommandInput(
     }
     case "freeze":
     case "unfreeze":
-    case "state":
     case "unlock":
+      return { bytes: Buffer.from("go\n"), held: false };
+    case "state":
     case "process":
       return { bytes: Buffer.alloc(0), held: false };
     default:

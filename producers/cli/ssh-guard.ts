@@ -83,12 +83,12 @@ case $asked in
   ${before("freeze")}*)
     vmid ${before("freeze")} ''
     no_template
-    exec lxc-freeze -n "$n"
+    read -r go && exec lxc-freeze -n "$n"
     ;;
   ${before("unfreeze")}*)
     vmid ${before("unfreeze")} ''
     no_template
-    exec lxc-unfreeze -n "$n"
+    read -r go && exec lxc-unfreeze -n "$n"
     ;;
   ${before("state")}*)
     vmid ${before("state")} ''
@@ -97,7 +97,7 @@ case $asked in
   ${before("unlock")}*)
     vmid ${before("unlock")} ''
     no_template
-    exec pct unlock "$n"
+    read -r go && exec pct unlock "$n"
     ;;
   ${before("process")}*"$process_after")
     take ${before("process")} "$process_after"

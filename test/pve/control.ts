@@ -146,9 +146,10 @@ async function serve(
   }
   const chunks: Buffer[] = [];
   for await (const chunk of request as AsyncIterable<Buffer>) chunks.push(chunk);
-  const body: unknown = chunks.length === 0 ? {} : JSON.parse(Buffer.concat(chunks).toString("utf8"));
+  const text = Buffer.concat(chunks).toString("utf8");
+  if (path === "/node-tool") return void response.end(await controlled.tools.answer(text));
+  const body: unknown = text === "" ? {} : JSON.parse(text);
   if (path === "/exec") return exec(controlled, body, response);
-  if (path === "/node-tool") return json(response, 200, await controlled.tools.run(body));
   const verb = Object.hasOwn(posts, path) ? posts[path] : undefined;
   if (verb === undefined) return json(response, 404, { error: "no such verb" });
   json(response, 200, verb(body) ?? {});

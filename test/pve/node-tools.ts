@@ -2,7 +2,6 @@
  * What a node has on its PATH beside the API: `pct`, `lxc-freeze`, …, as test/ssh puts them there. Texts and codes of the
  * lxc tools are those of LXC 5.0.2; pct's are PVE's (perl's `die` ends with errno where there is one).
  */
-import { z } from "zod";
 import { now } from "./clock.ts";
 import type { Container } from "./container.ts";
 import type { Guests } from "./guest/guests.ts";
@@ -15,16 +14,13 @@ export interface ToolCall {
   args: string[];
 }
 
-const Call = z.strictObject({ node: z.string(), tool: z.string(), args: z.array(z.string()) });
-
-export interface ToolEnd {
+interface ToolEnd {
   code: number;
   stdout?: string;
   stderr?: string;
 }
-/** Where the tool is to run its own words, with its streams: it has entered the container. */
-export interface Entered {
-  argv: string[];
+/** The tool has entered the container: there it runs its own words, with its own streams. */
+interface Entered {
   cwd: string;
   env: Record<string, string>;
 }
@@ -41,8 +37,18 @@ export class NodeTools {
     this.#guests = guests;
   }
 
-  async run(body: unknown): Promise<ToolEnd | Entered> {
-    const call = Call.parse(body);
+  /** Words and answer as test/ssh/tool.sh has them: fields that end with NUL, the words in base64. */
+  async answer(body: string): Promise<string> {
+    const [node = "", tool = "", ...args] = Buffer.from(body, "base64").toString("utf8").split("\0").slice(0, -1);
+    const end = await this.run({ node, tool, args });
+    const fields =
+      "cwd" in end
+        ? ["enter", end.cwd, ...Object.entries(end.env).map(([name, value]) => `${name}=${value}`)]
+        : ["end", String(end.code), end.stdout ?? "", end.stderr ?? ""];
+    return fields.map((field) => `${field}\0`).join("");
+  }
+
+  async run(call: ToolCall): Promise<ToolEnd | Entered> {
     this.calls.push(call);
     const { node, tool, args } = call;
     const line = [tool, ...args.slice(0, 1)].join(" ");
@@ -72,7 +78,7 @@ export class NodeTools {
     await this.#guests.enter(container);
     if (container.guest === undefined) return { code: 137 };
     const { cwd, env } = this.#guests.shell(container, container.guest.address ?? "127.0.0.1");
-    return { argv, cwd, env };
+    return { cwd, env };
   }
 
   async #unlock(node: string, [vmid]: string[]): Promise<ToolEnd> {

@@ -29,8 +29,8 @@ export interface SshNode {
   readonly fingerprint: string;
   /** Its line of a known_hosts file. */
   readonly knownHost: string;
-  /** Connections that are logged in now. */
-  sessions(): number;
+  /** Connections that are open now. */
+  connections(): number;
   /** As if the machine lost power: sshd and all connections are gone. */
   stop(): Promise<void>;
   /** After stop. */
@@ -126,7 +126,8 @@ async function startNode(setup: NodeSetup): Promise<SshNode & AsyncDisposable> {
     "PasswordAuthentication no",
     "KbdInteractiveAuthentication no",
     "UsePAM no",
-    `SetEnv PATH=${path}`,
+    // A home of its own: bash reads this machine's .bashrc where sshd starts it.
+    `SetEnv PATH=${path} HOME=${folder}`,
     "LogLevel VERBOSE",
     ...(setup.options.config ?? []),
   ];
@@ -138,7 +139,7 @@ async function startNode(setup: NodeSetup): Promise<SshNode & AsyncDisposable> {
     port,
     fingerprint: hostKey.fingerprint,
     knownHost: `[${host}]:${port} ${hostKey.publicKey}`,
-    sessions: () => childrenOf(running.pid).length,
+    connections: () => childrenOf(running.pid).length,
     async stop() {
       await running[Symbol.asyncDispose]();
     },
@@ -155,7 +156,9 @@ async function startNode(setup: NodeSetup): Promise<SshNode & AsyncDisposable> {
 function writeTools({ name, folder, controlUrl }: NodeSetup): string {
   const tools = join(folder, "tools");
   mkdirSync(tools);
-  const run = [process.execPath, join(import.meta.dirname, "tool.ts"), controlUrl, name].map(quoteWord).join(" ");
+  const run = ["/bin/bash", join(import.meta.dirname, "tool.sh"), new URL(controlUrl).port, name]
+    .map(quoteWord)
+    .join(" ");
   const write = (tool: string, lines: string[]) =>
     writeFileSync(join(tools, tool), `${["#!/bin/sh", ...lines].join("\n")}\n`, { mode: 0o755 });
   for (const tool of TOOLS) write(tool, [`exec ${run} ${tool} "$@"`]);

@@ -114,8 +114,8 @@ function converse(
   };
   const { bytes, held } = toCommandInput(command, call.stdin);
   try {
-    // A script runs once its input is there: this is the moment that counts.
-    if (held) call.guard?.();
+    // Nothing is changed before these are there: this is the moment that counts.
+    if (bytes.length > 0) call.guard?.();
   } catch (error) {
     abandon();
     reject(error);

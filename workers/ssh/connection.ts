@@ -67,7 +67,7 @@ export class NodeConnection implements AsyncDisposable {
       const config = {
         username: user,
         authHandler: [{ type: "publickey" as const, username: user, key: privateKey }],
-        algorithms: { serverHostKey: { prepend: toSignatures(trust.types), append: [], remove: [] } },
+        algorithms: { serverHostKey: toSignatures(trust.types) },
         hostVerifier: (key: Buffer) => {
           refusal = trust.refuse(key);
           return refusal === null;
@@ -100,8 +100,12 @@ const SIGNATURES = [
   "rsa-sha2-256",
 ] as const satisfies readonly ServerHostKeyAlgorithm[];
 
-/** An RSA key signs with SHA-2 today; its type in known_hosts is ssh-rsa all the same (RFC 8332). */
+/**
+ * Those of the pinned types first, since a server may have several keys. An RSA key signs with SHA-2 today; its type in
+ * known_hosts is ssh-rsa all the same (RFC 8332).
+ */
 function toSignatures(types: readonly string[]): ServerHostKeyAlgorithm[] {
-  const all = types.flatMap((type) => (type === "ssh-rsa" ? ["rsa-sha2-512", "rsa-sha2-256"] : [type]));
-  return SIGNATURES.filter((one) => all.includes(one));
+  const pinned = types.flatMap((type) => (type === "ssh-rsa" ? ["rsa-sha2-512", "rsa-sha2-256"] : [type]));
+  const first = SIGNATURES.filter((one) => pinned.includes(one));
+  return [...first, ...SIGNATURES.filter((one) => !first.includes(one))];
 }

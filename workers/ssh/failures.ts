@@ -63,10 +63,11 @@ export function checkResult(
   { begun, ...result }: CommandResult & { begun: boolean },
 ): CommandResult {
   if (begun || (command.verb !== "exec" && result.code === 0)) return result;
-  if (result.code === GUARD_REFUSED.code && result.stderr.startsWith(GUARD_REFUSED.prefix)) {
+  const said = lastLine(result.stderr);
+  if (result.code === GUARD_REFUSED.code && said.startsWith(GUARD_REFUSED.prefix)) {
     throw new FleetError(
       "ssh_refused",
-      `the guard of node ${node} refused ${command.verb}: ${lastLine(result.stderr)}`,
+      `the guard of node ${node} refused ${command.verb}: ${said.slice(GUARD_REFUSED.prefix.length)}`,
       {
         facts: { node, verb: command.verb },
       },

@@ -1,15 +1,20 @@
 /** One command on one node, from the waiting line to its result. */
+import { setTimeout as delay } from "node:timers/promises";
 import { FleetError } from "../../shared/errors.ts";
 import { type NodeCommand, toCommandLine } from "../../shared/node-commands.ts";
 import { orAbort } from "../or-abort.ts";
 import { type Channel, openChannel, Unopened } from "./channel.ts";
 import type { NodeConnection } from "./connection.ts";
 import { lost, notBegun } from "./failures.ts";
+import type { Link } from "./link.ts";
 import type { CommandResult, ShellCall } from "./node-shell.ts";
 
 const DEADLINE_MS = 30_000;
 /** Over the time-out that a script has itself. */
 const GRACE_MS = 10_000;
+/** Several, as others may have filled the new connection of a server that allows few sessions each. */
+const ATTEMPTS = 8;
+const FREEING_MS = 20;
 const STDIN_LIMIT = 1_048_576;
 
 export async function runCommand(
@@ -59,7 +64,7 @@ interface Session {
   release: () => void;
 }
 
-/** Waits for a place, connects, opens a channel; a connection that opens none is left for a new one, once. */
+/** Waits for a place, connects, opens a channel; a connection that opens none is left for a new one. */
 async function openSession(
   connection: NodeConnection,
   command: NodeCommand,
@@ -68,7 +73,8 @@ async function openSession(
 ): Promise<Session> {
   await using stack = new AsyncDisposableStack();
   stack.use(await connection.enter(signal));
-  for (let again = false; ; again = true) {
+  let refusing: Link | null = null;
+  for (let attempt = 1; ; attempt += 1) {
     const link = await connection.connect(signal);
     const hold = link.hold();
     try {
@@ -79,9 +85,15 @@ async function openSession(
     } catch (error) {
       hold[Symbol.dispose]();
       if (!(error instanceof Unopened)) throw error;
-      // Lost while nobody looked, or its server has no more sessions: those of killed commands may last.
-      link.retire();
-      if (again) throw notBegun(connection.node, error.message, error.cause);
+      if (attempt === ATTEMPTS) throw notBegun(connection.node, error.message, error.cause);
+      if (link.usable && link !== refusing) {
+        // sshd frees a session a moment after it has said that its channel is closed.
+        refusing = link;
+        await orAbort(delay(FREEING_MS), signal);
+      } else {
+        // Lost while nobody looked, or really out of sessions: those of commands that were given up may last.
+        link.retire();
+      }
     }
   }
 }
