@@ -85,9 +85,9 @@ test("a command runs on the node where there is no way to execd", async () => {
 });
 
 test("what execd has run is not run again on the node, however it ended", async () => {
-  expect(await exec("echo once >> /tmp/ran; exit 7")).toMatchObject({ exitCode: 7 });
-  expect(await exec("echo twice >> /tmp/ran; sleep 60", { timeoutMs: 300 })).toMatchObject({ exitCode: 124 });
-  expect((await exec("cat /tmp/ran")).stdout.trim()).toBe("once\ntwice");
+  expect(await exec("echo once >> ran; exit 7")).toMatchObject({ exitCode: 7 });
+  expect(await exec("echo twice >> ran; sleep 60", { timeoutMs: 300 })).toMatchObject({ exitCode: 124 });
+  expect((await exec("cat ran")).stdout.trim()).toBe("once\ntwice");
 });
 
 test("the locks of a clone that died hard: ours is removed, the template's is told, and the sandbox is made", async () => {
