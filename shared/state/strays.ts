@@ -9,6 +9,9 @@ import { runScript, type Script } from "../redis/script.ts";
 import type { Keys } from "./keys.ts";
 import { withPrelude } from "./scripts.ts";
 
+/** Who has leased the VMID of a stray while it is removed, so that no provision gets it meanwhile. */
+export const STRAY = "stray";
+
 /**
  * Writes the time down; on a server other than the one of the last beat, notes that writes since then may be missing.
  * ARGV: now.
@@ -50,11 +53,32 @@ setSandbox(sandbox, {set = {'state', 'cloning', 'node', node, 'vmid', vmid}, uns
 return 1
 `);
 
+/**
+ * Leases the VMID of a stray for its removal, for as long as it is on the list: another round may have removed it while
+ * this one slept. ARGV: VMID → 1 or 0.
+ */
+const LEASE = withPrelude(`
+if redis.call('HEXISTS', P..':strays', ARGV[2]) == 0 then return 0 end
+redis.call('HSETNX', P..':vmids', ARGV[2], '${STRAY}')
+return redis.call('HGET', P..':vmids', ARGV[2]) == '${STRAY}' and 1 or 0
+`);
+
+/** ARGV: VMID. */
+const FORGET = withPrelude(`
+if redis.call('HGET', P..':vmids', ARGV[2]) == '${STRAY}' then redis.call('HDEL', P..':vmids', ARGV[2]) end
+redis.call('HDEL', P..':strays', ARGV[2])
+return 'ok'
+`);
+
 export interface Strays {
   /** To be called every second or so. */
   beat(): Promise<void>;
   /** Times (ms) from which on writes may be missing, newest first; at most 100. */
   losses(): Promise<number[]>;
+  /** Takes the VMID of a stray on the list, before it is removed; false when it is somebody's, or no stray any more. */
+  lease(vmid: Vmid): Promise<boolean>;
+  /** It is gone, or has an owner again: off the list, and its VMID free. */
+  forget(vmid: Vmid): Promise<void>;
   /** Whether the provision took the container over. */
   adopt(stamp: { operation: OperationId; sandbox: SandboxId }, place: { node: NodeName; vmid: Vmid }): Promise<boolean>;
 }
@@ -71,6 +95,10 @@ export function createStrays(redis: RedisConnection, keys: Keys, now: () => numb
         .number()
         .array()
         .parse(await redis.lrange(keys.losses, 0, -1)),
+    lease: async (vmid) => (await run(LEASE, vmid)) === 1,
+    async forget(vmid) {
+      await run(FORGET, vmid);
+    },
     adopt: async ({ operation, sandbox }, { node, vmid }) =>
       (await run(ADOPT, operation, sandbox, node, vmid, now())) === 1,
   };

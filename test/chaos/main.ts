@@ -1,13 +1,14 @@
 /** `npm run chaos`: breaks everything around a fleet at work, then compares PVE's truth with the fleet's records. */
 import { parseArgs } from "node:util";
 import { FAULT_KINDS, type FaultKind } from "./plan.ts";
-import { type ChaosReport, runChaos } from "./run.ts";
+import { type ChaosReport, countWrongs, runChaos } from "./run.ts";
 
 const HELP = `npm run chaos -- [options]
 
-  Starts Redis, a stand-in for Proxmox VE with 3 nodes and worker processes; while producers of several teams send
-  operations, workers are killed and frozen, Redis is killed, jobs vanish, PVE loses replies and nodes. Then all faults
-  end, every operation must end, and PVE's truth must equal the records. The same seed gives the same plan of faults.
+  Starts Redis, a stand-in for Proxmox VE with 3 nodes and SSH, and worker processes; while producers of several teams
+  send operations, workers are killed and frozen, Redis is killed and loses its last second, jobs vanish, PVE loses
+  replies, nodes and tasks. Then all faults end, every operation must end, and PVE's truth must equal the records.
+  The same seed gives the same plan of faults.
 
   --seed N           which plan (1)
   --operations N     how many operations are sent (500)
@@ -15,11 +16,12 @@ const HELP = `npm run chaos -- [options]
   --minutes M        send no longer than this (30)
   --faults A,B       only these, or "none" (all):
                      ${FAULT_KINDS.join(", ")}
+  --no-ssh           the workers may not log in to the nodes: then a container whose lock is stuck ends as quarantined
   --logs FOLDER      keep what the workers write
   --json             print the report as JSON; without it also what happens, on stderr
   --help
 
-  Exit code 0: nothing lost, doubled, leaked, stuck or over a limit. 1: something was. 2: wrong arguments.
+  Exit code 0: nothing lost, doubled, leaked, stuck or over a limit (nor quarantined, with SSH). 1: something was. 2: wrong arguments.
 `;
 
 const { values } = parseArgs({
@@ -29,6 +31,7 @@ const { values } = parseArgs({
     workers: { type: "string", default: "3" },
     minutes: { type: "string", default: "30" },
     faults: { type: "string", default: "all" },
+    "no-ssh": { type: "boolean", default: false },
     logs: { type: "string" },
     json: { type: "boolean", default: false },
     help: { type: "boolean", default: false },
@@ -51,12 +54,12 @@ async function main(): Promise<number> {
     workers: wholeNumber("workers", 1),
     minutes: wholeNumber("minutes", 1),
     kinds: toKinds(values.faults),
+    ssh: !values["no-ssh"],
     logs: values.logs,
     log,
   });
   process.stdout.write(values.json ? `${JSON.stringify(report)}\n` : toText(report));
-  const { lost, doubled, leaked, stuckLeases, limitViolations } = report;
-  return lost + doubled + leaked + stuckLeases + limitViolations > 0 ? 1 : 0;
+  return countWrongs(report) > 0 ? 1 : 0;
 }
 
 function wholeNumber(name: "seed" | "operations" | "workers" | "minutes", least: number): number {

@@ -16,6 +16,8 @@ export type PlannedFault =
   | { kind: "request"; fault: RequestFault; ms: number }
   | { kind: "node"; node: string; state: NodeState; ms: number }
   | { kind: "task"; fault: TaskFault }
+  /** The next task of this type that runs dies hard (SIGKILL), and its locks stay. */
+  | { kind: "kill-task"; type: string }
   /** A lock as a backup leaves it, on a container of ours (by rank) or on a template; a human clears it. */
   | { kind: "lock"; rank: number; template: boolean };
 export type FaultKind = PlannedFault["kind"];
@@ -31,6 +33,7 @@ const WEIGHTS: Readonly<Record<FaultKind, number>> = {
   request: 9,
   node: 1.5,
   task: 4,
+  "kill-task": 1.5,
   lock: 1,
 };
 export const FAULT_KINDS = Object.keys(WEIGHTS) as [FaultKind, ...FaultKind[]]; // Object.keys loses the literal keys
@@ -89,6 +92,8 @@ function planFault(kind: FaultKind, { random, workers, nodes }: Scope): PlannedF
       return { kind, node, state: random.pick(["unreachable", "refused", "hung"]), ms: random.between(2_000, 12_000) };
     case "task":
       return { kind, fault: planTask(random) };
+    case "kill-task":
+      return { kind, type: random.weighted({ vzclone: 4, vzsnapshot: 2, vzstart: 1, vzdestroy: 1 }) };
     case "lock":
       return { kind, rank: random.between(0, 100), template: random.chance(0.3) };
     default:

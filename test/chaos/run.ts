@@ -25,6 +25,7 @@ export interface ChaosOptions {
   operations: number;
   workers: number;
   minutes: number;
+  ssh: boolean;
   kinds: ReadonlySet<FaultKind>;
   logs: string | undefined;
   log: (line: string) => void;
@@ -32,6 +33,7 @@ export interface ChaosOptions {
 
 export interface ChaosReport {
   seed: number;
+  ssh: boolean;
   operations: number;
   succeeded: number;
   failed: Record<string, number>;
@@ -43,6 +45,7 @@ export interface ChaosReport {
   /** From the first crash (worker or Redis) in an operation's run to its end, at most. */
   longestRecoveryMs: number;
   longestRecoveryOf: string;
+  /** Sandboxes whose container only a human can clear; none with SSH. */
   quarantined: number;
   /** Accepted in a second that Redis lost, and unknown since. */
   forgotten: number;
@@ -104,6 +107,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
   const recovery = longestRecovery(all, striker.crashes);
   return {
     seed,
+    ssh: options.ssh,
     operations: traffic.accepted.size,
     succeeded: all.filter(({ status }) => status === "succeeded").length,
     failed: countCodes(all),
@@ -121,6 +125,17 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
     findings,
   };
 }
+
+/** How much went wrong; 0 is what a run must come to. */
+export const countWrongs = ({
+  ssh,
+  lost,
+  doubled,
+  leaked,
+  stuckLeases,
+  limitViolations,
+  quarantined,
+}: ChaosReport): number => lost + doubled + leaked + stuckLeases + limitViolations + (ssh ? quarantined : 0);
 
 /** The plan's faults at the plan's times, until the traffic is nearly over. */
 async function strikeUntil(end: Promise<void>, striker: Striker, options: ChaosOptions): Promise<void> {

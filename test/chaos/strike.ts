@@ -1,11 +1,14 @@
 /** Makes the planned faults happen, and ends them all at the end. */
 import { setTimeout as pause } from "node:timers/promises";
 import type { FaultHandle } from "../pve/index.ts";
+import type { TaskEntry } from "../pve/views.ts";
 import { markRedis } from "../redis-rewind.ts";
 import type { FaultKind, PlannedFault } from "./plan.ts";
 import { VMIDS, type World } from "./world.ts";
 
 const FORGOTTEN_MS = 1_000;
+/** A task that is to be killed is waited for no longer. */
+const KILL_WITHIN_MS = 3_000;
 /** What follows from a write happens a moment later: a producer hears of it, PVE is asked. */
 const FOLLOWS_MS = 500;
 
@@ -21,7 +24,7 @@ export interface Striker {
   wasLost(at: number): boolean;
 }
 
-export function createStriker({ crew, pve, redisServer, queues }: World, log: (line: string) => void): Striker {
+export function createStriker({ crew, pve, ssh, redisServer, queues }: World, log: (line: string) => void): Striker {
   const pending = new Map<NodeJS.Timeout, () => unknown>();
   const later = (ms: number, end: () => unknown) => {
     const timer = setTimeout(() => {
@@ -58,6 +61,11 @@ export function createStriker({ crew, pve, redisServer, queues }: World, log: (l
     const chosen = own[rank % Math.max(1, own.length)];
     if (chosen) pve.faults.lock(chosen.vmid, "backup");
   };
+  const killNext = (type: string) => {
+    const fits = (task: TaskEntry) => task.type === type && task.endedAt === undefined;
+    const kill = ({ upid }: TaskEntry) => pve.faults.killTask(upid);
+    pve.waitForTask(fits, AbortSignal.timeout(KILL_WITHIN_MS)).then(kill, () => {}); // none came
+  };
   const removeJobs = async (name: string, count: number) => {
     const jobs = await queues.get(name).getJobs(["waiting", "prioritized", "delayed"], 0, count - 1);
     // One that has just been taken is locked, and stays.
@@ -90,12 +98,20 @@ export function createStriker({ crew, pve, redisServer, queues }: World, log: (l
         handles.add(handle);
         return later(fault.ms, () => handle.release());
       }
-      case "node":
+      case "node": {
         pve.faults.node(fault.node, fault.state);
-        return later(fault.ms, () => pve.faults.node(fault.node, "online"));
+        if (fault.state === "refused") return later(fault.ms, () => pve.faults.node(fault.node, "online"));
+        ssh?.node(fault.node).hang();
+        return later(fault.ms, () => {
+          pve.faults.node(fault.node, "online");
+          ssh?.node(fault.node).resume();
+        });
+      }
       case "task":
         handles.add(pve.faults.task(fault.fault));
         return;
+      case "kill-task":
+        return killNext(fault.type);
       case "lock":
         return lock(fault);
     }

@@ -7,6 +7,7 @@ import { createKeys, type Keys } from "../../shared/state/keys.ts";
 import { createOperationStore, type OperationStore } from "../../shared/state/operations.ts";
 import { type Pve, startPve } from "../pve/index.ts";
 import { type RedisServer, startRedis } from "../redis.ts";
+import { type SshNodes, startSshNodes } from "../ssh/nodes.ts";
 import { type Crew, startCrew } from "./crew.ts";
 
 const TEAMS = ["red", "green", "blue"] as const;
@@ -17,6 +18,8 @@ export const TEMPLATE = "cmux-base";
 
 export interface World extends AsyncDisposable {
   readonly pve: Pve;
+  /** None in a run without SSH. */
+  readonly ssh: SshNodes | undefined;
   readonly redisServer: RedisServer;
   readonly redis: RedisConnection;
   readonly keys: Keys;
@@ -29,10 +32,12 @@ export interface World extends AsyncDisposable {
 export interface WorldOptions {
   seed: number;
   workers: number;
+  /** Whether the workers may log in to the nodes, which are sshds with the key guarded as in production. */
+  ssh: boolean;
   logs: string | undefined;
 }
 
-export async function startWorld({ seed, workers, logs }: WorldOptions): Promise<World> {
+export async function startWorld({ seed, workers, ssh: withSsh, logs }: WorldOptions): Promise<World> {
   await using stack = new AsyncDisposableStack();
   const redisServer = stack.use(await startRedis({ engine: "process" }));
   const templates = NODES.flatMap((node, at) =>
@@ -41,6 +46,7 @@ export async function startWorld({ seed, workers, logs }: WorldOptions): Promise
   const pve = stack.use(
     await startPve({ nodes: NODES.length, seed, templates, timings: { timeScale: 0.15, apiScale: 0.2 } }),
   );
+  const ssh = withSsh ? stack.use(await startSshNodes(pve, { guard: VMIDS })) : undefined;
   const prefix = `{chaos-${randomBytes(4).toString("hex")}}`;
   const secretKey = randomBytes(32).toString("hex");
   const redis = stack.adopt(connectRedis(redisServer.url), closeRedis);
@@ -61,6 +67,7 @@ export async function startWorld({ seed, workers, logs }: WorldOptions): Promise
     PVE_PUBLIC_DOMAIN: "sandbox.test",
     SANDBOX_CIDRS: "127.0.0.0/8",
     FLEET_STRAY_GRACE_SECONDS: "3",
+    ...ssh?.env,
     LOG_LEVEL: logs === undefined ? "warn" : "debug",
   };
   const crew = stack.use(startCrew({ workers, env, logs }));
@@ -71,6 +78,7 @@ export async function startWorld({ seed, workers, logs }: WorldOptions): Promise
   const resources = stack.move();
   return {
     pve,
+    ssh,
     redisServer,
     redis,
     keys,

@@ -10,10 +10,12 @@ import type { WorkerContext } from "../context.ts";
 import type { Place } from "../sandbox/look.ts";
 import { clearStaleLock } from "../sandbox/stale-lock.ts";
 import { wasRefused } from "../sandbox/task.ts";
-import { findStrays, STRAY, type Stray } from "./strays.ts";
+import { findStrays, type Stray } from "./strays.ts";
 
 /** A server that lost its last writes lost no more than these: appendfsync everysec 2 s, a replica somewhat more. */
 const LOST_AT_MOST_MS = 10_000;
+/** From the lease of a stray's VMID to the request that removes it. */
+const LEASED_MS = 3_000;
 /** The last beat before the loss, and clocks that differ. */
 const LOST_BEFORE_MS = 3_000;
 
@@ -67,7 +69,8 @@ export async function reconcile(context: WorkerContext, signal: AbortSignal): Pr
   }
   for (const vmid of Object.keys(since)) {
     const left = -Number(since[vmid]) > now && listed.some((one) => String(one.vmid) === vmid);
-    if (!left && !strays.some(({ place }) => String(place.vmid) === vmid)) await forget(context, vmid);
+    if (!left && !strays.some(({ place }) => String(place.vmid) === vmid))
+      await context.strays.forget(Vmid.parse(vmid));
   }
   return removed;
 }
@@ -114,31 +117,28 @@ async function settle(context: WorkerContext, stray: Stray, signal: AbortSignal)
   }
 }
 
-/** It is gone, or has an owner again. */
-async function forget({ redis, keys }: WorkerContext, vmid: string): Promise<void> {
-  if ((await redis.hget(keys.vmids, vmid)) === STRAY) await redis.hdel(keys.vmids, vmid);
-  await redis.hdel(keys.strays, vmid);
-}
-
 /** Under a slot of its node, like every other task. */
 async function remove(context: WorkerContext, { place, stamp, lock }: Stray, signal: AbortSignal): Promise<void> {
-  const { slots, pve, tasks, config, redis, keys, log } = context;
+  const { slots, pve, tasks, config, strays, log } = context;
   const { node, vmid } = place;
   const slot = slotOf.node(node);
   const holder = stamp.operation;
   if (!(await slots.tryTake(slot, config.FLEET_NODE_SLOTS, holder)))
     throw new FleetError("node_unavailable", `all slots of node ${node} are taken`, { facts: { node } });
   try {
-    // Another may have leased the number since we looked; its clone is refused, and it takes the next.
-    if (
-      (await redis.hsetnx(keys.vmids, String(vmid), STRAY)) === 0 &&
-      (await redis.hget(keys.vmids, String(vmid))) !== STRAY
-    )
-      throw new FleetError("vmid_taken", `VMID ${vmid} was leased meanwhile`, { facts: { node, vmid } });
+    const leasedAt = performance.now();
+    const taken = () =>
+      new FleetError("vmid_taken", `VMID ${vmid} may have been leased meanwhile`, { facts: { node, vmid } });
+    // A provision's clone would be refused there, and take the next.
+    if (!(await strays.lease(vmid))) throw taken();
+    // A process that slept must not remove what has come to stand there since.
+    const guard = () => {
+      if (performance.now() - leasedAt > LEASED_MS) throw taken();
+    };
     log.warn({ ...place, operation: stamp.operation, sandbox: stamp.sandbox }, "removing a container that nobody owns");
-    const upid = await pve.lxc(node, vmid).destroy({ purge: true, force: true }, { signal });
+    const upid = await pve.lxc(node, vmid).destroy({ purge: true, force: true }, { signal, guard });
     await tasks.wait(upid, { signal, kind: "destroy" });
-    await forget(context, String(vmid));
+    await strays.forget(vmid);
   } catch (error) {
     // Where its task may run on, the slot is given back once nothing runs on the node.
     if (wasRefused(error)) await slots.reap(slot, holder);

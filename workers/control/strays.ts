@@ -1,12 +1,10 @@
 /** Containers with our stamp that no record owns, as far as Redis knows. */
 import { FleetError } from "../../shared/errors.ts";
+import { STRAY } from "../../shared/state/strays.ts";
 import type { WorkerContext } from "../context.ts";
 import type { Call } from "../pve/api.ts";
 import type { Place } from "../sandbox/look.ts";
 import { parseStamp, type Stamp } from "../sandbox/stamp.ts";
-
-/** Who has leased the VMID of a stray while it is removed, so that no provision gets it meanwhile. */
-export const STRAY = "stray";
 
 export interface Stray {
   place: Place;

@@ -1,7 +1,8 @@
 /** Redis comes back without its last writes: limits hold, nothing is doubled, and what nobody knows any more is removed. */
 import { afterEach, expect, test } from "vitest";
-import { newFence } from "../../../shared/ids.ts";
+import { newFence, Vmid } from "../../../shared/ids.ts";
 import { createOperationStore } from "../../../shared/state/operations.ts";
+import { createStrays } from "../../../shared/state/strays.ts";
 import { markRedis } from "../../redis-rewind.ts";
 import { type Bed, failure, provisionOne, startBed, until } from "./harness.ts";
 import { mostAtOnce } from "./overlap.ts";
@@ -68,6 +69,22 @@ test("a run whose record went back may not write any more; a write that is sent 
   if (next.outcome !== "claimed") throw new Error(next.outcome);
   await store.end(next.writer, { status: "canceled", error }, { sandbox: { state: "failed" } });
   await store.end(next.writer, { status: "canceled", error }); // again, after a lost reply
+});
+
+test("a round of the reconcile that slept takes no VMID that another has settled meanwhile", async () => {
+  const { redis, keys } = await startFleet({ workers: "none" });
+  const strays = createStrays(redis, keys);
+  const vmid = Vmid.parse(20_001);
+  await redis.hset(keys.strays, vmid, Date.now());
+  expect(await strays.lease(vmid)).toBe(true);
+  expect(await strays.lease(vmid)).toBe(true); // after a failure, in the next round
+  await strays.forget(vmid);
+  expect(await strays.lease(vmid)).toBe(false);
+  expect(await redis.exists(keys.vmids, keys.strays)).toBe(0);
+  await redis.hset(keys.vmids, vmid, "sbx_somebody");
+  await redis.hset(keys.strays, vmid, Date.now());
+  expect(await strays.lease(vmid)).toBe(false);
+  await redis.del(keys.vmids, keys.strays);
 });
 
 test("a task whose slot is forgotten keeps its slot until it has ended", async () => {
