@@ -31,6 +31,15 @@ export default defineConfig({
           sequence: { groupOrder: 2 },
         },
       },
+      // Alone: it loads the machine, and the tests before it measure time.
+      {
+        test: {
+          name: "chaos",
+          sequence: { groupOrder: 3 },
+          include: ["test/chaos/**/*.test.ts"],
+          testTimeout: 300_000,
+        },
+      },
     ],
   },
 });
