@@ -29,10 +29,18 @@ const JOB_OPTIONS: JobsOptions = {
 
 export type FleetQueue = Queue<JobData, unknown, JobName | string>;
 
+export interface NewJob {
+  id: string;
+  kind: JobName;
+  priority: number;
+  data: JobData;
+  delayMs?: number;
+}
+
 export interface Queues {
   get(name: string): FleetQueue;
-  /** Adds an operation's job; adding one that is there already changes nothing. */
-  add(queue: string, job: { id: string; kind: JobName; priority: number; data: JobData }): Promise<void>;
+  /** Adds an operation's job, to run after `delayMs`; adding one that is there already changes nothing. */
+  add(queue: string, job: NewJob): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -56,8 +64,9 @@ export function createQueues(redis: RedisConnection, prefix: string): Queues {
   };
   return {
     get,
-    async add(queue, { id, kind, priority, data }) {
-      await get(queue).add(kind, data, { jobId: id, ...(priority > 0 ? { priority } : {}) });
+    async add(queue, { id, kind, priority, data, delayMs = 0 }) {
+      const options = { ...(priority > 0 ? { priority } : {}), ...(delayMs > 0 ? { delay: delayMs } : {}) };
+      await get(queue).add(kind, data, { jobId: id, ...options });
     },
     async close() {
       await Promise.all([...queues.values()].map((queue) => queue.close()));

@@ -11,6 +11,7 @@ import type { SecretStore } from "../shared/state/secrets.ts";
 import type { Slots } from "../shared/state/slots.ts";
 import type { Strays } from "../shared/state/strays.ts";
 import type { Execd } from "./exec/execd.ts";
+import type { NodeGuard } from "./nodes/guard.ts";
 import type { PveApi } from "./pve/api.ts";
 import type { TaskWatcher } from "./pve/task-watcher.ts";
 import type { NodeShell } from "./ssh/node-shell.ts";
@@ -32,6 +33,7 @@ export interface WorkerContext {
   /** Commands on the nodes themselves; null where no SSH is configured. */
   readonly shell: NodeShell | null;
   readonly inventory: InventorySource;
+  readonly nodes: NodeGuard;
   readonly log: Logger;
 }
 

@@ -9,6 +9,7 @@ import { createQueues, execQueue, nodeQueue, PLACE } from "../shared/queues.ts";
 import { closeRedis, connectRedis } from "../shared/redis/connect.ts";
 import type { Inventory } from "../shared/state/inventory.ts";
 import { createKeys } from "../shared/state/keys.ts";
+import { createNodeStateStore } from "../shared/state/nodes.ts";
 import { createOperationStore } from "../shared/state/operations.ts";
 import { createSecretStore } from "../shared/state/secrets.ts";
 import { createSlots, slotOf } from "../shared/state/slots.ts";
@@ -20,6 +21,8 @@ import { createExecd } from "./exec/execd.ts";
 import { handlerOf } from "./handlers/index.ts";
 import { createCollector } from "./inventory/collect.ts";
 import { createInventorySource, type LiveInventory } from "./inventory/source.ts";
+import { startNodeGuard } from "./nodes/guard.ts";
+import { answers } from "./nodes/probe.ts";
 import { createPveApi } from "./pve/api.ts";
 import { createPveHttp } from "./pve/http.ts";
 import { createTaskWatcher } from "./pve/task-watcher.ts";
@@ -44,7 +47,8 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const subscriber = connectRedis(config.REDIS_URL);
   subscriber.on("error", (error) => log.warn({ err: error }, "redis connection"));
   const wake = stack.use(await startWake(subscriber, keys));
-  const http = stack.use(createPveHttp(toPveTarget(config)));
+  const nodes = stack.use(await startNodeGuard(createNodeStateStore(redis, keys), wake, log));
+  const http = stack.use(createPveHttp(toPveTarget(config), { health: nodes }));
   const pve = createPveApi(http);
   const tasks = stack.use(createTaskWatcher(pve));
   const execd = stack.use(createExecd());
@@ -72,6 +76,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     execd,
     shell,
     inventory,
+    nodes,
     log,
   };
   await readFirst(inventory, log);
@@ -82,12 +87,24 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const live: LiveRuns = new Set();
   const workers = createQueueWorkers(context, live);
   if (works) {
+    nodes.startProbing(
+      (node, signal) => answers(pve, node, signal),
+      async (node) => {
+        // What was last read of the node says that its templates can't be used; all others take the new reading over.
+        await inventory.update(0, AbortSignal.timeout(30_000));
+        await redis.publish(keys.wake, `node ${node}`);
+      },
+    );
     await workers.follow(inventory.current());
     inventory.onChange((latest) => {
       workers.follow(latest).catch((error: unknown) => log.warn({ err: error }, "could not follow the cluster yet"));
     });
   }
   wake.on((kind, subject) => {
+    if (kind === "node") {
+      const adopt = inventory.update(Number.POSITIVE_INFINITY, AbortSignal.timeout(30_000));
+      adopt.catch((error: unknown) => log.warn({ err: error }, "could not take over the cluster's state yet"));
+    }
     if (kind !== "abort" || !works) return;
     const run = [...live].find(({ id }) => id === subject);
     const canceled = new FleetError("canceled", "the operation was canceled");

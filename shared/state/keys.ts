@@ -33,6 +33,9 @@ export interface Keys {
   /** Names of the slots that an operation holds. */
   held(operation: string): string;
   reserved(node: string): string;
+  /** Hashes by node: see `nodes.ts`. */
+  readonly cordons: string;
+  readonly breakers: string;
 }
 
 export function createKeys(prefix: string): Keys {
@@ -64,5 +67,7 @@ export function createKeys(prefix: string): Keys {
     slotQueue: (name) => key("slot-queue", name),
     held: (operation) => key("held", operation),
     reserved: (node) => key("reserved", node),
+    cordons: key("cordons"),
+    breakers: key("breakers"),
   };
 }

@@ -46,6 +46,8 @@ export const OperationRecord = z.object({
   waitingFor: z.string().optional(),
   /** Set by cancel, destroy or time-out: the next run undoes and ends with this. */
   abort: ErrorRecordSchema.optional(),
+  /** The node that gave it back to placement, which leaves that one alone until then (ms since the epoch). */
+  avoid: z.object({ node: NodeName, until: z.number() }).optional(),
   /** The last error that was retried. */
   lastError: ErrorRecordSchema.optional(),
   /**

@@ -4,6 +4,7 @@ import type { NodeName } from "../../shared/ids.ts";
 import { CONTROL, execQueue, nodeQueue, PLACE } from "../../shared/queues.ts";
 import type { WorkerContext } from "../context.ts";
 import type { LiveInventory } from "../inventory/source.ts";
+import { evictFromBadNodes } from "./evict.ts";
 import { expireSandboxes } from "./expire.ts";
 import { withLock } from "./lock.ts";
 import { reapSlots } from "./reap-slots.ts";
@@ -19,7 +20,13 @@ const TASKS = {
   pulse: { everyMs: 1_000, run: (context) => context.strays.beat() },
   expire: { everyMs: 1_000, run: (context) => expireSandboxes(context) },
   abort: { everyMs: 1_000, run: (context) => settleAborts(context) },
-  sweep: { everyMs: 3_000, run: sweepOperations },
+  sweep: {
+    everyMs: 3_000,
+    run: async (context, signal) => {
+      await evictFromBadNodes(context);
+      await sweepOperations(context, signal);
+    },
+  },
   reap: { everyMs: 5_000, run: reapSlots },
   reconcile: { everyMs: 5_000, run: reconcile },
   limits: { everyMs: 60_000, run: (context) => assertLimits(context) },
@@ -86,6 +93,7 @@ export async function startClockwork(
 
   let looking: Promise<void> = Promise.resolve();
   const look = async () => {
+    await context.nodes.readObstacles(); // the message of a change may have been lost
     await inventory.update(INVENTORY_MS, AbortSignal.any([stop.signal, AbortSignal.timeout(30_000)]));
     if (works && (await queue.getJobSchedulersCount()) < Object.keys(TASKS).length) await schedule();
   };

@@ -7,6 +7,7 @@ import { PROVISIONAL_STATES, serviceField } from "../../shared/state/records.ts"
 import { slotOf } from "../../shared/state/slots.ts";
 import { resolveUrl } from "../../shared/urls.ts";
 import { toScript } from "../exec/shell.ts";
+import { leaveBadNode } from "../placement/leave-node.ts";
 import { place } from "../placement/place.ts";
 import type { Run } from "../run/run.ts";
 import { cloneContainer } from "../sandbox/clone.ts";
@@ -21,6 +22,7 @@ import { type Ending, type Handler, Reroute } from "./handler.ts";
 export const provision: Handler<"provision"> = {
   async run(run) {
     if (run.sandbox.node === undefined || run.operation.queue === "place") return place(run);
+    await leaveBadNode(run);
     const token = await execToken(run);
     if (isBefore(run, "readying")) await build(run, token);
     const address = await ready(run, token);
@@ -33,6 +35,7 @@ export const provision: Handler<"provision"> = {
     const { node } = run.sandbox;
     const existed =
       node !== undefined &&
+      run.sandbox.state !== "placing" && // nothing was asked for, and a dead node's slots may never be free
       (await run.withSlot(
         slotOf.node(node),
         run.context.config.FLEET_NODE_SLOTS,

@@ -31,13 +31,15 @@ export interface PlacementRequest {
   input: PlacedInput;
   /** When the template is a snapshot taken through the fleet. */
   snapshot: SnapshotRecord | null;
+  /** The node that refused it just now; it is left alone where there is any other. */
+  avoid: NodeName | undefined;
 }
 
 /**
  * Why there is no node yet, and so who must wait:
  * - `line`: no node has a free slot, nobody could be placed; the head of the line keeps its place for as long as it takes.
  * - `room`: nodes with free slots have no memory or disk left for it; others may be smaller.
- * - `aside`: the nodes in question are busy, offline or without the template; others may not need them.
+ * - `aside`: the nodes in question are busy, offline, cordoned or without the template; others may not need them.
  */
 export type Placement = { node: NodeName; demand: Demand } | { wait: "line" | "room" | "aside"; reason: string };
 
@@ -61,17 +63,18 @@ const prefetch = (nodes: number, { slots, line }: PlacementLimits) => (line >= n
 
 /**
  * Picks the node with the fewest jobs for its slots among those that are online, hold a source and have room.
+ * `obstacles`: why a node is left out, which is no place then and no source either.
  * Throws what will not heal: `template_not_found`, `privileged_template`, `linked_clone_unsupported`, `storage_not_found`,
  * `forbidden` (a storage that the token does not see), `invalid_input` (a node that there is not, or more than any node has).
  */
 export function chooseNode(
   request: PlacementRequest,
   inventory: Inventory,
-  loads: ReadonlyMap<string, NodeLoad>,
+  { loads, obstacles }: NodeFacts,
   limits: PlacementLimits,
 ): Placement {
   const { input } = request;
-  const sources = findSources(request, inventory, limits);
+  const sources = findSources(request, inventory, limits).map((one) => asSeen(one, obstacles));
   assertKnown(input, inventory, sources);
   const places = placesOf(input, inventory, sources);
   assertInReach(input, places, sources);
@@ -79,13 +82,14 @@ export function chooseNode(
 
   const refusals: string[] = [];
   const candidates: { place: Place; load: NodeLoad }[] = [];
-  const nodes = inventory.nodes.length;
+  const nodes = inventory.nodes.filter(({ name }) => !obstacles.has(name)).length;
   let busy = 0;
   let short = false;
   for (const place of places) {
     const load = loads.get(place.node.name) ?? NO_LOAD;
     const noRoom = whyNoRoom(place, load, limits);
-    const refusal = place.sourceOnline ? (whyUnusable(place) ?? noRoom) : "the template's node is offline";
+    const avoided = place.node.name === request.avoid && places.length > 1 ? "it refused this one just now" : null;
+    const refusal = obstacles.get(place.node.name) ?? place.sourceProblem ?? whyUnusable(place) ?? avoided ?? noRoom;
     if (refusal) refusals.push(`${place.node.name}: ${refusal}`);
     else if (isBusy(load, nodes, limits)) busy += 1;
     else candidates.push({ place, load });
@@ -100,13 +104,29 @@ export function chooseNode(
   if (best) return { node: best.place.node.name, demand: best.place.demand };
   if (busy > 0) refusals.unshift(`all slots of ${busy} node(s) are busy`);
   const reason = refusals.join("; ") || "no online node has the template";
-  if (isEveryNodeBusy(inventory, loads, limits)) return { wait: "line", reason };
+  if (isEveryNodeBusy(inventory, { loads, obstacles }, limits)) return { wait: "line", reason };
   return { wait: short ? "room" : "aside", reason };
 }
 
 /** A node that the sandbox could stand on, and whether its source can be cloned now. */
 interface Place extends Site {
-  sourceOnline: boolean;
+  /** Why its source can't be cloned now; null when it can. */
+  sourceProblem: string | null;
+}
+
+/** What is true of the nodes now. */
+export interface NodeFacts {
+  loads: ReadonlyMap<string, NodeLoad>;
+  obstacles: ReadonlyMap<string, string>;
+}
+
+type SeenSource = Source & { problem: string | null };
+
+/** A source on a node that is left out can't be used either, as if that node were offline. */
+function asSeen(source: Source, obstacles: ReadonlyMap<string, string>): SeenSource {
+  const obstacle = obstacles.get(source.node);
+  if (obstacle === undefined) return { ...source, problem: source.online ? null : "the template's node is offline" };
+  return { ...source, online: false, problem: `the template's node ${source.node}: ${obstacle}` };
 }
 
 const NO_LOAD: NodeLoad = { jobs: 0, reservedMemoryMib: 0, reservedDiskGib: 0 };
@@ -117,7 +137,7 @@ const isBusy = (load: NodeLoad, nodes: number, limits: PlacementLimits) =>
 const share = (load: NodeLoad, node: NodeInventory) => (load.reservedMemoryMib * MIB) / Math.max(1, node.memoryBytes);
 
 /** All nodes that the request may go to, as far as their sources and not their state decide. */
-function placesOf(input: PlacedInput, inventory: Inventory, sources: readonly Source[]): Place[] {
+function placesOf(input: PlacedInput, inventory: Inventory, sources: readonly SeenSource[]): Place[] {
   return inventory.nodes
     .filter(({ name }) => input.node === undefined || name === input.node)
     .flatMap((node) => {
@@ -126,7 +146,7 @@ function placesOf(input: PlacedInput, inventory: Inventory, sources: readonly So
       if (!source) return [];
       const storage = targetStorage(input, source);
       const mounts = input.mountPoints.map((mount) => mount.storage);
-      return [{ node, storage, mounts, demand: demandOf(input, source), sourceOnline: source.online }];
+      return [{ node, storage, mounts, demand: demandOf(input, source), sourceProblem: source.problem }];
     });
 }
 
@@ -153,10 +173,11 @@ function assertInReach(input: ProvisionInput, places: readonly Place[], sources:
 }
 
 /** Whether nobody could be placed. A node without template and sandbox, such as one that is there for the quorum, is no place. */
-function isEveryNodeBusy(inventory: Inventory, loads: ReadonlyMap<string, NodeLoad>, limits: PlacementLimits): boolean {
+function isEveryNodeBusy(inventory: Inventory, { loads, obstacles }: NodeFacts, limits: PlacementLimits): boolean {
   const takers = inventory.nodes.filter(
     (node) =>
       node.online &&
+      !obstacles.has(node.name) &&
       ((loads.get(node.name)?.reservedMemoryMib ?? 0) > 0 ||
         inventory.replicas.some((one) => one.online && reaches(one, node))),
   );
@@ -209,7 +230,7 @@ export type Source = Pick<
 
 /** All sources of a request, whether usable just now or not. */
 export function findSources(
-  request: PlacementRequest,
+  request: Pick<PlacementRequest, "input" | "snapshot">,
   inventory: Inventory,
   limits: Pick<PlacementLimits, "allowPrivileged">,
 ): Source[] {

@@ -10,7 +10,7 @@ import { mayHaveCloned } from "../sandbox/look.ts";
 import type { Watch } from "../wake.ts";
 import { asideMs } from "./aside.ts";
 import { chooseNode, type Placement, type PlacementRequest, withDefaults } from "./choose-node.ts";
-import { forgetLoads, loadsOf } from "./loads.ts";
+import { factsOf, forgetFacts } from "./node-facts.ts";
 
 /** How long the placer sleeps when nothing wakes it. */
 const POLL_MS = 200;
@@ -26,7 +26,7 @@ export async function place(run: Run<"provision">): Promise<never> {
   // Its container is there already: Redis forgot that it had been placed, and the container was found by its stamp.
   if (run.sandbox.node !== undefined && mayHaveCloned(run))
     throw new Reroute(nodeQueue(run.sandbox.node), { placed: true });
-  using freed = run.context.wake.watch(["left", "abort"]);
+  using freed = run.context.wake.watch(["left", "abort", "node"]);
   // Placed now they would fail one after another, the whole line of them.
   const trouble = run.context.inventory.trouble();
   if (trouble && isAboutAccess(trouble)) return await wait(run, { wait: "line", reason: trouble.message }, freed);
@@ -57,7 +57,7 @@ async function wait(
   if (!holds) return stepAside(run);
   await freed.next({ timeoutMs: POLL_MS, signal: run.signal });
   run.check();
-  forgetLoads(run.context);
+  forgetFacts(run.context);
   throw new NotYet(0, "no node yet");
 }
 
@@ -122,7 +122,8 @@ async function toRequest(run: Run<"provision">): Promise<PlacementRequest> {
       facts: { snapshot: wanted.data },
     });
   }
-  return { input, snapshot };
+  const { avoid } = run.operation;
+  return { input, snapshot, avoid: avoid !== undefined && avoid.until > Date.now() ? avoid.node : undefined };
 }
 
 async function decideOn({ context }: Run<"provision">, request: PlacementRequest): Promise<Placement> {
@@ -135,10 +136,10 @@ async function decideOn({ context }: Run<"provision">, request: PlacementRequest
   };
   const inventory = context.inventory.current();
   checkRanges(request.input, inventory.nodes);
-  const young = await loadsOf(context, "young");
-  const placement = chooseNode(request, inventory, young.loads.nodes, { ...limits, line: young.loads.line });
+  const young = await factsOf(context, "young");
+  const placement = chooseNode(request, inventory, young.facts, { ...limits, line: young.line });
   // Somebody may have been placed since: a slot is given on what is true now only.
   if ("wait" in placement || young.now) return placement;
-  const { loads } = await loadsOf(context, "now");
-  return chooseNode(request, inventory, loads.nodes, { ...limits, line: loads.line });
+  const { facts, line } = await factsOf(context, "now");
+  return chooseNode(request, inventory, facts, { ...limits, line });
 }

@@ -4,6 +4,7 @@ import type { NodeName } from "../../shared/ids.ts";
 import { createConnector, type TlsTrust } from "./connector.ts";
 import { withDeadline } from "./deadline.ts";
 import { type PveCall, toData, toPveError, toTransportError } from "./errors.ts";
+import { evidenceOf } from "./evidence.ts";
 import { type Answer, BrokenExchange, exchange } from "./exchange.ts";
 import { type Params, secretsIn, toEndpoint, toWire } from "./wire.ts";
 
@@ -27,6 +28,8 @@ export interface Call {
   guard?: () => void;
   /** Over all attempts; 35 s by default, since PVE itself answers 596 after 30 s. */
   deadlineMs?: number;
+  /** Asks the node although it has not answered lately; whoever probes draws the conclusion himself. */
+  probe?: boolean;
 }
 
 export interface PveRequest extends Call {
@@ -54,13 +57,24 @@ export interface RequestReport {
   ms: number;
 }
 
+/** Knows which nodes do not answer, from what each exchange tells of the node it was for. */
+export interface NodeHealth {
+  /** Throws `node_unreachable` where a request would only wait for nothing; it was not sent then. */
+  assertUp(node: NodeName): void;
+  /** `alive`: the node's daemon has answered; else the node did not, though the host that we asked did. */
+  saw(node: NodeName, alive: boolean): void;
+}
+
 export interface PveHttpOptions {
   /** Called once per attempt. */
   onRequest?: (report: RequestReport) => void;
+  health?: NodeHealth;
 }
 
 const DEADLINE_MS = 35_000;
 const CONNECT_TIMEOUT_MS = 5_000;
+/** A node that has been silent for this long counts as one that does not answer; a shorter wait may just be a busy one. */
+const SILENT_MS = 9_000;
 /** pveproxy closes an idle connection after 5 s; we want to be first, so that no request runs into that. */
 const KEEP_ALIVE_MS = 4_000;
 /** For so long after a 401 nothing is sent: PVE takes three seconds for each, and all calls bring the same token. */
@@ -82,6 +96,9 @@ class PooledHttp implements PveHttp {
   readonly #connections: number;
   readonly #connector: ReturnType<typeof createConnector>;
   readonly #onRequest: PveHttpOptions["onRequest"];
+  readonly #health: NodeHealth | undefined;
+  /** When each host answered last, and for which node. */
+  readonly #answers = new Map<string, { node: NodeName | undefined; at: number }>();
   /** One per node and host, so that a node that hangs holds up nothing but itself. */
   readonly #pools = new Map<string, Pool>();
   #lastGood = 0;
@@ -96,11 +113,15 @@ class PooledHttp implements PveHttp {
     this.#connections = target.connectionsPerNode ?? 4;
     this.#connector = createConnector(target.tls, { timeoutMs: CONNECT_TIMEOUT_MS });
     this.#onRequest = options.onRequest;
+    this.#health = options.health;
   }
 
   async request(request: PveRequest): Promise<unknown> {
     request.signal.throwIfAborted();
     if (this.#closed) throw new FleetError("shutting_down", "the PVE client is closed");
+    const { node } = request;
+    const health = request.probe === true ? undefined : this.#health;
+    if (node !== undefined) health?.assertUp(node);
     const call: PveCall = {
       method: request.method,
       path: request.path,
@@ -113,6 +134,8 @@ class PooledHttp implements PveHttp {
       this.#overHosts(request, call, signal),
     );
     this.#refusal = answer.status === 401 ? { answer, until: performance.now() + REFUSED_MS } : undefined;
+    const evidence = evidenceOf(request, answer);
+    if (node !== undefined && evidence !== null) health?.saw(node, evidence === "alive");
     return toData(answer, call);
   }
 
@@ -126,6 +149,7 @@ class PooledHttp implements PveHttp {
   async #overHosts(request: PveRequest, call: PveCall, signal: AbortSignal): Promise<Answer> {
     const read = request.method === "GET";
     const first = this.#lastGood;
+    const startedAt = performance.now();
     const failures: { host: string; broken: BrokenExchange }[] = [];
     let unreached: Answer | undefined;
     for (let turn = 0; turn < this.#hosts.length && !signal.aborted; turn++) {
@@ -145,7 +169,16 @@ class PooledHttp implements PveHttp {
       }
     }
     if (unreached !== undefined) return unreached;
+    const { node, probe } = request;
+    const silent = failures.some(({ host, broken }) => broken.sent && this.#isNodeSilent(node, host, startedAt));
+    if (silent && node !== undefined && probe !== true) this.#health?.saw(node, false);
     throw toTransportError(failures, call);
+  }
+
+  /** Whether the host went on answering for others while a request waited for its node. */
+  #isNodeSilent(node: NodeName | undefined, host: string, sentAt: number): boolean {
+    const last = this.#answers.get(host);
+    return performance.now() - sentAt >= SILENT_MS && last !== undefined && last.at > sentAt && last.node !== node;
   }
 
   /** A connection that is kept alive can be closed by PVE at any reuse: a read is sent again, once. */
@@ -178,6 +211,7 @@ class PooledHttp implements PveHttp {
         { signal, maxBodyBytes: MAX_BODY_BYTES, ...(guard === undefined ? {} : { guard }) },
       );
       status = answer.status;
+      this.#answers.set(host, { node, at: performance.now() });
       return answer;
     } catch (error) {
       if (error instanceof BrokenExchange) return error;

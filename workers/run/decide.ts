@@ -26,7 +26,10 @@ export function decide(error: FleetError, { attempts, attemptsAllowed, random }:
   if (error.code === "lock_lost" || error.code === "shutting_down") return { next: "yield" };
   if (error.code === "canceled") return { next: "end", status: "canceled" };
   const attempt = attempts + 1;
-  const delayMs = retryDelayMs(error.policy, attempt, random);
-  if (delayMs === null || attempt >= attemptsAllowed) return { next: "end", status: "failed" };
+  const curveMs = retryDelayMs(error.policy, attempt, random);
+  if (curveMs === null || attempt >= attemptsAllowed) return { next: "end", status: "failed" };
+  // Nothing gets through to a node before its breaker lets a probe go: an attempt before that would be wasted.
+  const { retryAfterMs } = error.facts;
+  const delayMs = Math.max(curveMs, typeof retryAfterMs === "number" ? retryAfterMs : 0);
   return error.policy === "replace" ? { next: "replace", delayMs } : { next: "retry", delayMs };
 }

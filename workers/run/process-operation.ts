@@ -143,7 +143,7 @@ async function fail(
     case "yield":
       return yieldJob(error, carrier);
     case "replace":
-      return replace(run, handler, error);
+      return replace(run, handler, error, decision.delayMs);
     case "retry":
       await run.write({
         operation: {
@@ -242,15 +242,23 @@ function clearing({ code, facts }: FleetError, { vmid, node }: Record<"vmid" | "
   }
 }
 
+/** How long placement leaves a node alone that gave an operation back, where there is another. */
+const AVOID_MS = 30_000;
+
 /** Back to placement, with nothing left on the node it had. */
-async function replace(run: Run, handler: Handler<JobName>, error: FleetError): Promise<JobSummary> {
+async function replace(run: Run, handler: Handler<JobName>, error: FleetError, delayMs: number): Promise<JobSummary> {
+  const { node } = run.sandbox;
   const undone = await undo(run, handler);
   if (undone.facts?.["quarantined"] === true) {
     await end(run, { status: "failed", error: error.with(undone.facts) }, undone);
     throw new UnrecoverableError(error.message);
   }
   await run.releaseSlots(() => false);
-  const again = { attempts: run.operation.attempts + 1, lastError: toErrorRecord(error) };
+  const again = {
+    attempts: run.operation.attempts + 1,
+    lastError: toErrorRecord(error),
+    avoid: node === undefined ? null : { node, until: Date.now() + AVOID_MS },
+  };
   return reroute(
     run,
     new Reroute(PLACE, {
@@ -266,6 +274,7 @@ async function replace(run: Run, handler: Handler<JobName>, error: FleetError): 
       },
       also: undone.write?.also ?? [],
     }),
+    delayMs,
   );
 }
 
@@ -288,23 +297,24 @@ export async function addReleased(context: WorkerContext, released: readonly Ope
   }
 }
 
-export async function addJob(context: WorkerContext, operation: OperationRecord): Promise<void> {
+export async function addJob(context: WorkerContext, operation: OperationRecord, delayMs = 0): Promise<void> {
   const { id, kind, queue, job, priority, sandbox, team } = operation;
   await context.queues.add(queue, {
     id: job,
     kind,
     priority: queue === PLACE ? priority : 0,
     data: { operation: id, sandbox, team },
+    delayMs,
   });
 }
 
-async function reroute(run: Run, { queue, write }: Reroute): Promise<JobSummary> {
+async function reroute(run: Run, { queue, write }: Reroute, delayMs = 0): Promise<JobSummary> {
   const seq = run.operation.seq + 1;
   await run.write({
     ...write,
     operation: { ...write.operation, queue, seq, job: `${run.id}.${seq}`, timings: run.timings },
   });
-  await addJob(run.context, run.operation);
+  await addJob(run.context, run.operation, delayMs);
   run.log.info({ queue }, "operation goes on in another queue");
   return { outcome: "replaced", queue };
 }

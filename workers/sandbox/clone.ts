@@ -63,7 +63,7 @@ export async function cloneContainer(run: Run<"provision">, token: string | null
         continue;
       }
       await run.write({ sandbox: { state: "placing" } }); // refused: nothing of ours can be there
-      if (!taken) throw refusedAt(error, node);
+      if (!taken) throw await refusedAt(run, error, node);
     }
     await leaseNext(run);
   }
@@ -75,10 +75,21 @@ async function leaseNext(run: Run<"provision">): Promise<void> {
   await run.begin("lease", { sandbox: { state: "placing" } });
 }
 
-/** A node that can't be reached before anything was made on it is no reason to wait for that node. */
-function refusedAt(error: unknown, node: NodeName): unknown {
-  if (!(error instanceof FleetError) || error.code !== "node_unreachable") return error;
-  return new FleetError("node_unavailable", `node ${node} can't be reached`, { cause: error, facts: { node } });
+/**
+ * A node that can't be reached before anything was made on it is no reason to wait for that node; nor is a template there
+ * that stays locked, such as by its backup, where another node has one too.
+ */
+async function refusedAt(run: Run<"provision">, error: unknown, node: NodeName): Promise<unknown> {
+  if (!(error instanceof FleetError)) return error;
+  if (error.code === "node_unreachable")
+    return new FleetError("node_unavailable", `node ${node} can't be reached`, { cause: error, facts: { node } });
+  if (error.code !== "source_locked" || run.operation.lastError?.code !== "source_locked") return error;
+  const elsewhere = (await allSources(run)).some((source) => source.node !== node && !source.locked && source.online);
+  if (!elsewhere || inputOf(run).node !== undefined) return error;
+  return new FleetError("node_unavailable", `the template on ${node} stays locked`, {
+    cause: error,
+    facts: error.facts,
+  });
 }
 
 const inputOf = (run: Run<"provision">) => withDefaults(run.input, run.context.config);
@@ -145,14 +156,19 @@ async function cloneFrom(run: Run<"provision">, place: Place, token: string | nu
   return config;
 }
 
+async function allSources(run: Run<"provision">): Promise<Source[]> {
+  const { PVE_ALLOW_PRIVILEGED: allowPrivileged } = run.context.config;
+  const request = { input: inputOf(run), snapshot: await snapshotOf(run) };
+  return findSources(request, run.context.inventory.current(), { allowPrivileged });
+}
+
 /** The sources that may be cloned to this node, by the rules that placed it. Throws `node_unavailable` when none is left. */
 async function sourcesFor(run: Run<"provision">, nodeName: NodeName): Promise<Source[]> {
-  const inventory = run.context.inventory.current();
   const input = inputOf(run);
-  const node = inventory.nodes.find(({ name }) => name === nodeName);
-  const { PVE_ALLOW_PRIVILEGED: allowPrivileged } = run.context.config;
-  const sources = findSources({ input, snapshot: await snapshotOf(run) }, inventory, { allowPrivileged });
-  const usable = sources.filter((source) => node && canCloneTo(source, node, input));
+  const node = run.context.inventory.current().nodes.find(({ name }) => name === nodeName);
+  const obstacles = run.context.nodes.obstacles();
+  const sources = await allSources(run);
+  const usable = sources.filter((one) => node && canCloneTo(one, node, input) && !obstacles.has(one.node));
   if (usable.length > 0) return usable;
   throw new FleetError("node_unavailable", `node ${nodeName} has no source of the template left`, {
     facts: { node: nodeName },

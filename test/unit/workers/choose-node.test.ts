@@ -56,6 +56,8 @@ interface World {
   /** Who waits to be placed besides. */
   line?: number;
   snapshot?: SnapshotRecord;
+  obstacles?: Record<string, string>;
+  avoid?: string;
 }
 
 function choose(world: World, input: Partial<JobInput<"provision">> = {}, config: { PVE_STORAGE?: string } = {}) {
@@ -64,7 +66,9 @@ function choose(world: World, input: Partial<JobInput<"provision">> = {}, config
   const loads = new Map(Object.entries(world.loads ?? {}).map(([name, load]) => [name, { ...idle, ...load }]));
   const parsed = withDefaults(parseInput("provision", { template: "base", ...input }), config);
   const limits = { ...LIMITS, ...(world.line === undefined ? {} : { line: world.line }) };
-  return chooseNode({ input: parsed, snapshot: world.snapshot ?? null }, inventory, loads, limits);
+  const avoid = world.avoid === undefined ? undefined : NodeName.parse(world.avoid);
+  const facts = { loads, obstacles: new Map(Object.entries(world.obstacles ?? {})) };
+  return chooseNode({ input: parsed, snapshot: world.snapshot ?? null, avoid }, inventory, facts, limits);
 }
 
 function refusal(world: World, input: Partial<JobInput<"provision">>): FleetError {
@@ -175,6 +179,47 @@ describe("who waits for what", () => {
     expect(choose(down, { node: "b" })).toMatchObject({ wait: "aside" });
     const inactive = { nodes: [node("a", { storages: [storage({ active: false })] })], replicas: [replica("a")] };
     expect(choose(inactive)).toMatchObject({ wait: "aside", reason: "a: storage local-lvm is not active" });
+  });
+});
+
+describe("a node that takes nothing new", () => {
+  const cordoned = { obstacles: { a: "cordoned" } };
+
+  it("is left out, though it is the emptiest, and the reason is told where none is left", () => {
+    expect(choose({ ...two(), ...cordoned, loads: { b: { jobs: 3 } } })).toMatchObject({ node: "b" });
+    const both = { ...two(), obstacles: { a: "cordoned (new disk)", b: "its circuit breaker is open" } };
+    expect(choose(both)).toEqual({
+      wait: "aside",
+      reason: "a: cordoned (new disk); b: its circuit breaker is open",
+    });
+    expect(choose({ ...two(), ...cordoned }, { node: "a" })).toMatchObject({ wait: "aside", reason: "a: cordoned" });
+  });
+
+  it("does not make the line wait aside while all others are busy", () => {
+    expect(choose({ ...two(), ...cordoned, loads: { b: BUSY } })).toMatchObject({ wait: "line" });
+  });
+
+  it("is no source for others either", () => {
+    const ceph = storage({ name: "ceph", type: "rbd", shared: true });
+    const nodes = [node("a", { storages: [ceph] }), node("b", { storages: [ceph] })];
+    const shared = replica("a", { storage: "ceph", shared: true });
+    expect(choose({ nodes, replicas: [shared] })).toMatchObject({ node: "a" });
+    expect(choose({ nodes, replicas: [shared], ...cordoned })).toEqual({
+      wait: "aside",
+      reason: "a: cordoned; b: the template's node a: cordoned",
+    });
+  });
+});
+
+describe("a node that has just refused it", () => {
+  it("is left alone where there is another, busy or not", () => {
+    expect(choose({ ...two(), avoid: "a" })).toMatchObject({ node: "b" });
+    const busy = choose({ ...two(), avoid: "a", loads: { b: BUSY } });
+    expect(busy).toMatchObject({ wait: "aside", reason: expect.stringContaining("a: it refused this one just now") });
+  });
+
+  it("is tried again where it is the only one", () => {
+    expect(choose({ nodes: [node("a")], replicas: [replica("a")], avoid: "a" })).toMatchObject({ node: "a" });
   });
 });
 

@@ -18,6 +18,17 @@ test("every code has one consequence, from its policy", () => {
   }
 });
 
+test("a node whose breaker is open is tried again when its pause is over, not before", () => {
+  const open = (retryAfterMs: number) =>
+    decide(new FleetError("node_unreachable", "x", { facts: { retryAfterMs } }), {
+      attempts: 0,
+      attemptsAllowed: 6,
+      random: 0.5,
+    });
+  expect(open(20_000)).toEqual({ next: "retry", delayMs: 20_000 });
+  expect(open(10)).toEqual({ next: "retry", delayMs: 1_000 });
+});
+
 test("the last attempt ends it; a cut-short run is no attempt, however many there were", () => {
   expect(at("node_unreachable", 4)).toMatchObject({ next: "retry", delayMs: 15_000 });
   expect(at("node_unreachable", 5)).toEqual({ next: "end", status: "failed" });

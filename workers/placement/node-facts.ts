@@ -1,37 +1,42 @@
-/** What each node has to do, from its queue and its reservations. */
+/** What each node has to do, from its queue and its reservations, and what stands in its way. */
 import { nodeQueue, PLACE } from "../../shared/queues.ts";
 import type { WorkerContext } from "../context.ts";
 import type { NodeLoad } from "./capacity.ts";
+import type { NodeFacts } from "./choose-node.ts";
 
 /** A reading this young will do for saying no: a long line must not cost a reading each. */
 const YOUNG_MS = 50;
 
-interface Loads {
-  nodes: ReadonlyMap<string, NodeLoad>;
+interface Reading {
+  facts: NodeFacts;
   /** Operations that wait to be placed, those that stand aside apart. */
   line: number;
 }
 
-const readings = new WeakMap<WorkerContext, { at: number; loads: Loads }>();
+const readings = new WeakMap<WorkerContext, Reading & { at: number }>();
 
 /** `young`: read within the last 50 ms, or just now; `now`: just now. */
-export async function loadsOf(context: WorkerContext, want: "young" | "now"): Promise<{ loads: Loads; now: boolean }> {
+export async function factsOf(context: WorkerContext, want: "young" | "now"): Promise<Reading & { now: boolean }> {
   const known = readings.get(context);
-  if (want === "young" && known && performance.now() - known.at < YOUNG_MS) return { loads: known.loads, now: false };
-  const loads = await readLoads(context);
-  readings.set(context, { at: performance.now(), loads });
-  return { loads, now: true };
+  if (want === "young" && known && performance.now() - known.at < YOUNG_MS) return { ...known, now: false };
+  const [loads, obstacles, line] = await Promise.all([
+    readLoads(context),
+    context.nodes.readObstacles(),
+    context.queues.get(PLACE).getJobCountByTypes("waiting", "prioritized"),
+  ]);
+  const reading = { facts: { loads, obstacles }, line };
+  readings.set(context, { ...reading, at: performance.now() });
+  return { ...reading, now: true };
 }
 
 /** Something has changed: the next one reads. */
-export function forgetLoads(context: WorkerContext): void {
+export function forgetFacts(context: WorkerContext): void {
   readings.delete(context);
 }
 
-async function readLoads(context: WorkerContext): Promise<Loads> {
+async function readLoads(context: WorkerContext): Promise<NodeFacts["loads"]> {
   const { nodes } = context.inventory.current();
-  const line = context.queues.get(PLACE).getJobCountByTypes("waiting", "prioritized");
-  const loads = Promise.all(
+  const loads = await Promise.all(
     nodes.map(async ({ name }): Promise<[string, NodeLoad]> => {
       const [jobs, reserved] = await Promise.all([
         context.queues.get(nodeQueue(name)).getJobCountByTypes("waiting", "prioritized", "active"),
@@ -46,6 +51,5 @@ async function readLoads(context: WorkerContext): Promise<Loads> {
       return [name, load];
     }),
   );
-  const [waiting, known] = await Promise.all([line, loads]);
-  return { nodes: new Map(known), line: waiting };
+  return new Map(loads);
 }
