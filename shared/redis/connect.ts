@@ -66,6 +66,11 @@ export function parseRedisUrl(url: string): RedisTarget {
   };
 }
 
+const BROKEN: ReadonlySet<unknown> = new Set(["ECONNREFUSED", "ECONNRESET", "EPIPE", "ETIMEDOUT", "EHOSTUNREACH"]);
+
+/** Whether an error says no more than that Redis is away, which each connection to it says. */
+export const isConnectionError = (error: Error): boolean => "code" in error && BROKEN.has(error.code);
+
 /** Closes without waiting for replies that may never come. */
 export async function closeRedis(redis: RedisConnection): Promise<void> {
   if (redis.status === "end") return;

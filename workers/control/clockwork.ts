@@ -2,6 +2,7 @@
 import { Queue, Worker } from "bullmq";
 import type { NodeName } from "../../shared/ids.ts";
 import { CONTROL, execQueue, nodeQueue, PLACE } from "../../shared/queues.ts";
+import { isConnectionError } from "../../shared/redis/connect.ts";
 import type { WorkerContext } from "../context.ts";
 import type { LiveInventory } from "../inventory/source.ts";
 import { evictFromBadNodes } from "./evict.ts";
@@ -88,7 +89,10 @@ export async function startClockwork(
       stalledInterval: 5_000,
     },
   );
-  worker.on("error", (error) => log.warn({ queue: CONTROL, err: error }, "queue worker error"));
+  // An outage of Redis is told by the connection that all queues share.
+  worker.on("error", (error) =>
+    log[isConnectionError(error) ? "debug" : "warn"]({ queue: CONTROL, err: error }, "queue worker error"),
+  );
   worker.on("failed", (job, error) => log.warn({ task: job?.name, err: error }, "control task failed; it runs again"));
 
   let looking: Promise<void> = Promise.resolve();

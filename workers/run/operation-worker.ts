@@ -1,6 +1,7 @@
 /** A BullMQ Worker with the fleet's settings, for one queue of operations. */
 import { Worker } from "bullmq";
 import { type JobData, LOCK_MS } from "../../shared/queues.ts";
+import { isConnectionError } from "../../shared/redis/connect.ts";
 import type { WorkerContext } from "../context.ts";
 import { type HandlerOf, type LiveRuns, processOperation, RetryLater } from "./process-operation.ts";
 
@@ -39,6 +40,9 @@ export function startOperationWorker(context: WorkerContext, options: OperationW
     const tell = () => redis.publish(keys.wake, `left ${options.queue}`).catch(() => {}); // a lost one costs the placer its own limit
     worker.on("completed", tell).on("failed", tell);
   }
-  worker.on("error", (error) => log.warn({ queue: options.queue, err: error }, "queue worker error"));
+  // An outage of Redis is told by the connection that all queues share.
+  worker.on("error", (error) =>
+    log[isConnectionError(error) ? "debug" : "warn"]({ queue: options.queue, err: error }, "queue worker error"),
+  );
   return worker;
 }
