@@ -4,7 +4,7 @@ import { JOB_NAMES, type JobInput, type JobName } from "../shared/jobs/index.ts"
 import type { FleetEvent } from "../shared/state/events.ts";
 import { EndWatch } from "./end-watch.ts";
 import { type AnyHandle, createHandle, type Handle } from "./handle.ts";
-import { loadNodes, type NodeView } from "./nodes.ts";
+import { createNodes, type Nodes } from "./nodes.ts";
 import { checkOptions, type FleetOptions, toFleetOptions } from "./options.ts";
 import { createParts, type Parts } from "./parts.ts";
 import { createSandboxes, type Sandboxes } from "./sandboxes.ts";
@@ -26,7 +26,7 @@ export interface Fleet extends JobMethods, AsyncDisposable {
   operation(id: string): Promise<AnyHandle>;
   events(options?: EventOptions): AsyncIterableIterator<FleetEvent>;
   readonly sandboxes: Sandboxes;
-  nodes(): Promise<NodeView[]>;
+  readonly nodes: Nodes;
   /** Ends waits and iterators and closes the connections, at once; operations go on. */
   close(): Promise<void>;
 }
@@ -35,6 +35,8 @@ export interface Fleet extends JobMethods, AsyncDisposable {
 export function createFleet(options: FleetOptions): Fleet {
   const parts = createParts(checkOptions(options));
   const watch = new EndWatch(parts);
+  const methods = createMethods(parts, watch);
+  const sandboxes = createSandboxes(parts);
   const closing = new AbortController();
   const close = async () => {
     closing.abort();
@@ -42,15 +44,15 @@ export function createFleet(options: FleetOptions): Fleet {
     await parts.close();
   };
   return {
-    ...createMethods(parts, watch),
+    ...methods,
     team: parts.team,
     async operation(id) {
       const record = await loadOperation(parts, id);
       return toAnyHandle(parts, watch, record);
     },
     events: (eventOptions = {}) => watchEvents(parts, eventOptions, closing.signal),
-    sandboxes: createSandboxes(parts),
-    nodes: () => loadNodes(parts),
+    sandboxes,
+    nodes: createNodes(parts, sandboxes, async (sandboxId) => (await methods.destroy({ sandboxId })).result()),
     close,
     [Symbol.asyncDispose]: close,
   };

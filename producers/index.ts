@@ -9,7 +9,7 @@ export { assertRepeatable } from "./assert-repeatable.ts";
 export type { Wait } from "./end-watch.ts";
 export { createFleet, createFleetFromEnv, type Fleet, type JobMethods } from "./fleet.ts";
 export type { AnyHandle, Handle } from "./handle.ts";
-export type { NodeView, QueueCounts } from "./nodes.ts";
+export type { CordonOptions, DrainOptions, NodeRest, Nodes, NodeView, QueueCounts } from "./nodes.ts";
 export type { FleetOptions } from "./options.ts";
 export type { Sandboxes, SandboxFilter } from "./sandboxes.ts";
 export type { OperationView } from "./status.ts";

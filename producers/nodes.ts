@@ -1,8 +1,14 @@
-/** The nodes of the cluster as the fleet sees them. */
+/** The nodes of the cluster as the fleet sees them, and taking them out of use. */
+import { setTimeout as pause } from "node:timers/promises";
+import { FleetError, toFleetError } from "../shared/errors.ts";
+import type { SandboxId } from "../shared/ids.ts";
 import { execQueue, nodeQueue } from "../shared/queues.ts";
 import { loadInventory, type NodeInventory } from "../shared/state/inventory.ts";
+import type { Breaker, Cordon } from "../shared/state/nodes.ts";
+import type { SandboxRecord } from "../shared/state/records.ts";
 import { slotOf } from "../shared/state/slots.ts";
 import type { Parts } from "./parts.ts";
+import type { Sandboxes } from "./sandboxes.ts";
 
 export interface QueueCounts {
   active: number;
@@ -12,19 +18,178 @@ export interface QueueCounts {
 }
 
 export interface NodeView extends NodeInventory {
+  /** Who keeps new sandboxes away from it, since when and why. */
+  cordon: Cordon | undefined;
+  /** `open` and `half_open`: it does not answer, and gets no request but a probe. */
+  breaker: Breaker["state"];
   /** Slots that are taken: heavy PVE operations that run now. */
   slotsTaken: number;
   queues: { node: QueueCounts; exec: QueueCounts };
 }
 
-/** Empty before any worker has written what it found. */
-export async function loadNodes(parts: Parts): Promise<NodeView[]> {
-  const inventory = await parts.link.request((redis) => loadInventory(redis, parts.keys));
+export interface CordonOptions {
+  /** Who does it, for people. */
+  by: string;
+  reason?: string | undefined;
+}
+
+/** What keeps a node from being empty. */
+export interface NodeRest {
+  /** Sandboxes that have, or may have, a container on it. */
+  sandboxes: SandboxRecord[];
+  /** Operations that run there or wait for it, commands included. */
+  operations: number;
+}
+
+export interface DrainOptions extends CordonOptions {
+  /** Destroys what lives there instead of waiting for its end. */
+  destroy?: boolean | undefined;
+  /** Called with what is left, at first and whenever it has changed. */
+  onProgress?: ((rest: NodeRest) => void) | undefined;
+  /** Longest wait in ms; forever when absent. */
+  timeoutMs?: number | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+/** Only for clients of all teams: each throws `forbidden` in a client of one, and `invalid_input` for a node that there is not. */
+export interface Nodes {
+  /** Empty before any worker has written what it found. Clients of one team may look, too. */
+  list(): Promise<NodeView[]>;
+  /**
+   * Nothing new is placed on the node, and no template of it is cloned, until it is uncordoned; what waits for it there
+   * is placed again. What has begun goes on, and so do all other operations. False: it was cordoned before; who, when and
+   * why are written anew.
+   */
+  cordon(node: string, options: CordonOptions): Promise<boolean>;
+  /** False: it was not cordoned. */
+  uncordon(node: string): Promise<boolean>;
+  /** What is on the node now. */
+  rest(node: string): Promise<NodeRest>;
+  /**
+   * Cordons the node and resolves once it is empty: no sandbox lives there and no operation runs. Containers on local
+   * storage can't be moved: those that live there end by themselves, by their TTL, or with `destroy`.
+   * Throws `timeout` when `timeoutMs` passed first, what a destroy failed with once nothing else is left (both with
+   * `facts.sandboxes`, those still there), and `signal`'s reason; it stays cordoned then.
+   */
+  drain(node: string, options: DrainOptions): Promise<void>;
+}
+
+/** Between two looks at a node that is being drained; a look that takes long comes less often. */
+const LOOK_MS = 500;
+
+/** `destroy` resolves once the sandbox is gone. */
+export function createNodes(
+  parts: Parts,
+  sandboxes: Sandboxes,
+  destroy: (sandboxId: SandboxId) => Promise<unknown>,
+): Nodes {
+  const rest = (node: string) => loadRest(parts, sandboxes, node);
+  const cordon: Nodes["cordon"] = async (node, { by, reason }) => {
+    await assertOperator(parts, node);
+    const flag = { at: parts.now(), by, ...(reason === undefined ? {} : { reason }) };
+    return (await parts.link.request(() => parts.nodeStates.setCordon(node, flag))) === null;
+  };
+  return {
+    list: () => loadNodes(parts),
+    cordon,
+    async uncordon(node) {
+      await assertOperator(parts, node);
+      return (await parts.link.request(() => parts.nodeStates.setCordon(node, null))) !== null;
+    },
+    async rest(node) {
+      await assertOperator(parts, node);
+      return rest(node);
+    },
+    async drain(node, options) {
+      await cordon(node, options);
+      await drain(node, { look: () => rest(node), destroy }, options);
+    },
+  };
+}
+
+interface Drain {
+  look: () => Promise<NodeRest>;
+  destroy: (sandboxId: SandboxId) => Promise<unknown>;
+}
+
+async function drain(node: string, { look, destroy }: Drain, options: DrainOptions): Promise<void> {
+  const { onProgress, timeoutMs = Number.POSITIVE_INFINITY, signal } = options;
+  const begun = performance.now();
+  /** What became of each destroy; undefined while it is under way. */
+  const destroyed = new Map<string, { error: unknown } | undefined>();
+  let told = "";
+  while (true) {
+    signal?.throwIfAborted();
+    const lookedAt = performance.now();
+    const left = await look();
+    const state = `${left.operations} ${left.sandboxes.map((one) => `${one.id} ${one.state}`).join()}`;
+    if (state !== told) onProgress?.(left);
+    told = state;
+    if (left.sandboxes.length === 0 && left.operations === 0) return;
+    for (const { id, state: at } of options.destroy === true ? left.sandboxes : []) {
+      // What is only on its way there turns back by itself.
+      if (at === "placing" || destroyed.has(id)) continue;
+      destroyed.set(id, undefined);
+      destroy(id).catch((error: unknown) => destroyed.set(id, { error }));
+    }
+    const failures = left.sandboxes.map(({ id }) => destroyed.get(id));
+    if (left.operations === 0 && failures.every((one) => one !== undefined)) throw undestroyed(node, left, failures);
+    if (performance.now() - begun > timeoutMs) throw stillThere(node, left, timeoutMs);
+    await pause(Math.max(LOOK_MS, 5 * (performance.now() - lookedAt)), undefined, { signal }).catch(() => {});
+  }
+}
+
+function undestroyed(node: string, { sandboxes }: NodeRest, failures: readonly ({ error: unknown } | undefined)[]) {
+  const error = toFleetError(failures[0]?.error);
+  return error.with({ node, sandboxes: sandboxes.map(({ id }) => id) });
+}
+
+function stillThere(node: string, { sandboxes, operations }: NodeRest, timeoutMs: number): FleetError {
+  const text = `${node} is cordoned, and not empty after ${timeoutMs} ms: ${sandboxes.length} sandboxes, ${operations} operations`;
+  return new FleetError("timeout", text, { facts: { node, sandboxes: sandboxes.map(({ id }) => id), operations } });
+}
+
+/** A node that has left the cluster may still be uncordoned. */
+async function assertOperator({ link, keys, nodeStates, team }: Parts, node: string): Promise<void> {
+  if (team !== undefined) {
+    throw new FleetError("forbidden", `nodes are for all teams: leave the team ${team} (FLEET_TEAM) out for this`, {
+      facts: { team },
+    });
+  }
+  const [inventory, { cordons }] = await Promise.all([
+    link.request((redis) => loadInventory(redis, keys)),
+    link.request(() => nodeStates.load()),
+  ]);
+  const known = [...new Set([...(inventory?.nodes ?? []).map(({ name }) => String(name)), ...cordons.keys()])];
+  if (known.includes(node)) return;
+  const which = known.length === 0 ? "no worker has told of any yet" : `nodes are ${known.join(", ")}`;
+  throw new FleetError("invalid_input", `node: there is no node ${node}; ${which}`, {
+    facts: { fields: ["node"], nodes: known },
+  });
+}
+
+async function loadRest(parts: Parts, sandboxes: Sandboxes, node: string): Promise<NodeRest> {
+  const [all, ofNode, exec] = await Promise.all([
+    sandboxes.list(),
+    countJobs(parts, nodeQueue(node)),
+    countJobs(parts, execQueue(node)),
+  ]);
+  const count = ({ active, waiting, delayed }: QueueCounts) => active + waiting + delayed;
+  return { sandboxes: all.filter((one) => one.node === node), operations: count(ofNode) + count(exec) };
+}
+
+async function loadNodes(parts: Parts): Promise<NodeView[]> {
+  const [inventory, { cordons, breakers }] = await Promise.all([
+    parts.link.request((redis) => loadInventory(redis, parts.keys)),
+    parts.link.request(() => parts.nodeStates.load()),
+  ]);
   const nodes = inventory?.nodes ?? [];
   const taken = await parts.link.request(() => parts.slots.taken(nodes.map(({ name }) => slotOf.node(name))));
   return Promise.all(
     nodes.map(async (node, index) => ({
       ...node,
+      cordon: cordons.get(node.name),
+      breaker: breakers.get(node.name)?.state ?? "closed",
       slotsTaken: taken[index] ?? 0,
       queues: {
         node: await countJobs(parts, nodeQueue(node.name)),

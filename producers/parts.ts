@@ -2,6 +2,7 @@
 import type { TeamId } from "../shared/ids.ts";
 import { createQueues, type Queues } from "../shared/queues.ts";
 import { createKeys, type Keys } from "../shared/state/keys.ts";
+import { createNodeStateStore, type NodeStateStore } from "../shared/state/nodes.ts";
 import { createOperationStore, type OperationStore } from "../shared/state/operations.ts";
 import { createSecretStore, type SecretStore } from "../shared/state/secrets.ts";
 import { createSlots, type Slots } from "../shared/state/slots.ts";
@@ -18,6 +19,7 @@ export interface Parts {
   readonly secrets: SecretStore;
   readonly queues: Queues;
   readonly slots: Slots;
+  readonly nodeStates: NodeStateStore;
   close(): Promise<void>;
 }
 
@@ -25,7 +27,7 @@ export interface Parts {
 export function createParts(options: CheckedOptions): Parts {
   const link = createLink(options.redis, options.requestTimeoutMs);
   const keys = createKeys(options.prefix);
-  let opened: Pick<Parts, "store" | "secrets" | "queues" | "slots"> | undefined;
+  let opened: Pick<Parts, "store" | "secrets" | "queues" | "slots" | "nodeStates"> | undefined;
   const open = () => {
     if (opened) return opened;
     const redis = link.redis();
@@ -35,6 +37,7 @@ export function createParts(options: CheckedOptions): Parts {
       secrets: createSecretStore(redis, keys, options.keyring),
       queues: createQueues(redis, options.prefix),
       slots: createSlots(redis, keys),
+      nodeStates: createNodeStateStore(redis, keys),
     };
     return opened;
   };
@@ -54,6 +57,9 @@ export function createParts(options: CheckedOptions): Parts {
     },
     get slots() {
       return open().slots;
+    },
+    get nodeStates() {
+      return open().nodeStates;
     },
     async close() {
       await opened?.queues.close();

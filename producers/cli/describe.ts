@@ -122,13 +122,23 @@ export function toNodeRow(node: NodeView, paint: Paint): string[] {
   const count = ({ active, waiting, delayed }: NodeView["queues"]["node"]) => `${active}/${waiting + delayed}`;
   return [
     node.name,
-    node.online ? paint("green", "online") : paint("red", "offline"),
+    toNodeState(node, paint),
     String(node.cores),
     `${formatBytes(node.memoryUsedBytes)} of ${formatBytes(node.memoryBytes)}`,
     String(node.slotsTaken),
     count(node.queues.node),
     count(node.queues.exec),
   ];
+}
+
+function toNodeState({ online, breaker, cordon }: NodeView, paint: Paint): string {
+  const state = !online
+    ? paint("red", "offline")
+    : breaker === "closed"
+      ? paint("green", "online")
+      : paint("red", "no answer");
+  if (cordon === undefined) return state;
+  return `${state}, ${paint("yellow", "cordoned")} by ${cordon.by}${cordon.reason ? `: ${cordon.reason}` : ""}`;
 }
 
 export function toEventLine(event: FleetEvent, paint: Paint): string {

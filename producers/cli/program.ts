@@ -2,8 +2,9 @@
 import { Command, CommanderError } from "commander";
 import { addConfigure, addDestroy, addPower, addServices, addSnapshot } from "./commands/changes.ts";
 import { addExec } from "./commands/exec.ts";
-import { addCancel, addEvents, addGet, addLs, addNodes, addStatus } from "./commands/looks.ts";
+import { addCancel, addEvents, addGet, addLs, addStatus } from "./commands/looks.ts";
 import { addNode } from "./commands/node.ts";
+import { addNodes } from "./commands/nodes.ts";
 import { addProvision } from "./commands/provision.ts";
 import { EXIT, EXIT_HELP } from "./exit-codes.ts";
 import type { Cli } from "./session.ts";
@@ -46,8 +47,7 @@ function createProgram(cli: Cli): Command {
   addStatus(program, cli);
   addCancel(program, cli);
   addEvents(program, cli);
-  addNodes(program, cli);
-  addNode(program, cli);
+  addNodes(program, addNode(program, cli), cli);
   return program;
 }
 

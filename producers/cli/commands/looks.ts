@@ -2,15 +2,7 @@
 import { type Command, Option } from "commander";
 import { SANDBOX_STATES } from "../../../shared/state/records.ts";
 import type { FleetEventType, SandboxState } from "../../index.ts";
-import {
-  NODE_HEAD,
-  SANDBOX_HEAD,
-  toEventLine,
-  toNodeRow,
-  toOperationFacts,
-  toSandboxFacts,
-  toSandboxRow,
-} from "../describe.ts";
+import { SANDBOX_HEAD, toEventLine, toOperationFacts, toSandboxFacts, toSandboxRow } from "../describe.ts";
 import { collectPairs } from "../parse-values.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
 import type { Cli, GlobalOptions } from "../session.ts";
@@ -139,25 +131,6 @@ export function addEvents(program: Command, cli: Cli): void {
           sandbox: sandbox === undefined ? undefined : await resolveSandbox(sandbox, fleet.sandboxes),
         });
         for await (const event of events) print(event, `${toPrintable(toEventLine(event, terminal.paint))}\n`);
-        return undefined;
-      });
-    });
-}
-
-export function addNodes(program: Command, cli: Cli): void {
-  const command = program
-    .command("nodes")
-    .description("List the nodes: BUSY counts heavy operations that run now, QUEUE and EXEC jobs as active/waiting.")
-    .action(async () => {
-      await cli.run(command.optsWithGlobals<GlobalOptions>(), async ({ fleet, terminal, print }) => {
-        const nodes = await fleet.nodes();
-        print(
-          nodes,
-          formatTable(
-            NODE_HEAD,
-            nodes.map((node) => toNodeRow(node, terminal.paint)),
-          ),
-        );
         return undefined;
       });
     });

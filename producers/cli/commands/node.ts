@@ -14,9 +14,10 @@ Example:
   fleet node ssh-guard --range 20000-29999 --key fleet.pub | ssh root@pve1 \\
     'cat >/usr/local/sbin/fleet-ssh-guard && chmod 755 /usr/local/sbin/fleet-ssh-guard'`;
 
-export function addNode(program: Command, cli: Cli): void {
+/** Returns the command, for what else there is to do with nodes. */
+export function addNode(program: Command, cli: Cli): Command {
   type Options = GlobalOptions & { range?: string; key?: string; path?: string };
-  const node = program.command("node").description("Set up a node.");
+  const node = program.command("node").description("List nodes, take them out of use, set them up.");
   const command = node
     .command("ssh-guard")
     .summary("print the script that limits the fleet's SSH key")
@@ -39,6 +40,7 @@ export function addNode(program: Command, cli: Cli): void {
         cli.terminal.err(formatError(error, json));
       }
     });
+  return node;
 }
 
 function parseRange(text: string) {

@@ -50,7 +50,7 @@ test("what is no sandbox id is not found", async () => {
 
 test("nodes come with what runs and waits on them", async () => {
   await using rig = createRig(server);
-  expect(await rig.fleet.nodes()).toEqual([]);
+  expect(await rig.fleet.nodes.list()).toEqual([]);
   const name = NodeName.parse("pve1");
   const facts = { online: true, cores: 8, memoryBytes: 64, memoryUsedBytes: 8, cgroup: 2 as const };
   const node = { name, ...facts, storages: [], foreignMemoryBytes: 0 };
@@ -59,9 +59,11 @@ test("nodes come with what runs and waits on them", async () => {
   const { id } = await rig.fleet.power({ sandboxId, action: "stop" });
   await rig.fleet.exec({ sandboxId, command: "ls" });
   await rig.redis.hset(rig.keys.slot(slotOf.node(name)), id, Date.now()); // as a run that holds one
-  expect(await rig.fleet.nodes()).toEqual([
+  expect(await rig.fleet.nodes.list()).toEqual([
     {
       ...node,
+      cordon: undefined,
+      breaker: "closed",
       slotsTaken: 1,
       queues: { node: { active: 0, waiting: 1, delayed: 0 }, exec: { active: 0, waiting: 1, delayed: 0 } },
     },

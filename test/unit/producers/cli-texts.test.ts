@@ -1,5 +1,6 @@
 import { EventEmitter } from "node:events";
 import { expect, test, vi } from "vitest";
+import { toLeft } from "../../../producers/cli/commands/nodes.ts";
 import { formatBytes, formatDuration, toEventLine } from "../../../producers/cli/describe.ts";
 import { Interrupted, toExitCode } from "../../../producers/cli/exit-codes.ts";
 import { toProgressLine } from "../../../producers/cli/progress.ts";
@@ -113,4 +114,14 @@ test("errors: one line, or one JSON value; and their exit codes", () => {
   const codes = ["storage_full", "invalid_input", "idempotency_conflict", "not_configured", "timeout"] as const;
   expect(codes.map((code) => toExitCode(new FleetError(code, "")))).toEqual([1, 2, 2, 2, 124]);
   expect([toExitCode(new Interrupted("")), toExitCode(new Error(""))]).toEqual([130, 1]);
+});
+
+test("what a drain still waits for", () => {
+  const left = (sandboxes: number, operations: number) =>
+    toLeft("pve2", { sandboxes: Array.from({ length: sandboxes }), operations } as never); // only counted
+  expect([left(0, 0), left(1, 2), left(3, 1)]).toEqual([
+    "pve2: empty",
+    "pve2: 1 sandbox and 2 operations left",
+    "pve2: 3 sandboxes and 1 operation left",
+  ]);
 });

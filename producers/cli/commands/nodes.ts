@@ -1,0 +1,157 @@
+/** What the nodes do, and taking them out of use. */
+import { hostname, userInfo } from "node:os";
+import { createInterface } from "node:readline/promises";
+import type { Command } from "commander";
+import { FleetError } from "../../../shared/errors.ts";
+import type { NodeRest } from "../../index.ts";
+import { NODE_HEAD, SANDBOX_HEAD, toNodeRow, toSandboxRow } from "../describe.ts";
+import { EXIT } from "../exit-codes.ts";
+import { parseDurationMs } from "../parse-values.ts";
+import type { Cli, GlobalOptions, Session } from "../session.ts";
+import { formatTable, toPrintable } from "../terminal.ts";
+
+const LS = "List the nodes: BUSY counts heavy operations that run now, QUEUE and EXEC jobs as active/waiting.";
+
+/** `fleet nodes`, and the same with its changes under `fleet node`. */
+export function addNodes(program: Command, node: Command, cli: Cli): void {
+  addList(program, "nodes", cli);
+  addList(node, "ls", cli);
+  addCordons(node, cli);
+  addDrain(node, cli);
+}
+
+function addList(parent: Command, name: string, cli: Cli): void {
+  const command = parent
+    .command(name)
+    .description(LS)
+    .action(async () => {
+      await cli.run(command.optsWithGlobals<GlobalOptions>(), async ({ fleet, terminal, print }) => {
+        const nodes = await fleet.nodes.list();
+        const rows = nodes.map((node) => toNodeRow(node, terminal.paint));
+        print(nodes, formatTable(NODE_HEAD, rows));
+        return undefined;
+      });
+    });
+}
+
+type CordonOptions = GlobalOptions & { reason?: string };
+
+const whoAndWhy = ({ reason }: CordonOptions) => ({ by: `${userName()}@${hostname()}`, reason });
+
+/** A user without an entry in passwd, as in many containers, has no name. */
+function userName(): string {
+  try {
+    return userInfo().username;
+  } catch {
+    return "unknown";
+  }
+}
+
+function addCordons(node: Command, cli: Cli): void {
+  const cordon = node
+    .command("cordon")
+    .description("Place nothing new on a node; what runs there goes on.")
+    .argument("<node>", "its name")
+    .option("--reason <text>", "why, for people and for operations that wait")
+    .action(async (name: string) => {
+      const options = cordon.optsWithGlobals<CordonOptions>();
+      await cli.run(options, async ({ fleet, print }) => {
+        const changed = await fleet.nodes.cordon(name, whoAndWhy(options));
+        print({ node: name, cordoned: true, changed }, `${name} ${changed ? "is cordoned" : "was cordoned already"}\n`);
+        return undefined;
+      });
+    });
+  const uncordon = node
+    .command("uncordon")
+    .description("Let new sandboxes go to a node again.")
+    .argument("<node>", "its name")
+    .action(async (name: string) => {
+      await cli.run(uncordon.optsWithGlobals<GlobalOptions>(), async ({ fleet, print }) => {
+        const changed = await fleet.nodes.uncordon(name);
+        const text = changed ? "takes new sandboxes again" : "was not cordoned";
+        print({ node: name, cordoned: false, changed }, `${name} ${text}\n`);
+        return undefined;
+      });
+    });
+}
+
+type DrainOptions = CordonOptions & { wait: boolean; timeout?: number; destroy?: boolean; yes?: boolean };
+
+const DRAIN_HELP = `
+Containers on local storage can't be moved: what lives there is waited for, however it ends, or destroyed with --destroy.
+The node stays cordoned, also when draining was cut short; see fleet node uncordon.
+
+Examples:
+  fleet node drain pve2 --reason "new disk" --timeout 2h
+  fleet node drain pve2 --destroy --yes`;
+
+function addDrain(node: Command, cli: Cli): void {
+  const drain = node
+    .command("drain")
+    .description("Cordon a node and wait until no sandbox lives there and nothing runs.")
+    .argument("<node>", "its name")
+    .option("--reason <text>", "why, for people and for operations that wait")
+    .option("--wait", "wait until it is empty", true)
+    .option("--no-wait", "only cordon it and list what lives there")
+    .option("--timeout <duration>", "wait no longer than this, then end with 124", parseDurationMs)
+    .option("--destroy", "destroy the sandboxes that live there; waits for their end")
+    .option("-y, --yes", "do not ask before that")
+    .addHelpText("after", DRAIN_HELP)
+    .action(async (name: string) => {
+      const options = drain.optsWithGlobals<DrainOptions>();
+      await cli.run(options, async (session) => drainNode(session, name, options));
+    });
+}
+
+async function drainNode(session: Session, name: string, options: DrainOptions): Promise<number> {
+  const { fleet, terminal, json, interrupt, print } = session;
+  const { wait, destroy = false, timeout: timeoutMs } = options;
+  await fleet.nodes.cordon(name, whoAndWhy(options));
+  const rest = await fleet.nodes.rest(name);
+  if (!wait && !destroy) {
+    print({ node: name, drained: isEmpty(rest), ...rest }, toList(rest, session));
+    return EXIT.ok;
+  }
+  if (!json && rest.sandboxes.length > 0) terminal.err(toList(rest, session));
+  if (destroy && !(await isAgreed(session, name, rest, options))) {
+    terminal.err(`fleet: ${name} is cordoned; nothing was destroyed\n`);
+    return EXIT.failed;
+  }
+  const onProgress = (left: NodeRest) => json || terminal.err(`${toPrintable(toLeft(name, left))}\n`);
+  await fleet.nodes.drain(name, { ...whoAndWhy(options), destroy, timeoutMs, signal: interrupt, onProgress });
+  print({ node: name, drained: true }, `${name} is drained\n`);
+  return EXIT.ok;
+}
+
+const isEmpty = ({ sandboxes, operations }: NodeRest) => sandboxes.length === 0 && operations === 0;
+
+export function toLeft(node: string, { sandboxes, operations }: NodeRest): string {
+  if (isEmpty({ sandboxes, operations })) return `${node}: empty`;
+  const count = (many: number, one: string) => `${many} ${one}${many === 1 ? "" : one.endsWith("x") ? "es" : "s"}`;
+  return `${node}: ${count(sandboxes.length, "sandbox")} and ${count(operations, "operation")} left`;
+}
+
+function toList({ sandboxes }: NodeRest, { terminal }: Session): string {
+  const now = Date.now();
+  return formatTable(
+    SANDBOX_HEAD,
+    sandboxes.map((sandbox) => toSandboxRow(sandbox, now, terminal.paint)),
+  );
+}
+
+/** Asks where somebody can answer; else only --yes agrees. */
+async function isAgreed(session: Session, node: string, rest: NodeRest, { yes }: DrainOptions): Promise<boolean> {
+  const { terminal, json, interrupt } = session;
+  if (yes === true || rest.sandboxes.length === 0) return true;
+  if (json || !terminal.watched || !process.stdin.isTTY) {
+    throw new FleetError(
+      "invalid_input",
+      `${node} is cordoned; give --yes to have its ${rest.sandboxes.length} sandboxes destroyed`,
+      { facts: { fields: ["yes"], sandboxes: rest.sandboxes.map(({ id }) => id) } },
+    );
+  }
+  using ask = createInterface({ input: process.stdin, output: process.stderr });
+  const question = `Destroy these ${rest.sandboxes.length} on ${node}? [y/N] `;
+  const answer = await ask.question(question, { signal: interrupt }).catch(() => ""); // Ctrl-C
+  return /^y(es)?$/i.test(answer.trim());
+}
