@@ -29,8 +29,10 @@ export interface SshNode {
   readonly fingerprint: string;
   /** Its line of a known_hosts file. */
   readonly knownHost: string;
-  /** Connections that are open now. */
-  connections(): number;
+  /** Connections that are open now, by the process of each. */
+  connections(): number[];
+  /** Ends all connections without a word; sshd stays. */
+  cut(): void;
   /** As if the machine lost power: sshd and all connections are gone. */
   stop(): Promise<void>;
   /** After stop. */
@@ -139,7 +141,10 @@ async function startNode(setup: NodeSetup): Promise<SshNode & AsyncDisposable> {
     port,
     fingerprint: hostKey.fingerprint,
     knownHost: `[${host}]:${port} ${hostKey.publicKey}`,
-    connections: () => childrenOf(running.pid).length,
+    connections: () => childrenOf(running.pid),
+    cut: () => {
+      for (const one of childrenOf(running.pid)) sendSignal(one, "SIGKILL");
+    },
     async stop() {
       await running[Symbol.asyncDispose]();
     },

@@ -402,3 +402,34 @@ describe("changing", () => {
     expect(JSON.parse(out)).toMatchObject(ids.map((sandboxId) => ({ sandboxId, destroyed: true })));
   });
 });
+
+describe("node ssh-guard", () => {
+  const guard = (words: string[], env: Record<string, string> = {}) =>
+    collect(
+      spawn(process.execPath, [MAIN, "node", "ssh-guard", ...words], { env: { PATH: process.env["PATH"], ...env } }),
+    );
+
+  test("prints a script, without Redis; the range is the option's, the environment's or the default", async () => {
+    const { code, out, err } = await guard([]);
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    expect(out).toMatch(
+      /^#!\/bin\/sh\n.*on CTs 20000 to 29999.*command="\/usr\/local\/sbin\/fleet-ssh-guard",restrict ssh-/s,
+    );
+    expect((await guard([], { PVE_VMID_RANGE: "300-399" })).out).toContain("\nfirst=300\nlast=399\n");
+    const json = await guard(["--range", "500-600", "--json"], { PVE_VMID_RANGE: "300-399" });
+    expect(JSON.parse(json.out).script).toContain("\nfirst=500\nlast=600\n");
+  });
+
+  test.each([
+    [["--range", "1-2; id"], /--range must be FIRST-LAST/],
+    [["--range", "99-200"], /--range must lie between 100/],
+    [["--path", "bin"], /--path must be absolute/],
+    [["--key", "/nonexistent.pub"], /--key must be a file with one public key/],
+    [["--key", MAIN], /--key must be a file with one public key/],
+  ])("%j is refused with 2 and one line", async (words, line) => {
+    const { code, out, err } = await guard(words);
+    expect({ code, out }).toEqual({ code: 2, out: "" });
+    expect(err).toMatch(line);
+    expect(err.split("\n")).toHaveLength(2);
+  });
+});
