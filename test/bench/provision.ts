@@ -112,42 +112,34 @@ async function measure(
 const todayOnce = (today: Today, turn: number) =>
   today.provision(NODES[turn % NODES.length] ?? NODES[0], 9_001 + (turn % NODES.length));
 
-/** Epoch ms with fractions, as the stand-in's record has them. */
-const epochMs = () => performance.timeOrigin + performance.now();
-
 async function single({ fleet, cluster }: World): Promise<Single> {
-  const begun = epochMs();
+  const recordSince = await startRecord(cluster);
+  const begun = performance.now();
   const { vmid, sandboxId } = await make(fleet);
-  const ended = epochMs();
-  const { requests, tasks } = await recordOf(cluster, begun);
+  const tookMs = performance.now() - begun;
+  const { requests, tasks } = await recordSince();
   await destroy(fleet, sandboxId);
-  return {
-    tookMs: ended - begun,
-    pveMs: totalMs(pveShareOf(vmid, requests, tasks)),
-    requests: countRequests(requests, begun, ended),
-  };
+  return { tookMs, pveMs: totalMs(pveShareOf(vmid, requests, tasks)), requests: countRequests(requests) };
 }
 
 async function bulk({ fleet, cluster }: World): Promise<Bulk> {
-  const begun = epochMs();
+  const recordSince = await startRecord(cluster);
+  const begun = performance.now();
   const made = await Promise.all(Array.from({ length: BULK }, () => make(fleet)));
-  const ended = epochMs();
-  const { requests, tasks } = await recordOf(cluster, begun);
+  const tookMs = performance.now() - begun;
+  const { requests, tasks } = await recordSince();
   await Promise.all(made.map(({ sandboxId }) => destroy(fleet, sandboxId)));
   const shares = made.map(({ vmid }) => pveShareOf(vmid, requests, tasks));
-  return {
-    tookMs: ended - begun,
-    idealMs: idealMs(shares, { nodes: NODES.length, slots: NODE_SLOTS, replicas: REPLICAS }),
-    requests: countRequests(requests, begun, ended),
-  };
+  const limits = { nodes: NODES.length, slots: NODE_SLOTS, replicas: REPLICAS };
+  return { tookMs, idealMs: idealMs(shares, limits), requests: countRequests(requests) };
 }
 
-/** VMIDs come back after a while: only what happened since then. */
-async function recordOf(cluster: Cluster, since: number) {
-  const { requests, tasks } = await cluster.record();
-  return {
-    requests: requests.filter(({ at }) => at >= since),
-    tasks: tasks.filter(({ startedAt }) => startedAt >= since),
+/** What the record has beyond what it has now. Not by time: two processes need not agree on what time it is. */
+async function startRecord(cluster: Cluster) {
+  const before = await cluster.record();
+  return async () => {
+    const { requests, tasks } = await cluster.record();
+    return { requests: requests.slice(before.requests.length), tasks: tasks.slice(before.tasks.length) };
   };
 }
 
