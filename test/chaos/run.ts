@@ -56,7 +56,7 @@ export interface ChaosReport {
 
 const PRODUCERS = 24;
 /** An undo gives a node ten minutes to come back; with all faults gone nothing should need that. */
-const DRAIN_MS = 240_000;
+const DRAIN_MS = 180_000;
 /** A slot without a beat is looked at after 30 s, every 5 s; so are containers that nobody owns. */
 const SETTLE_MS = 60_000;
 
@@ -152,13 +152,13 @@ async function strikeUntil(end: Promise<void>, striker: Striker, options: ChaosO
 /** Waits until every operation has ended, has been told, and nothing runs at PVE any more. */
 async function drain({ redis, keys, pve }: World, traffic: Traffic, log: (line: string) => void): Promise<void> {
   const open = () => redis.zcard(keys.open);
-  // Producers that have stopped waiting see nothing any more; what they did wrong is thrown here.
-  await Promise.race([traffic.over, pause(DRAIN_MS, undefined, { ref: false })]);
-  const patience = performance.now() + DRAIN_MS;
-  for (let left = await open(); left > 0 && performance.now() < patience; left = await open()) {
-    log(`${left} operations are still open`);
-    await until(async () => (await open()) === 0, "the end of every operation", 5_000).catch(() => {});
-  }
+  const patience = AbortSignal.timeout(DRAIN_MS);
+  const over = traffic.over.then(() => true);
+  const soon = () => pause(5_000, false, { ref: false });
+  // What producers did wrong is thrown here.
+  while (!(await Promise.race([over, soon()])) && !patience.aborted) log(`${await open()} operations are still open`);
+  const ended = async () => patience.aborted || (await open()) === 0;
+  await until(ended, "the end of every operation", DRAIN_MS).catch(() => {});
   await until(() => traffic.answered.size === traffic.accepted.size, "every answer", 10_000).catch(() => {});
   await until(() => pve.tasks().every(({ endedAt }) => endedAt !== undefined), "quiet at PVE", 30_000).catch(() => {});
 }

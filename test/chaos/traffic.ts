@@ -41,13 +41,15 @@ export function startTraffic({ random, teams, operations, producers, signal }: T
   const accepted = new Map<string, number>();
   const answered = new Set<string>();
   let started = 0;
+  let asked = 0;
   const { promise: nearlyOver, resolve: endNearly } = Promise.withResolvers<void>();
 
   /** Null when it was refused, or when there is nothing more to send. */
   async function send<N extends JobName>(fleet: Fleet, kind: N, input: JobInput<N>): Promise<Handle<N> | null> {
     if (started >= operations || signal.aborted) return null;
     started += 1;
-    const handle = await submit(fleet, kind, { input, key: `chaos ${started}` });
+    asked += 1;
+    const handle = await submit(fleet, kind, { input, key: `chaos ${asked}` });
     if (handle === null) {
       started -= 1;
       return null;
