@@ -48,8 +48,8 @@ export interface PveApi {
   storages(node: NodeName, call: Call): Promise<replies.NodeStorage[]>;
   storageConfig(call: Call): Promise<replies.StorageConfig[]>;
   pools(call: Call): Promise<replies.Pool[]>;
-  /** Of the token itself. */
-  permissions(call: Call): Promise<replies.Permissions>;
+  /** Of the token itself, on one path. */
+  permissions(path: string, call: Call): Promise<ReadonlySet<string>>;
   /** Whether no guest of the cluster has this VMID; answers without any right on it, and reserves nothing. */
   isFree(vmid: Vmid, call: Call): Promise<boolean>;
   /** All containers of a node that the token may see. */
@@ -79,7 +79,10 @@ export function createPveApi(http: PveHttp): PveApi {
     storages: (node, call) => getOf(node, "/storage", replies.NodeStorage.array(), call),
     storageConfig: (call) => get("/storage", replies.StorageConfig.array(), call),
     pools: (call) => get("/pools", replies.Pool.array(), call),
-    permissions: (call) => get("/access/permissions", replies.Permissions, call),
+    permissions: async (path, call) => {
+      const permissions = await get("/access/permissions", replies.Permissions, call, { path });
+      return new Set(Object.keys(permissions[path] ?? {}));
+    },
     isFree: async (vmid, call) => {
       try {
         await get("/cluster/nextid", z.unknown(), call, { vmid });

@@ -31,6 +31,7 @@ export async function clearStaleLock(
   const { first, last } = config.PVE_VMID_RANGE;
   if (shell === null || !OURS.has(lock) || place.vmid < first || place.vmid > last) return false;
   try {
+    if (!(await seesAllTasks(context, place, call))) return false;
     for (const upid of await findSuspects(context, place, owner, call)) {
       if (!(await isTaskDead(shell, parseUpid(upid), call))) return false;
     }
@@ -44,6 +45,14 @@ export async function clearStaleLock(
   }
   log.warn({ ...place, lock, operation: owner }, "lock of a dead task removed");
   return true;
+}
+
+/** Without Sys.Audit PVE lists the token's own tasks alone, and a human's at work would be missed. */
+async function seesAllTasks({ pve, log }: WorkerContext, { node, vmid }: Place, call: Call): Promise<boolean> {
+  const path = `/nodes/${node}`;
+  if ((await pve.permissions(path, call)).has("Sys.Audit")) return true;
+  log.warn({ node, vmid }, `a lock may be stale, but without Sys.Audit on ${path} the token can't see whose it is`);
+  return false;
 }
 
 /** Tasks that may have set the lock and did not end well, those that other operations are known to wait for left out. */

@@ -1,5 +1,9 @@
 /** What only the nodes themselves can do, over real SSH: pause and resume, commands past execd, stale locks. */
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { NodeName, newOperationId, Vmid } from "../../../shared/ids.ts";
+import { createPveApi, type PveApi } from "../../../workers/pve/api.ts";
+import { createPveHttp } from "../../../workers/pve/http.ts";
+import { clearStaleLock } from "../../../workers/sandbox/stale-lock.ts";
 import { type Bed, containerOf, failure, provisionOne, run, startBed, until } from "./harness.ts";
 
 let bed: Bed;
@@ -116,6 +120,27 @@ test("a lock that a human or a backup set stays", async () => {
   expect(containerOf(bed, box.vmid)?.lock).toBe("backup");
   bed.pve.faults.lock(box.vmid, null);
   await handle.result({ timeoutMs: 30_000 });
+});
+
+test("a token that can't see other people's tasks removes no lock", async () => {
+  const { workers, pve } = bed;
+  if (!workers) throw new Error("no workers");
+  const role = ["VM.Audit", "VM.Snapshot"];
+  const token = pve.addToken({ user: "fleet@pve", id: "limited", privileges: { "/": role } });
+  const tls = { verify: true, fingerprint: pve.fingerprint };
+  await using http = createPveHttp({ hosts: [pve.url], token, tls });
+  pve.faults.lock(box.vmid, "snapshot");
+  const place = { node: NodeName.parse(box.node), vmid: Vmid.parse(box.vmid) };
+  const clear = (api: PveApi) =>
+    clearStaleLock(
+      { ...workers.context, pve: api },
+      { place, lock: "snapshot", owner: newOperationId() },
+      { signal: AbortSignal.timeout(10_000) },
+    );
+  expect(await clear(createPveApi(http))).toBe(false);
+  expect(containerOf(bed, box.vmid)?.lock).toBe("snapshot");
+  expect(await clear(workers.context.pve)).toBe(true);
+  expect(containerOf(bed, box.vmid)?.lock).toBeUndefined();
 });
 
 test("a snapshot that died hard: its lock is removed before the next attempt", async () => {

@@ -112,7 +112,7 @@ describe("the cluster", () => {
     expect(Array.isArray(await standIn.api.pools(call()))).toBe(true);
     expect(await standIn.api.nodeDns(node("pve1"), call())).toMatchObject({ dns1: expect.any(String) });
     expect(await standIn.api.nodeStatus(node("pve1"), call())).toMatchObject({ memory: { total: expect.any(Number) } });
-    expect((await standIn.api.permissions(call()))["/vms"]).toMatchObject({ "VM.Audit": true });
+    expect(await standIn.api.permissions("/vms", call())).toContain("VM.Audit");
   });
 
   it("does not know every node", async () => {

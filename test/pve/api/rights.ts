@@ -106,14 +106,13 @@ const ALL_PRIVILEGES =
   );
 const ROOT_PATHS = "/ /access /access/groups /mapping /nodes /pool /sdn /storage /vms".split(" ");
 
-function permissions({ by, params }: Call): unknown {
+function permissions({ world, by, params }: Call): unknown {
   const grant = (names: readonly string[]) => Object.fromEntries(names.map((name) => [name, 1]));
   const { path } = params;
-  if (by.privileges === "all") {
-    return Object.fromEntries((path === undefined ? ROOT_PATHS : [path]).map((at) => [at, grant(ALL_PRIVILEGES)]));
-  }
-  const own = Object.entries(by.privileges).filter(([at]) => path === undefined || at === path);
-  return Object.fromEntries(own.map(([at, names]) => [at, grant(names)]));
+  // Of one path with what is passed down to it.
+  if (path !== undefined) return { [path]: grant(ALL_PRIVILEGES.filter((name) => has(world, by, path, name))) };
+  if (by.privileges === "all") return Object.fromEntries(ROOT_PATHS.map((at) => [at, grant(ALL_PRIVILEGES)]));
+  return Object.fromEntries(Object.entries(by.privileges).map(([at, names]) => [at, grant(names)]));
 }
 
 function poolNamed(call: Call) {
