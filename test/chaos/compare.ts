@@ -5,6 +5,7 @@ import { isEnded, isGone, type OperationRecord, type SandboxRecord } from "../..
 import { parseStamp } from "../../workers/sandbox/stamp.ts";
 import { groupBy, isHeavy, mostAtOnce } from "../integration/fleet/overlap.ts";
 import type { Pve } from "../pve/index.ts";
+import type { Span } from "./strike.ts";
 import { NODE_SLOTS, VMIDS, type World } from "./world.ts";
 
 /** Each finding is a line for people. */
@@ -39,11 +40,11 @@ const escapeGlob = (text: string) => text.replaceAll(/[[\]*?\\]/g, "\\$&");
 
 /** Operations without a record that were accepted when Redis forgot what it was told. */
 export function findForgotten(
-  accepted: ReadonlyMap<string, number>,
+  accepted: ReadonlyMap<string, Span>,
   { operations }: Records,
-  wasLost: (at: number) => boolean,
+  wasLost: (span: Span) => boolean,
 ): ReadonlySet<string> {
-  return new Set([...accepted].flatMap(([id, at]) => (!operations.has(id) && wasLost(at) ? [id] : [])));
+  return new Set([...accepted].flatMap(([id, span]) => (!operations.has(id) && wasLost(span) ? [id] : [])));
 }
 
 export function findLost(accepted: ReadonlySet<string>, { operations }: Records): string[] {

@@ -27,7 +27,7 @@ const WEIGHTS: Readonly<Record<FaultKind, number>> = {
   "kill-worker": 4,
   "stop-worker": 1.5,
   "kill-redis": 1.5,
-  "rewind-redis": 1,
+  "rewind-redis": 2,
   "remove-jobs": 3,
   obliterate: 1,
   request: 9,

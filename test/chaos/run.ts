@@ -69,7 +69,8 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
   const doubled = new Set<string>();
   const unwatch = world.pve.onTaskEnd(() => {
     // The reconcile removes what Redis forgot.
-    for (const { line, clonedAt } of doubledNow(world.pve)) if (!clonedAt.every(striker.wasLost)) doubled.add(line);
+    for (const { line, clonedAt } of doubledNow(world.pve))
+      if (!clonedAt.every((at) => striker.wasLost({ from: at, to: at }))) doubled.add(line);
   });
   const timeUp = AbortSignal.timeout(options.minutes * 60_000);
   const random = seeded(seed).fork();

@@ -12,6 +12,12 @@ const KILL_WITHIN_MS = 3_000;
 /** What follows from a write happens a moment later: a producer hears of it, PVE is asked. */
 const FOLLOWS_MS = 500;
 
+/** Ms since the epoch. */
+export interface Span {
+  from: number;
+  to: number;
+}
+
 export interface Striker {
   /** Returns at once for faults that last; their end comes by itself. */
   strike(fault: PlannedFault): Promise<void>;
@@ -20,8 +26,8 @@ export interface Striker {
   readonly counts: Readonly<Partial<Record<FaultKind, number>>>;
   /** When workers or Redis were hit, ms since the epoch. */
   readonly crashes: readonly number[];
-  /** Whether Redis has forgotten what was written at about that time (ms since the epoch). */
-  wasLost(at: number): boolean;
+  /** Whether Redis may have forgotten what was written in that time. */
+  wasLost(span: Span): boolean;
 }
 
 export function createStriker({ crew, pve, ssh, redisServer, queues }: World, log: (line: string) => void): Striker {
@@ -38,7 +44,7 @@ export function createStriker({ crew, pve, ssh, redisServer, queues }: World, lo
   const handles = new Set<FaultHandle>();
   let redisBack: Promise<void> = Promise.resolve();
 
-  const lostSpans: { from: number; to: number }[] = [];
+  const lostSpans: Span[] = [];
   const killRedis = async (downMs: number, forget: () => Promise<void> = async () => {}) => {
     await redisServer.kill("SIGKILL");
     await forget();
@@ -120,7 +126,7 @@ export function createStriker({ crew, pve, ssh, redisServer, queues }: World, lo
   return {
     counts,
     crashes,
-    wasLost: (at) => lostSpans.some(({ from, to }) => at >= from - FOLLOWS_MS && at <= to + FOLLOWS_MS),
+    wasLost: (span) => lostSpans.some(({ from, to }) => span.to >= from - FOLLOWS_MS && span.from <= to + FOLLOWS_MS),
     async strike(fault) {
       counts[fault.kind] = (counts[fault.kind] ?? 0) + 1;
       log(`fault ${JSON.stringify(fault)}`);

@@ -9,6 +9,7 @@ import {
   type JobName,
 } from "../../producers/index.ts";
 import type { Random } from "./random.ts";
+import type { Span } from "./strike.ts";
 import { TEMPLATE } from "./world.ts";
 
 export interface TrafficOptions {
@@ -23,8 +24,8 @@ export interface TrafficOptions {
 }
 
 export interface Traffic {
-  /** Ids of all accepted operations, and when their producers heard of it (ms since the epoch). */
-  readonly accepted: ReadonlyMap<string, number>;
+  /** Ids of all accepted operations, and when: from the request that was accepted until its producer heard of it. */
+  readonly accepted: ReadonlyMap<string, Span>;
   /** Accepted operations whose `result()` has settled. */
   readonly answered: ReadonlySet<string>;
   /** Resolves once everything has been sent and nearly all of it answered: the last ones alone make no traffic. */
@@ -38,7 +39,7 @@ const NEARLY = 0.98;
 const CHANGES = { exec: 35, expose: 15, hide: 8, snapshot: 12, power: 15, configure: 10 } as const;
 
 export function startTraffic({ random, teams, operations, producers, signal }: TrafficOptions): Traffic {
-  const accepted = new Map<string, number>();
+  const accepted = new Map<string, Span>();
   const answered = new Set<string>();
   let started = 0;
   let asked = 0;
@@ -49,12 +50,13 @@ export function startTraffic({ random, teams, operations, producers, signal }: T
     if (started >= operations || signal.aborted) return null;
     started += 1;
     asked += 1;
-    const handle = await submit(fleet, kind, { input, key: `chaos ${asked}` });
-    if (handle === null) {
+    const answer = await submit(fleet, kind, { input, key: `chaos ${asked}` });
+    if (answer === null) {
       started -= 1;
       return null;
     }
-    accepted.set(handle.id, Date.now());
+    const { handle, span } = answer;
+    accepted.set(handle.id, span);
     const note = () => {
       answered.add(handle.id);
       if (answered.size >= NEARLY * operations) endNearly();
@@ -132,11 +134,13 @@ async function submit<N extends JobName>(
   fleet: Fleet,
   kind: N,
   { input, key }: { input: JobInput<N>; key: string },
-): Promise<Handle<N> | null> {
+): Promise<{ handle: Handle<N>; span: Span } | null> {
   const methods: JobMethods = fleet;
   while (true) {
+    const from = Date.now();
     try {
-      return await methods[kind](input, { idempotencyKey: key });
+      const handle = await methods[kind](input, { idempotencyKey: key });
+      return { handle, span: { from, to: Date.now() } };
     } catch (error) {
       if (!(error instanceof FleetError)) throw error;
       if (error.code === "redis_unavailable") continue;
