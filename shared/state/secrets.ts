@@ -7,6 +7,7 @@ import { z } from "zod";
 import { FleetError } from "../errors.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import type { Keys } from "./keys.ts";
+import type { Command } from "./operations.ts";
 
 /** What is sealed for one owner. */
 const Sealed = z.object({
@@ -17,10 +18,12 @@ export type SecretValues = z.output<typeof Sealed>;
 
 export interface SecretStore {
   /**
-   * Seals `values` for an operation or sandbox. Throws `not_configured` without a key.
-   * With `expiresInSec` they go by themselves unless their owner is accepted in time.
+   * Seals `values` for an operation that is about to be asked for; they go by themselves unless it is accepted in time.
+   * Throws `not_configured` without a key.
    */
-  put(owner: string, values: SecretValues, options?: { expiresInSec?: number }): Promise<void>;
+  put(owner: string, values: SecretValues, options: { expiresInSec: number }): Promise<void>;
+  /** The same for a sandbox, as part of a fenced write: a run that lost its lock must not put another token in place. */
+  toCommand(owner: string, values: SecretValues): Command;
   /** For an owner that never came to be; others lose theirs at their end. */
   remove(owner: string): Promise<void>;
   /** Empty when there is nothing. Throws `not_configured` when no key opens it. */
@@ -33,22 +36,22 @@ export function createSecretStore(
   keys: Keys,
   keyring: readonly Buffer[] | undefined,
 ): SecretStore {
+  const sealed = (owner: string, values: SecretValues): string => {
+    const [key] = keyring ?? [];
+    if (!key) {
+      throw new FleetError(
+        "not_configured",
+        "FLEET_SECRET_KEY is missing; it seals env and tokens (openssl rand -hex 32)",
+        { facts: { variables: ["FLEET_SECRET_KEY"] } },
+      );
+    }
+    return seal(key, owner, JSON.stringify(values));
+  };
   return {
-    async put(owner, values, { expiresInSec } = {}) {
-      const [key] = keyring ?? [];
-      if (!key) {
-        throw new FleetError(
-          "not_configured",
-          "FLEET_SECRET_KEY is missing; it seals env and tokens (openssl rand -hex 32)",
-          {
-            facts: { variables: ["FLEET_SECRET_KEY"] },
-          },
-        );
-      }
-      const sealed = seal(key, owner, JSON.stringify(values));
-      if (expiresInSec === undefined) await redis.set(keys.secret(owner), sealed);
-      else await redis.set(keys.secret(owner), sealed, "EX", expiresInSec);
+    async put(owner, values, { expiresInSec }) {
+      await redis.set(keys.secret(owner), sealed(owner, values), "EX", expiresInSec);
     },
+    toCommand: (owner, values) => ["SET", keys.secret(owner), sealed(owner, values)],
     async remove(owner) {
       await redis.del(keys.secret(owner));
     },

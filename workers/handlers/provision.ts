@@ -106,8 +106,8 @@ async function execToken(run: Run<"provision">): Promise<string | null> {
   const needsToken = run.input.waitFor === "execd";
   if (known.execToken !== undefined || !(needsToken || env)) return known.execToken ?? null;
   const token = needsToken ? randomBytes(32).toString("hex") : null;
-  run.check();
-  await secrets.put(run.sandbox.id, { ...(token === null ? {} : { execToken: token }), ...(env ? { env } : {}) });
+  const values = { ...(token === null ? {} : { execToken: token }), ...(env ? { env } : {}) };
+  await run.write({ also: [secrets.toCommand(run.sandbox.id, values)] });
   return token;
 }
 

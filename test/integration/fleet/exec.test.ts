@@ -110,7 +110,7 @@ describe("refused", () => {
 
   test("a token that execd does not take, after it was read once more", async () => {
     const { sandboxId } = await provisionOne(bed.fleet);
-    await secrets().put(sandboxId, { execToken: "0".repeat(64) });
+    await secrets().put(sandboxId, { execToken: "0".repeat(64) }, { expiresInSec: 600 });
     const handle = await bed.fleet.exec({ sandboxId, command: "true" });
     await failure(handle.result({ timeoutMs: 20_000 }), "execd_unauthorized");
     await run(bed.fleet, "destroy", { sandboxId });
@@ -122,7 +122,7 @@ const secrets = () => createSecretStore(bed.redis, bed.keys, [Buffer.from(String
 /** A sandbox that has a token and no daemon yet. */
 async function mute() {
   const one = await provisionOne(bed.fleet, { template: "mute", waitFor: "address" });
-  await secrets().put(one.sandboxId, { execToken: "a".repeat(64) });
+  await secrets().put(one.sandboxId, { execToken: "a".repeat(64) }, { expiresInSec: 600 });
   return one;
 }
 

@@ -1,15 +1,16 @@
 /**
  * The edges of a worker process: every command to Redis that names the watched operation, every request to PVE and to a
- * guest. Wrapped from outside, in ioredis and undici, so that the product knows nothing of it. A fleet can be held at an
- * edge: from there on not a byte of it leaves the process, which is then killed.
+ * guest. Wrapped from outside, in ioredis, undici and BullMQ, so that the product knows nothing of it. At an edge a fleet,
+ * or one run of it, can be held: not a byte of it leaves the process until it is released, if ever.
  */
 import { AsyncLocalStorage } from "node:async_hooks";
 import { createHash } from "node:crypto";
+import { Worker } from "bullmq";
 import { Redis } from "ioredis";
 import { type Dispatcher, Pool } from "undici";
 import * as scripts from "../../../shared/state/scripts.ts";
 
-/** `before`: not sent. `sent`: sent, and the answer is never heard. `after`: answered, and the code does not go on. */
+/** `before`: not sent. `sent`: sent, and the answer is not heard. `after`: answered, and the code does not go on. */
 export type Moment = "before" | "sent" | "after";
 
 export interface Boundary {
@@ -24,53 +25,118 @@ export interface WatchedFleet {
   readonly nth: 1 | 2;
   /** Where it is held; null to list the edges. */
   readonly hold: Boundary | null;
+  /** What is held: all of the fleet in this process, or the run alone that came to the edge. */
+  readonly scope: "fleet" | "run";
   readonly onEdge: (edge: string) => void;
   readonly onHeld: () => void;
+  /** The run that was held and released has changed something: PVE was sent a change, or the record took a write. */
+  readonly onActed: (edge: string) => void;
+  /** The run that was held and released has come to its end. */
+  readonly onOver: () => void;
 }
 
-interface Watch {
+export interface Watch {
+  /** Lets what is held go on. */
+  release(): void;
+}
+
+class FleetWatch implements Watch {
   readonly fleet: WatchedFleet;
-  readonly claimed: string[];
-  /** How often each edge came. */
-  readonly times: Map<string, number>;
-  held: boolean;
+  readonly claimed: string[] = [];
+  readonly #times = new Map<string, number>();
+  readonly #released = Promise.withResolvers<void>();
+  #held: "no" | "now" | "past" = "no";
+  #heldRun: Run | null = null;
+
+  constructor(fleet: WatchedFleet) {
+    this.fleet = fleet;
+  }
+
+  /** Only from the claim of the watched operation on. */
+  get isOn(): boolean {
+    return this.claimed.length === this.fleet.nth;
+  }
+
+  get released(): Promise<void> {
+    return this.#released.promise;
+  }
+
+  /** The edge with its number. */
+  count(name: string): string {
+    const times = (this.#times.get(name) ?? 0) + 1;
+    this.#times.set(name, times);
+    const edge = times === 1 ? name : `${name} #${times}`;
+    this.fleet.onEdge(edge);
+    return edge;
+  }
+
+  isHold(moment: Moment, edge: string): boolean {
+    return this.#held === "no" && this.fleet.hold?.moment === moment && this.fleet.hold.edge === edge;
+  }
+
+  hold(run: Run | null): void {
+    this.#held = "now";
+    this.#heldRun = run;
+  }
+
+  isSilent(run: Run | null): boolean {
+    return this.#held === "now" && (this.fleet.scope === "fleet" || run === this.#heldRun);
+  }
+
+  /** Whether this is the run that was held, gone on again. */
+  isPast(run: Run | null): boolean {
+    return this.#held === "past" && run !== null && run === this.#heldRun;
+  }
+
+  release(): void {
+    this.#held = "past";
+    this.#released.resolve();
+  }
 }
 
-const current = new AsyncLocalStorage<Watch>();
+/** One processing of a job, told apart by identity. */
+interface Run {
+  readonly job: string;
+}
+
+interface Context {
+  readonly watch: FleetWatch;
+  readonly run: Run | null;
+}
+
+const current = new AsyncLocalStorage<Context>();
+
+function contextOf(what: string): Context {
+  const context = current.getStore();
+  if (!context) throw new Error(`of no fleet: ${what}`);
+  return context;
+}
 
 /** Starts something of a fleet: all that it and its callbacks send is that fleet's. */
-export function runWatched<T>(fleet: WatchedFleet, start: () => T): T {
-  return current.run({ fleet, claimed: [], times: new Map(), held: false }, start);
+export function runWatched<T>(fleet: WatchedFleet, start: () => T): { watch: Watch; started: T } {
+  const watch = new FleetWatch(fleet);
+  return { watch, started: current.run({ watch, run: null }, start) };
 }
 
 /** Once a process, before anything connects. */
 export function wrapEdges(): void {
+  wrapJobs();
   wrapRedis();
   wrapHttp();
 }
 
-/** Resolves never: what waits for it is gone on with by nobody. */
-const never = (): Promise<never> => new Promise(() => {});
-
-/** The edge with its number, or null while the operation is not the watched one. */
-function countEdge(watch: Watch, name: string): string {
-  const times = (watch.times.get(name) ?? 0) + 1;
-  watch.times.set(name, times);
-  const edge = times === 1 ? name : `${name} #${times}`;
-  watch.fleet.onEdge(edge);
-  return edge;
+function wrapJobs(): void {
+  const { processJob } = Worker.prototype;
+  Worker.prototype.processJob = function (job, ...rest) {
+    const { watch } = contextOf("a job");
+    const run = { job: String(job.id) };
+    return current
+      .run({ watch, run }, () => processJob.call(this, job, ...rest))
+      .finally(() => {
+        if (watch.isPast(run)) watch.fleet.onOver();
+      });
+  };
 }
-
-const isHold = ({ fleet: { hold } }: Watch, moment: Moment, edge: string): boolean =>
-  hold?.moment === moment && hold.edge === edge;
-
-function holdFleet(watch: Watch): void {
-  watch.held = true;
-  watch.fleet.onHeld();
-}
-
-/** Only from the claim of the watched operation on. */
-const isOn = (watch: Watch): boolean => watch.claimed.length === watch.fleet.nth;
 
 // ---- Redis -------------------------------------------------------------------------------------------------------
 
@@ -89,29 +155,41 @@ function wrapRedis(): void {
     defineCommand.call(this, name, definition);
   };
   Redis.prototype.sendCommand = function (command, stream) {
+    const { watch, run } = contextOf(command.name);
+    if (watch.isSilent(run)) return watch.released.then(() => this.sendCommand(command, stream));
     const send = () => sendCommand.call(this, command, stream);
-    const watch = current.getStore();
-    if (!watch) throw new Error(`a Redis command of no fleet: ${command.name}`);
-    if (watch.held) return never();
     const name = nameOfCommand(watch, command);
     if (name === null) return send();
-    const edge = countEdge(watch, name);
-    if (isHold(watch, "before", edge)) {
-      holdFleet(watch);
-      return never();
-    }
-    const heard = (reply: () => unknown) => {
-      if (isHold(watch, "after", edge)) holdFleet(watch);
-      return watch.held ? never() : reply();
+    const edge = watch.count(name);
+    const exchange = async () => {
+      const answer = await settled(send() as Promise<unknown>); // ioredis' own type is unknown
+      if (watch.isHold("after", edge)) {
+        watch.hold(run);
+        watch.fleet.onHeld();
+      } else if (watch.isPast(run) && hasActed(name, answer)) watch.fleet.onActed(edge);
+      if (watch.isSilent(run)) await watch.released;
+      return answer.status === "fulfilled" ? answer.value : Promise.reject(answer.reason);
     };
-    return (send() as Promise<unknown>).then(
-      (reply) => heard(() => reply),
-      (error: unknown) => heard(() => Promise.reject(error)),
-    );
+    if (!watch.isHold("before", edge)) return exchange();
+    watch.hold(run);
+    watch.fleet.onHeld();
+    return watch.released.then(exchange);
   };
 }
 
-function nameOfCommand(watch: Watch, command: Command): string | null {
+async function settled(promise: Promise<unknown>): Promise<PromiseSettledResult<unknown>> {
+  const [outcome] = await Promise.allSettled([promise]);
+  return outcome;
+}
+
+/** Whether a fenced script took the change. */
+function hasActed(name: string, answer: PromiseSettledResult<unknown>): boolean {
+  if (answer.status === "rejected" || !/^(WRITE|END|CLAIM|LEASE|take|release)/.test(name)) return false;
+  const [outcome] = [answer.value].flat();
+  return outcome === "ok" || outcome === "claimed" || outcome === 1;
+}
+
+function nameOfCommand(watch: FleetWatch, command: Command): string | null {
   const args = command.args.map(String);
   // Sent once more with its text, where the server did not know it: the same edge.
   if (command.name === "eval") return null;
@@ -123,7 +201,7 @@ function nameOfCommand(watch: Watch, command: Command): string | null {
     if (!watch.claimed.includes(operation)) watch.claimed.push(operation);
   }
   const target = watch.claimed[watch.fleet.nth - 1];
-  if (!isOn(watch) || target === undefined) return null;
+  if (!watch.isOn || target === undefined) return null;
   if (!args.some((arg) => arg.includes(target) || /:sbx_/.test(arg))) return null;
   const name = isScript
     ? nameOfScript(known, rest.slice(0, Number(keyCount)), rest.slice(Number(keyCount)))
@@ -141,7 +219,7 @@ function nameOfScript(known: string | undefined, keys: readonly string[], args: 
 
 /** What a fenced write says: the step with its state, or the fields. */
 function describeWrite(json: string): string {
-  const write = JSON.parse(json) as { operation: { set: string[] }; sandbox?: { set: string[] } }; // shape: scripts.ts
+  const write = JSON.parse(json) as { operation: { set: string[] }; sandbox?: { set: string[] }; also: string[][] }; // shape: scripts.ts
   const fieldsOf = (set: readonly string[]) =>
     new Map(set.flatMap((_, at) => (at % 2 ? [] : [[set[at], set[at + 1]]])));
   const operation = fieldsOf(write.operation.set);
@@ -150,7 +228,8 @@ function describeWrite(json: string): string {
     .get("state")
     ?.replaceAll('"', "");
   const told = step ? `${step.name}${step.upid ? " upid" : step.open ? " open" : ""}` : [...operation.keys()].join("+");
-  return [told, state].filter(Boolean).join(", ");
+  const [also] = write.also.map(([command, key]) => `${command} ${key?.split(":").at(1)}`);
+  return [told, state].filter(Boolean).join(", ") || (also ?? "nothing");
 }
 
 // ---- PVE and guests ----------------------------------------------------------------------------------------------
@@ -158,37 +237,54 @@ function describeWrite(json: string): string {
 function wrapHttp(): void {
   const { dispatch } = Pool.prototype;
   Pool.prototype.dispatch = function (options, handler) {
-    const watch = current.getStore();
-    if (!watch) throw new Error(`a request of no fleet: ${options.method} ${options.path}`);
-    if (watch.held) return true;
-    const name = isOn(watch) ? nameOfRequest(options) : null;
-    if (name === null) return dispatch.call(this, options, handler);
-    const edge = countEdge(watch, name);
-    if (isHold(watch, "before", edge)) {
-      holdFleet(watch);
+    const { watch, run } = contextOf(`${options.method} ${options.path}`);
+    if (watch.isSilent(run)) {
+      void watch.released.then(() => this.dispatch(options, handler));
       return true;
     }
-    const sent = dispatch.call(this, options, silenceable(watch, edge, handler));
-    if (isHold(watch, "sent", edge)) watch.held = true;
+    const name = watch.isOn ? nameOfRequest(options) : null;
+    if (name === null) return dispatch.call(this, options, handler);
+    const edge = watch.count(name);
+    const send = () => dispatch.call(this, options, heldAt({ watch, run }, edge, handler));
+    if (watch.isHold("before", edge)) {
+      watch.hold(run);
+      watch.fleet.onHeld();
+      void watch.released.then(send);
+      return true;
+    }
+    if (!watch.isHold("sent", edge)) return send();
+    const sent = send();
+    watch.hold(run);
     return sent;
   };
 }
 
-/** The handler, which hears of no end any more once its fleet is held. */
-function silenceable(watch: Watch, edge: string, handler: Dispatcher.DispatchHandler): Dispatcher.DispatchHandler {
+/** The handler, which hears of its end no sooner than what holds it allows. */
+function heldAt(
+  { watch, run }: Context,
+  edge: string,
+  handler: Dispatcher.DispatchHandler,
+): Dispatcher.DispatchHandler {
   const ends = new Set<PropertyKey>(["onResponseEnd", "onResponseError"]);
+  const wasSent = watch.isHold("sent", edge);
   return new Proxy(handler, {
     get(target, property) {
       const own: unknown = Reflect.get(target, property);
       if (typeof own !== "function") return own;
       return (...args: unknown[]) => {
-        if (property === "onRequestStart" && isHold(watch, "sent", edge)) {
-          // Not `guard`ed by a held fleet's silence: this very request still goes out.
-          setImmediate(watch.fleet.onHeld);
+        const go = () => Reflect.apply(own, target, args);
+        if (property === "onRequestStart") {
+          go(); // throws where the run may not act any more
+          if (wasSent) setImmediate(watch.fleet.onHeld);
+          if (watch.isPast(run) && !/^(GET|probe) /.test(edge)) watch.fleet.onActed(edge);
+          return undefined;
         }
-        if (ends.has(property) && isHold(watch, "after", edge) && !watch.held) holdFleet(watch);
-        if (ends.has(property) && watch.held) return undefined;
-        return Reflect.apply(own, target, args);
+        if (!ends.has(property)) return go();
+        if (watch.isHold("after", edge)) {
+          watch.hold(run);
+          watch.fleet.onHeld();
+        }
+        return watch.isSilent(run) ? void watch.released.then(go) : go();
       };
     },
   });
@@ -197,7 +293,7 @@ function silenceable(watch: Watch, edge: string, handler: Dispatcher.DispatchHan
 /** Null for what is read of the cluster as a whole. */
 function nameOfRequest({ method, path }: Dispatcher.DispatchOptions): string | null {
   const plain = decodeURIComponent(path.replace(/^\/api2\/json/, "").split("?")[0] ?? "");
-  if (plain === "/exec") return "POST execd";
+  if (plain === "/exec") return "probe execd";
   if (plain === "/cluster/nextid") return "GET nextid";
   const task = /^\/nodes\/[^/]+\/tasks\/UPID:(?:[^:]*:){4}([^:]*):/.exec(plain)?.[1];
   if (task !== undefined) return `${method} task ${task}`;
