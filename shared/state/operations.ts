@@ -23,6 +23,8 @@ export interface Write {
   also?: readonly Command[];
   /** The operation has left the waiting line of `place`. */
   placed?: boolean;
+  /** Slots that the run counts on: refused as `rewound` where Redis has lost one. */
+  holds?: readonly string[];
 }
 
 export interface AcceptRequest {
@@ -217,9 +219,13 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
       return outcome === "ok" || outcome === "ended" ? outcome : "unknown";
     },
 
-    async leaseVmid({ id, fence, revision }, { first, last }) {
+    async leaseVmid(writer, { first, last }) {
+      const { id, fence, revision } = writer;
       const [outcome, vmid] = await runList(LEASE_VMID, id, fence, first, last, revision);
-      if (outcome === "ok") return Vmid.parse(Number(vmid));
+      if (outcome === "ok") {
+        writer.revision++;
+        return Vmid.parse(Number(vmid));
+      }
       if (outcome !== "exhausted") throw lockLost(id, outcome);
       throw new FleetError(
         "vmid_range_exhausted",
@@ -227,7 +233,8 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
       );
     },
 
-    async leaseAddress({ id, fence, revision }, { first, last, bits }) {
+    async leaseAddress(writer, { first, last, bits }) {
+      const { id, fence, revision } = writer;
       const [outcome, address] = await runList(
         LEASE_ADDRESS,
         id,
@@ -237,14 +244,21 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
         bits,
         revision,
       );
-      if (outcome === "ok") return String(address);
+      if (outcome === "ok") {
+        writer.revision++;
+        return String(address);
+      }
       if (outcome !== "exhausted") throw lockLost(id, outcome);
       throw new FleetError("address_range_exhausted", "all addresses of PVE_IP_RANGE are leased; widen it");
     },
 
-    async claimAddress({ id, fence, revision }, address) {
+    async claimAddress(writer, address) {
+      const { id, fence, revision } = writer;
       const outcome = await run(CLAIM_ADDRESS, id, fence, address, revision);
-      if (outcome === "ok") return;
+      if (outcome === "ok") {
+        writer.revision++;
+        return;
+      }
       if (outcome !== "taken") throw lockLost(id, String(outcome));
       throw new FleetError("address_refused", `address ${address} belongs to another live sandbox`, {
         facts: { address },
@@ -328,6 +342,7 @@ function toWriteArgs(write: Write) {
     ...(write.sandbox ? { sandbox: encodeFields(write.sandbox) } : {}),
     also: (write.also ?? []).map((command) => command.map(String)),
     placed: write.placed === true,
+    holds: write.holds ?? [],
   };
 }
 

@@ -95,9 +95,12 @@ local function mayWrite(key, fence, revision)
   return nil
 end
 -- One that is just one newer has had this very write, sent again after a lost reply.
-local function revise(key, fence, revision)
+local function isRepeated(key, fence, revision)
   local holder, at = unpack(redis.call('HMGET', key, 'fence', 'revision'))
-  if holder == fence and at == tostring(revision + 1) then return 'ok' end
+  return holder == fence and at == tostring(revision + 1)
+end
+local function revise(key, fence, revision)
+  if isRepeated(key, fence, revision) then return 'ok' end
   local refused = mayWrite(key, fence, revision)
   if not refused then redis.call('HINCRBY', key, 'revision', 1) end
   return refused
@@ -212,12 +215,16 @@ return {'claimed', redis.call('HGETALL', key), redis.call('HGETALL', sbxKey(redi
 
 /**
  * ARGV: id, fence, write JSON, now, ttl, revision → outcome.
- * write: { operation, sandbox?: {set, unset}, also: command[], placed?: true }.
+ * write: { operation, sandbox?: {set, unset}, also: command[], placed?: true, holds: slot name[] }.
  */
 export const WRITE = withPrelude(`
 local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 local w = cjson.decode(ARGV[4])
 local key = opKey(id)
+-- A slot may be younger than the record's last write, and lost without it.
+for _, name in ipairs(w.holds) do
+  if redis.call('HEXISTS', P..':slot:'..name, id) == 0 then return 'rewound' end
+end
 local refused = revise(key, fence, ARGV[7])
 if refused then return refused end
 if w.placed then unplace(key, true) end
@@ -287,11 +294,12 @@ return 'ok'
 export const LEASE_VMID = withPrelude(`
 local id, fence, first, last = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local key = opKey(id)
-local refused = mayWrite(key, fence, ARGV[6])
-if refused then return {refused} end
-local sandbox = redis.call('HGET', key, 'sandbox')
+local sandbox = redis.call('HGET', key, 'sandbox') or ''
 local sk, leases, cursor = sbxKey(sandbox), P..':vmids', P..':vmid-next'
 local held = redis.call('HGET', sk, 'vmid')
+if isRepeated(key, fence, ARGV[6]) then return {'ok', held} end
+local refused = mayWrite(key, fence, ARGV[6])
+if refused then return {refused} end
 local at = tonumber(redis.call('GET', cursor) or first)
 if at < first or at > last then at = first end
 for _ = first, last do
@@ -302,6 +310,7 @@ for _ = first, last do
     redis.call('SET', cursor, at)
     if held and redis.call('HGET', leases, held) == sandbox then redis.call('HDEL', leases, held) end
     redis.call('HSET', sk, 'vmid', vmid)
+    redis.call('HINCRBY', key, 'revision', 1)
     return {'ok', tostring(vmid)}
   end
 end
@@ -312,12 +321,16 @@ return {'exhausted'}
 export const LEASE_ADDRESS = withPrelude(`
 local id, fence, first, last = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local key = opKey(id)
-local refused = mayWrite(key, fence, ARGV[7])
-if refused then return {refused} end
-local sandbox = redis.call('HGET', key, 'sandbox')
+local sandbox = redis.call('HGET', key, 'sandbox') or ''
 local sk, leases, cursor = sbxKey(sandbox), P..':ips', P..':ip-next'
 local held = redis.call('HGET', sk, 'leasedIp')
-if held then return {'ok', held} end
+if isRepeated(key, fence, ARGV[7]) then return {'ok', held} end
+local refused = mayWrite(key, fence, ARGV[7])
+if refused then return {refused} end
+if held then
+  redis.call('HINCRBY', key, 'revision', 1)
+  return {'ok', held}
+end
 local at = tonumber(redis.call('GET', cursor) or first)
 if at < first or at > last then at = first end
 for _ = first, last do
@@ -328,6 +341,7 @@ for _ = first, last do
   if redis.call('HSETNX', leases, address, sandbox) == 1 then
     redis.call('SET', cursor, at)
     redis.call('HSET', sk, 'leasedIp', address)
+    redis.call('HINCRBY', key, 'revision', 1)
     return {'ok', address}
   end
 end
@@ -338,6 +352,7 @@ return {'exhausted'}
 export const CLAIM_ADDRESS = withPrelude(`
 local id, fence, address = ARGV[2], ARGV[3], ARGV[4]
 local key = opKey(id)
+if isRepeated(key, fence, ARGV[5]) then return 'ok' end
 local refused = mayWrite(key, fence, ARGV[5])
 if refused then return refused end
 local sandbox = redis.call('HGET', key, 'sandbox')
@@ -351,6 +366,7 @@ local before = redis.call('HGET', sk, 'address')
 if before and before ~= address and redis.call('HGET', claims, before) == sandbox then redis.call('HDEL', claims, before) end
 redis.call('HSET', claims, address, sandbox)
 redis.call('HSET', sk, 'address', address)
+redis.call('HINCRBY', key, 'revision', 1)
 return 'ok'
 `);
 

@@ -48,7 +48,8 @@ if placed and placed ~= node then
   if demand then redis.call('HSET', P..':reserved:'..node, sandbox, demand) end
 end
 redis.call('HSET', key, 'step', cjson.encode({name = 'clone', at = tonumber(now), open = false}))
-redis.call('HINCRBY', key, 'revision', 1)
+-- By the fence: a revision that is just one newer would look like the run's own next write, sent again.
+redis.call('HDEL', key, 'fence')
 setSandbox(sandbox, {set = {'state', 'cloning', 'node', node, 'vmid', vmid}, unset = {}}, now, id, 0)
 return 1
 `);

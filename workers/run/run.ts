@@ -233,7 +233,7 @@ export function startRun<N extends JobName>(
     check,
     write: (write) =>
       inOrder(async () => {
-        await store.write(writer, write);
+        await store.write(writer, { ...write, holds: [...holding] });
         operation = { ...operation, ...withoutNulls(write.operation) };
         sandbox = { ...sandbox, ...withoutNulls(write.sandbox) };
       }),

@@ -1,7 +1,9 @@
 /** Redis comes back without its last writes: limits hold, nothing is doubled, and what nobody knows any more is removed. */
 import { afterEach, expect, test } from "vitest";
-import { newFence, Vmid } from "../../../shared/ids.ts";
-import { createOperationStore } from "../../../shared/state/operations.ts";
+import { FleetError } from "../../../shared/errors.ts";
+import { NodeName, newFence, Vmid } from "../../../shared/ids.ts";
+import { createOperationStore, type Writer } from "../../../shared/state/operations.ts";
+import { createSlots, slotOf } from "../../../shared/state/slots.ts";
 import { createStrays } from "../../../shared/state/strays.ts";
 import { markRedis } from "../../redis-rewind.ts";
 import { type Bed, failure, provisionOne, startBed, until } from "./harness.ts";
@@ -69,6 +71,82 @@ test("a run whose record went back may not write any more; a write that is sent 
   if (next.outcome !== "claimed") throw new Error(next.outcome);
   await store.end(next.writer, { status: "canceled", error }, { sandbox: { state: "failed" } });
   await store.end(next.writer, { status: "canceled", error }); // again, after a lost reply
+});
+
+test("what was leased, claimed or taken and then forgotten lets its run write no more", async () => {
+  const here = await startFleet({ workers: "none" });
+  const { redis, keys, fleet } = here;
+  const store = createOperationStore(redis, keys, { retentionSec: 60 });
+  const slots = createSlots(redis, keys);
+  const { id } = await fleet.provision({ template: "cmux-base" });
+  const claim = async () => {
+    const got = await store.claim(id, newFence());
+    if (got.outcome !== "claimed") throw new Error(got.outcome);
+    return got;
+  };
+  const range = { first: "127.77.0.1", last: "127.77.0.9", bits: 8 };
+  const steps: ((writer: Writer) => Promise<unknown>)[] = [
+    (writer) => store.leaseVmid(writer, { first: 20_000, last: 20_009 }),
+    (writer) => store.leaseAddress(writer, range),
+    (writer) => store.claimAddress(writer, "127.77.0.1"),
+  ];
+  for (const step of steps) {
+    const { writer } = await claim();
+    const before = await redis.hgetall(keys.operation(id));
+    // Again after a lost reply: the same, once.
+    const again = { ...writer };
+    const made = await step(writer);
+    expect([await step(again), again]).toEqual([made, writer]);
+    await redis.hset(keys.operation(id), before);
+    const error = await failure(store.write(writer, { sandbox: { state: "cloning" } }), "lock_lost");
+    expect(error.facts).toMatchObject({ why: "rewound" });
+  }
+  expect(await redis.hlen(keys.vmids)).toBe(1);
+  // A slot that is lost without anything of the record.
+  const { writer } = await claim();
+  const holds = [slotOf.replica("pve1", 9_001)];
+  for (const name of holds) await slots.take(name, 1, writer);
+  await store.write(writer, { holds });
+  for (const name of holds) await redis.hdel(keys.slot(name), id);
+  await failure(store.write(writer, { holds }), "lock_lost");
+  const last = await claim();
+  await store.end(
+    last.writer,
+    { status: "canceled", error: new FleetError("canceled", "done") },
+    {
+      sandbox: { state: "failed" },
+      also: [
+        ["DEL", keys.vmids],
+        ["DEL", keys.ips],
+        ["DEL", keys.addresses],
+      ],
+    },
+  );
+});
+
+test("a run whose provision was given a container may neither write nor take a slot", async () => {
+  const here = await startFleet({ workers: "none" });
+  const { redis, keys, fleet } = here;
+  const store = createOperationStore(redis, keys, { retentionSec: 60 });
+  const { id, sandboxId } = await fleet.provision({ template: "cmux-base" });
+  const claim = async () => {
+    const got = await store.claim(id, newFence(), { job: id, lockKey: "", lockToken: "" });
+    if (got.outcome !== "claimed") throw new Error(got.outcome);
+    return got;
+  };
+  const { writer } = await claim();
+  const place = { node: NodeName.parse("pve1"), vmid: Vmid.parse(20_001) };
+  expect(await createStrays(redis, keys).adopt({ operation: id, sandbox: sandboxId }, place)).toBe(true);
+  await failure(store.write({ ...writer }, { sandbox: { state: "cloning", vmid: Vmid.parse(20_002) } }), "lock_lost");
+  await failure(store.leaseVmid({ ...writer }, { first: 20_000, last: 20_009 }), "lock_lost");
+  await failure(createSlots(redis, keys).take(slotOf.replica("pve1", 9_001), 1, writer), "lock_lost");
+  const next = await claim();
+  expect(next.sandbox).toMatchObject({ ...place, state: "cloning" });
+  await store.end(
+    next.writer,
+    { status: "canceled", error: new FleetError("canceled", "done") },
+    { sandbox: { state: "failed" }, also: [["DEL", keys.vmids]] },
+  );
 });
 
 test("a round of the reconcile that slept takes no VMID that another has settled meanwhile", async () => {
