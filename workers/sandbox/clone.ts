@@ -46,10 +46,10 @@ export async function cloneContainer(run: Run<"provision">, token: string | null
       }
     }
     try {
-      const config = await cloneFrom(run, place, token);
+      // An earlier attempt may have kept slots: of two clones that keep one and wait for the other's, none would go on.
       if (run.operation.claims > 1 || run.operation.attempts > 0)
         await run.releaseSlots((name) => name === slotOf.node(node));
-      return config;
+      return await cloneFrom(run, place, token);
     } catch (error) {
       if (mayHaveCloned(run)) {
         // An earlier request of ours may be what took the VMID; the next round looks.

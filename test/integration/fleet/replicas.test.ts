@@ -50,3 +50,11 @@ test("a lock that is not of our clones is seen, and that replica is left alone",
   ).toEqual(["9002"]);
   bed.pve.faults.lock(9_001, null);
 });
+
+test("two that each try the other's replica next do not wait for each other", async () => {
+  await until(async () => (await inventory()).replicas.every(({ locked }) => !locked), "two free replicas");
+  bed.pve.faults.request({ kind: "cut", method: "POST", path: "/clone$", times: 2 });
+  const before = clones().length;
+  await Promise.all([provisionOne(bed.fleet), provisionOne(bed.fleet)]);
+  expect(clones().length).toBe(before + 2);
+});
