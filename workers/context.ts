@@ -24,6 +24,8 @@ export interface WorkerContext {
   readonly store: OperationStore;
   readonly slots: Slots;
   readonly strays: Strays;
+  /** As `strays` told it at the start. */
+  readonly origin: string;
   readonly secrets: SecretStore;
   readonly queues: Queues;
   readonly wake: Wake;

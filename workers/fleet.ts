@@ -61,13 +61,15 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const inventory = stack.use(createInventorySource(redis, keys, collector));
   const queues = createQueues(redis, config.FLEET_PREFIX);
   stack.defer(() => queues.close());
+  const strays = createStrays(redis, keys);
   const context: WorkerContext = {
     config,
     redis,
     keys,
     store: createOperationStore(redis, keys, { retentionSec: config.FLEET_RETENTION_HOURS * 3_600 }),
     slots,
-    strays: createStrays(redis, keys),
+    strays,
+    origin: await strays.origin(),
     secrets: createSecretStore(redis, keys, config.FLEET_SECRET_KEY),
     queues,
     wake,

@@ -15,6 +15,8 @@ export interface Keys {
   readonly adopted: string;
   /** Times from which on Redis may have lost writes. */
   readonly losses: string;
+  /** An id that the first worker made up: the same for as long as Redis keeps its data. */
+  readonly origin: string;
   /** VMIDs of containers with our stamp that no record owns, and since when they are known. */
   readonly strays: string;
   /** Names of all nodes that ever had queues. */
@@ -54,6 +56,7 @@ export function createKeys(prefix: string): Keys {
     inventory: key("inventory"),
     adopted: key("adopted"),
     losses: key("losses"),
+    origin: key("origin"),
     strays: key("strays"),
     nodes: key("nodes"),
     wake: key("wake"),

@@ -2,6 +2,7 @@
  * What Redis may have lost: with its last writes (a start without the newest of its file, a failover to a replica that
  * was behind) go records whose containers exist all the same.
  */
+import { randomUUID } from "node:crypto";
 import { z } from "zod";
 import type { NodeName, OperationId, SandboxId, Vmid } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
@@ -76,6 +77,8 @@ export interface Strays {
   beat(): Promise<void>;
   /** Times (ms) from which on writes may be missing, newest first; at most 100. */
   losses(): Promise<number[]>;
+  /** Tells what was accepted in this Redis from what another fleet of the same prefix accepted in its own. */
+  origin(): Promise<string>;
   /** Takes the VMID of a stray on the list, before it is removed; false when it is somebody's, or no stray any more. */
   lease(vmid: Vmid): Promise<boolean>;
   /** It is gone, or has an owner again: off the list, and its VMID free. */
@@ -96,6 +99,10 @@ export function createStrays(redis: RedisConnection, keys: Keys, now: () => numb
         .number()
         .array()
         .parse(await redis.lrange(keys.losses, 0, -1)),
+    async origin() {
+      await redis.set(keys.origin, randomUUID(), "NX");
+      return z.string().parse(await redis.get(keys.origin));
+    },
     lease: async (vmid) => (await run(LEASE, vmid)) === 1,
     async forget(vmid) {
       await run(FORGET, vmid);

@@ -7,10 +7,11 @@ import { Vmid } from "../../shared/ids.ts";
 import { isEnded, isGone, type OperationRecord, type SandboxRecord } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { WorkerContext } from "../context.ts";
-import type { Place } from "../sandbox/look.ts";
+import type { Upid } from "../pve/upid.ts";
+import { hasMac, type Place } from "../sandbox/look.ts";
 import { clearStaleLock } from "../sandbox/stale-lock.ts";
-import { wasRefused } from "../sandbox/task.ts";
-import { findStrays, type Stray } from "./strays.ts";
+import { hasEnded, wasRefused } from "../sandbox/task.ts";
+import { findStrays, readStray, type Stray } from "./strays.ts";
 
 /** A server that lost its last writes lost no more than these: appendfsync everysec 2 s, a replica somewhat more. */
 const LOST_AT_MOST_MS = 10_000;
@@ -26,23 +27,37 @@ export type Verdict =
   | "wait"
   /** Its sandbox has ended, stands elsewhere, or was accepted in a second that Redis lost: nobody can ever use it. */
   | "remove"
-  /** Nothing is known of it and nothing says why: left to a human. */
+  /** Nothing is known of it and nothing says why, or it came back after its end: left to a human. */
   | "leave";
 
-/** What becomes of a stray: pure. `losses`: see `Strays.losses`. */
+/** What Redis tells of itself. */
+export interface Memory {
+  /** See `Strays`. */
+  losses: readonly number[];
+  origin: string;
+  /** How long the record of what has ended is kept. */
+  retentionMs: number;
+}
+
+/** What becomes of a stray: pure. */
 export function judge(
-  { place, stamp }: Pick<Stray, "place" | "stamp">,
+  { place, stamp, config }: Stray,
   records: { operation: OperationRecord | null; sandbox: SandboxRecord | null },
-  losses: readonly number[],
+  { losses, origin, retentionMs }: Memory,
+  now: number,
 ): Verdict {
   const { operation, sandbox } = records;
   if (!sandbox) {
+    // A record that is missing says something only where it was, and can't have been forgotten in the ordinary way.
+    const isMissed = stamp.origin === origin && now - stamp.at < retentionMs;
     const lost = losses.some((from) => stamp.at >= from - LOST_BEFORE_MS && stamp.at <= from + LOST_AT_MOST_MS);
-    return lost ? "remove" : "leave";
+    return isMissed && lost ? "remove" : "leave";
   }
-  if (isGone(sandbox.state)) return "remove";
+  // A clone that comes late has a MAC address of PVE's. The sandbox's own was seen gone: somebody restored a backup of it.
+  if (isGone(sandbox.state)) return hasMac(config, sandbox.hwaddr) ? "leave" : "remove";
   if (sandbox.node === place.node && sandbox.vmid === place.vmid) return "own";
-  return operation && !isEnded(operation.status) ? "wait" : "remove";
+  if (operation && !isEnded(operation.status)) return "wait";
+  return sandbox.node === undefined || sandbox.vmid === undefined ? "leave" : "remove";
 }
 
 /** One that is left is looked at again after this long. */
@@ -70,7 +85,7 @@ export async function reconcile(context: WorkerContext, signal: AbortSignal): Pr
   for (const vmid of Object.keys(since)) {
     const left = -Number(since[vmid]) > now && listed.some((one) => String(one.vmid) === vmid);
     if (!left && !strays.some(({ place }) => String(place.vmid) === vmid))
-      await context.strays.forget(Vmid.parse(vmid));
+      await context.strays.forget(Vmid.parse(Number(vmid)));
   }
   return removed;
 }
@@ -86,11 +101,20 @@ async function listOwnRange({ pve, config }: WorkerContext, signal: AbortSignal)
 }
 
 /** Returns what was done, which for one that could not be removed yet is to wait. */
-async function settle(context: WorkerContext, stray: Stray, signal: AbortSignal): Promise<Verdict> {
-  const { store, strays, redis, keys, log } = context;
+async function settle(context: WorkerContext, { place: known }: Stray, signal: AbortSignal): Promise<Verdict> {
+  // Those before it in this round may have taken minutes to remove.
+  const stray = await readStray(context, known, { signal });
+  if (stray === null) return "wait";
+  const { store, strays, redis, keys, config, log } = context;
   const { place, stamp } = stray;
-  const [operation, sandbox] = await Promise.all([store.load(stamp.operation), store.loadSandbox(stamp.sandbox)]);
-  const verdict = judge(stray, { operation, sandbox }, await strays.losses());
+  const [operation, sandbox, losses, origin] = await Promise.all([
+    store.load(stamp.operation),
+    store.loadSandbox(stamp.sandbox),
+    strays.losses(),
+    strays.origin(),
+  ]);
+  const memory = { losses, origin, retentionMs: config.FLEET_RETENTION_HOURS * 3_600_000 };
+  const verdict = judge(stray, { operation, sandbox }, memory, Date.now());
   const facts = { ...place, operation: stamp.operation, sandbox: stamp.sandbox };
   switch (verdict) {
     case "own":
@@ -100,7 +124,12 @@ async function settle(context: WorkerContext, stray: Stray, signal: AbortSignal)
       if (await strays.adopt(stamp, place)) log.warn(facts, "container that Redis forgot goes to its provision");
       return verdict;
     case "leave":
-      log.warn(facts, "container with our stamp is unknown to Redis; destroy it by hand, or restore its record");
+      log.warn(
+        facts,
+        sandbox
+          ? "container of a sandbox that has ended is there again; if nobody restored it on purpose, destroy it by hand"
+          : "container with our stamp is unknown to Redis; destroy it by hand, or restore its record",
+      );
       await redis.hset(keys.strays, place.vmid, -(Date.now() + LEFT_MS));
       return verdict;
     case "remove":
@@ -118,13 +147,18 @@ async function settle(context: WorkerContext, stray: Stray, signal: AbortSignal)
 }
 
 /** Under a slot of its node, like every other task. */
-async function remove(context: WorkerContext, { place, stamp, lock }: Stray, signal: AbortSignal): Promise<void> {
+async function remove(
+  context: WorkerContext,
+  { place, stamp, config: { lock } }: Stray,
+  signal: AbortSignal,
+): Promise<void> {
   const { slots, pve, tasks, config, strays, log } = context;
   const { node, vmid } = place;
   const slot = slotOf.node(node);
   const holder = stamp.operation;
   if (!(await slots.tryTake(slot, config.FLEET_NODE_SLOTS, holder)))
     throw new FleetError("node_unavailable", `all slots of node ${node} are taken`, { facts: { node } });
+  let upid: Upid | undefined;
   try {
     const leasedAt = performance.now();
     const taken = () =>
@@ -136,12 +170,12 @@ async function remove(context: WorkerContext, { place, stamp, lock }: Stray, sig
       if (performance.now() - leasedAt > LEASED_MS) throw taken();
     };
     log.warn({ ...place, operation: stamp.operation, sandbox: stamp.sandbox }, "removing a container that nobody owns");
-    const upid = await pve.lxc(node, vmid).destroy({ purge: true, force: true }, { signal, guard });
+    upid = await pve.lxc(node, vmid).destroy({ purge: true, force: true }, { signal, guard });
     await tasks.wait(upid, { signal, kind: "destroy" });
     await strays.forget(vmid);
   } catch (error) {
     // Where its task may run on, the slot is given back once nothing runs on the node.
-    if (wasRefused(error)) await slots.reap(slot, holder);
+    if (upid === undefined ? wasRefused(error) : hasEnded(error)) await slots.reap(slot, holder);
     // The next round finds it unlocked.
     if (lock !== undefined) await clearStaleLock(context, { place, lock, owner: stamp.operation }, { signal });
     throw error;

@@ -2,14 +2,14 @@
 import { FleetError } from "../../shared/errors.ts";
 import { STRAY } from "../../shared/state/strays.ts";
 import type { WorkerContext } from "../context.ts";
-import type { Call } from "../pve/api.ts";
+import type { Call, LxcConfig } from "../pve/api.ts";
 import type { Place } from "../sandbox/look.ts";
 import { parseStamp, type Stamp } from "../sandbox/stamp.ts";
 
 export interface Stray {
   place: Place;
   stamp: Stamp;
-  lock: string | undefined;
+  config: LxcConfig;
 }
 
 /** A lost second forgets some containers. So many are another matter, a restored backup or an empty Redis, and left to a human. */
@@ -34,11 +34,12 @@ export async function findStrays(context: WorkerContext, places: readonly Place[
   return strays;
 }
 
-async function readStray({ pve, config }: WorkerContext, place: Place, call: Call): Promise<Stray | null> {
+/** Null: it is none. */
+export async function readStray({ pve, config }: WorkerContext, place: Place, call: Call): Promise<Stray | null> {
   try {
-    const { description, lock } = await pve.lxc(place.node, place.vmid).config(call);
-    const stamp = parseStamp(description, place.vmid);
-    return stamp?.fleet === config.FLEET_PREFIX ? { place, stamp, lock } : null;
+    const live = await pve.lxc(place.node, place.vmid).config(call);
+    const stamp = parseStamp(live.description, place.vmid);
+    return stamp?.fleet === config.FLEET_PREFIX ? { place, stamp, config: live } : null;
   } catch (error) {
     // Gone meanwhile, or none of ours to read.
     if (error instanceof FleetError && ["container_missing", "forbidden"].includes(error.code)) return null;

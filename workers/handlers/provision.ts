@@ -75,7 +75,7 @@ async function build(run: Run<"provision">, token: string | null): Promise<void>
 async function vanished(run: Run<"provision">, error: unknown): Promise<unknown> {
   if (!(error instanceof FleetError) || (error.code !== "container_missing" && error.code !== "sandbox_gone"))
     return error;
-  await run.begin("vanished", { sandbox: { state: "placing" } });
+  await run.begin("vanished", { sandbox: { state: "placing", hwaddr: null } });
   return new FleetError("container_missing", "the container was removed while it was being made", {
     cause: error,
     facts: error.facts,

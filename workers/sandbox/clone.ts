@@ -220,7 +220,7 @@ function cloneParams(
 ): CloneParams {
   const { sandbox } = run;
   const input = inputOf(run);
-  const { config, inventory } = run.context;
+  const { config, inventory, origin } = run.context;
   const pool = input.pool ?? config.PVE_POOL;
   const storage = full ? fullStorage(input) : undefined;
   const inDescription = token !== null && !hasConfigEnv(inventory.current().version) ? token : null;
@@ -231,6 +231,7 @@ function cloneParams(
     operation: run.id,
     team: sandbox.team,
     at: run.operation.acceptedAt,
+    origin,
   };
   return {
     newid: place.vmid,

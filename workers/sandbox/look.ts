@@ -54,7 +54,7 @@ async function isTakenElsewhere(run: Run, place: Place, call: Call): Promise<boo
   return (await lookAt(run, { ...place, node: guest.node }, call)).is === "foreign";
 }
 
-const hasMac = (config: LxcConfig, hwaddr: string | undefined): boolean =>
+export const hasMac = (config: LxcConfig, hwaddr: string | undefined): boolean =>
   hwaddr !== undefined && config.net0?.toUpperCase().includes(`HWADDR=${hwaddr.toUpperCase()}`) === true;
 
 /** A locked or half-made container is looked at this often. */

@@ -18,6 +18,8 @@ const Stamp = z.object({
   team: TeamId,
   /** When the operation was accepted, ms since the epoch. */
   at: z.number(),
+  /** Of the Redis that it was accepted in; see `Strays.origin`. */
+  origin: z.string().optional(),
 });
 export type Stamp = z.output<typeof Stamp>;
 

@@ -79,7 +79,7 @@ const WAITING: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
 ]);
 
 /** Whether an error of a wait is the task's own end; a task that PVE does not know any more has ended, too. */
-const hasEnded = (error: unknown): boolean => error instanceof FleetError && !WAITING.has(error.code);
+export const hasEnded = (error: unknown): boolean => error instanceof FleetError && !WAITING.has(error.code);
 
 /** Name of a step whose task has failed: what it made may be left. */
 export const failedStep = (step: string): string => `${step} failed`;

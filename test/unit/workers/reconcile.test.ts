@@ -2,7 +2,8 @@
 import { expect, test } from "vitest";
 import { NodeName, newOperationId, newSandboxId, TeamId, Vmid } from "../../../shared/ids.ts";
 import type { OperationRecord, SandboxRecord, SandboxState } from "../../../shared/state/records.ts";
-import { judge, type Verdict } from "../../../workers/control/reconcile.ts";
+import { judge, type Memory, type Verdict } from "../../../workers/control/reconcile.ts";
+import type { LxcConfig } from "../../../workers/pve/api.ts";
 
 const place = { node: NodeName.parse("pve1"), vmid: Vmid.parse(20_001) };
 const AT = 1_700_000_000_000;
@@ -14,7 +15,12 @@ const stamp = {
   operation: newOperationId(),
   team: TeamId.parse("default"),
   at: AT,
+  origin: "here",
 };
+const MAC = "BC:24:11:00:00:01";
+const config = { description: "", net0: `name=eth0,hwaddr=${MAC}` } as LxcConfig;
+const retentionMs = 86_400_000;
+const now = AT + 3_600_000;
 
 const sandboxOf = (state: SandboxState, at: Partial<typeof place> = {}): SandboxRecord => ({
   id: stamp.sandbox,
@@ -29,7 +35,10 @@ const sandboxOf = (state: SandboxState, at: Partial<typeof place> = {}): Sandbox
 });
 const operationOf = (status: OperationRecord["status"]) => ({ status }) as OperationRecord; // judged by its status alone
 
-test.each<[string, SandboxRecord | null, OperationRecord["status"] | null, number[], Verdict]>([
+/** What Redis tells. */
+const known = (losses: number[], more: Partial<Memory> = {}) => ({ losses, origin: "here", retentionMs, ...more });
+
+test.each<[string, SandboxRecord | null, OperationRecord["status"] | null, number[] | Memory, Verdict]>([
   ["its record lost its lease only", sandboxOf("running", place), "succeeded", [], "own"],
   ["its sandbox has been destroyed", sandboxOf("destroyed", place), "succeeded", [], "remove"],
   ["its provision failed", sandboxOf("failed"), "failed", [], "remove"],
@@ -48,12 +57,30 @@ test.each<[string, SandboxRecord | null, OperationRecord["status"] | null, numbe
     [],
     "remove",
   ],
+  ["its record lost where it stands", sandboxOf("running", { node: place.node }), "succeeded", [], "leave"],
+  [
+    "its sandbox has been destroyed, and a backup of it restored",
+    { ...sandboxOf("destroyed", place), hwaddr: MAC },
+    "succeeded",
+    [],
+    "leave",
+  ],
+  [
+    "a clone that came late, when its sandbox had been made and destroyed",
+    { ...sandboxOf("destroyed", place), hwaddr: "BC:24:11:00:00:02" },
+    "succeeded",
+    [],
+    "remove",
+  ],
+  ["accepted elsewhere, by a fleet of the same prefix", null, null, known([AT - 500], { origin: "there" }), "leave"],
+  ["accepted in a lost second of long ago", null, null, known([AT - 500], { retentionMs: 60_000 }), "leave"],
   ["nothing is known of it, and nothing was lost", null, null, [], "leave"],
   ["accepted in a lost second", null, null, [AT - 90_000, AT - 500], "remove"],
   ["accepted just before the last beat", null, null, [AT + 900], "remove"],
   ["accepted long before a loss: an old one, or a restored backup", null, null, [AT + 60_000], "leave"],
   ["accepted long after a loss", null, null, [AT - 60_000], "leave"],
-])("%s", (_, sandbox, status, losses, verdict) => {
+])("%s", (_, sandbox, status, lost, verdict) => {
   const operation = status === null ? null : operationOf(status);
-  expect(judge({ place, stamp }, { operation, sandbox }, losses)).toBe(verdict);
+  const memory = Array.isArray(lost) ? known(lost) : lost;
+  expect(judge({ place, stamp, config }, { operation, sandbox }, memory, now)).toBe(verdict);
 });

@@ -1,0 +1,66 @@
+/** Containers that nobody owns are removed, on proof that is true at that moment; what may be somebody's stays. */
+import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
+import { type Bed, containerOf, provisionOne, run, startBed, until, within } from "./harness.ts";
+
+let bed: Bed;
+beforeAll(async () => {
+  bed = await startBed({
+    pve: { nodes: 1, timings: { destroy: 10_000 } },
+    env: { FLEET_STRAY_GRACE_SECONDS: "0" },
+  });
+});
+afterAll(() => bed.close());
+beforeEach(() => bed.pve.faults.clear());
+
+/** Makes a container with the description and the network of another, as a restored backup has them. */
+function restore(vmid: number, { description = "", net0 = "" }: Readonly<Record<string, string>>) {
+  bed.pve.faults.occupy(vmid);
+  bed.pve.faults.edit(vmid, { description, net0 });
+}
+
+/** A sandbox that has been destroyed, and what its container's config was. */
+async function destroyed() {
+  const { sandboxId, vmid } = await provisionOne(bed.fleet);
+  const config = containerOf(bed, vmid)?.config ?? {};
+  await run(bed.fleet, "destroy", { sandboxId });
+  return { vmid, config };
+}
+
+const withOtherMac = (config: Readonly<Record<string, string>>) => ({
+  ...config,
+  net0: (config["net0"] ?? "").replace(/hwaddr=[^,]*/i, "hwaddr=BC:24:11:00:00:00"),
+});
+
+test("a clone that comes after its sandbox's end is removed, a restored backup is left", async () => {
+  const [late, restored] = [await destroyed(), await destroyed()];
+  restore(late.vmid, withOtherMac(late.config));
+  restore(restored.vmid, restored.config);
+  await until(() => containerOf(bed, late.vmid) === undefined, "the removal of the late clone", 30_000);
+  const left = async () => Number(await bed.redis.hget(bed.keys.strays, String(restored.vmid))) < 0;
+  await until(left, "the word that it is left", 30_000);
+  expect(containerOf(bed, restored.vmid)).toBeDefined();
+  bed.pve.faults.vanish(restored.vmid);
+});
+
+test("what a human has made in place of a stray, while others were removed, is his", async () => {
+  const [one, two] = [await destroyed(), await destroyed()];
+  // Seen in the same round: one list shows both.
+  const list = bed.pve.faults.request({ kind: "hang", method: "GET", path: "^/cluster/resources", times: 20 });
+  restore(one.vmid, withOtherMac(one.config));
+  restore(two.vmid, withOtherMac(two.config));
+  list.release();
+  const first = await until(
+    () => bed.pve.tasks().find(({ type, endedAt }) => type === "vzdestroy" && endedAt === undefined),
+    "the first removal",
+    30_000,
+  );
+  const other = String(one.vmid) === first.id ? two.vmid : one.vmid;
+  bed.pve.faults.vanish(other);
+  bed.pve.faults.occupy(other);
+  await bed.pve.waitForTask(({ upid, endedAt }) => upid === first.upid && endedAt !== undefined, within());
+  // A whole round later.
+  const gone = async () => (await bed.redis.hlen(bed.keys.strays)) === 0;
+  await until(gone, "an empty list", 30_000);
+  expect(containerOf(bed, other)?.config["hostname"]).toBe(`human-${other}`);
+  bed.pve.faults.vanish(other);
+});
