@@ -23,6 +23,7 @@ local known, alive = unpack(redis.call('HMGET', P..':pulse', 'server', 'at'))
 if known and known ~= server then
   redis.call('LPUSH', P..':losses', alive)
   redis.call('LTRIM', P..':losses', 0, 99)
+  redis.call('HSET', P..':pulse', 'lostAt', ARGV[2])
 end
 redis.call('HSET', P..':pulse', 'server', server, 'at', ARGV[2])
 return 'ok'
@@ -79,6 +80,8 @@ export interface Strays {
   losses(): Promise<number[]>;
   /** Tells what was accepted in this Redis from what another fleet of the same prefix accepted in its own. */
   origin(): Promise<string>;
+  /** When it was last noticed (ms) that writes may be missing. */
+  lostAt(): Promise<number | undefined>;
   /** Takes the VMID of a stray on the list, before it is removed; false when it is somebody's, or no stray any more. */
   lease(vmid: Vmid): Promise<boolean>;
   /** It is gone, or has an owner again: off the list, and its VMID free. */
@@ -103,6 +106,11 @@ export function createStrays(redis: RedisConnection, keys: Keys, now: () => numb
       await redis.set(keys.origin, randomUUID(), "NX");
       return z.string().parse(await redis.get(keys.origin));
     },
+    lostAt: async () =>
+      z.coerce
+        .number()
+        .optional()
+        .parse((await redis.hget(`${keys.prefix}:pulse`, "lostAt")) ?? undefined),
     lease: async (vmid) => (await run(LEASE, vmid)) === 1,
     async forget(vmid) {
       await run(FORGET, vmid);

@@ -8,6 +8,7 @@ import type { LiveInventory } from "../inventory/source.ts";
 import { evictFromBadNodes } from "./evict.ts";
 import { expireSandboxes } from "./expire.ts";
 import { withLock } from "./lock.ts";
+import { destroyMissing } from "./missing.ts";
 import { reapSlots } from "./reap-slots.ts";
 import { reconcile } from "./reconcile.ts";
 import { settleAborts, sweepOperations } from "./sweep.ts";
@@ -30,6 +31,7 @@ const TASKS = {
   },
   reap: { everyMs: 5_000, run: reapSlots },
   reconcile: { everyMs: 5_000, run: reconcile },
+  missing: { everyMs: 5_000, run: destroyMissing },
   limits: { everyMs: 60_000, run: (context) => assertLimits(context) },
 } as const satisfies Record<string, Task>;
 

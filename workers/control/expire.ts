@@ -1,7 +1,7 @@
 /** Sandboxes whose time is up are destroyed: by an operation like any other, asked for until they are gone. */
 import { FleetError } from "../../shared/errors.ts";
 import { newOperationId, OperationId, SandboxId } from "../../shared/ids.ts";
-import { isEnded } from "../../shared/state/records.ts";
+import { isEnded, type SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
 import { addJob } from "../run/process-operation.ts";
 import { forEachRecord } from "./for-each-record.ts";
@@ -27,9 +27,18 @@ export async function expireSandboxes(context: WorkerContext, now: () => number 
 
 /** False: there is nothing to destroy any more. */
 async function expire(context: WorkerContext, id: string, dueAt: string): Promise<boolean> {
-  const { store, log } = context;
-  const sandbox = await store.loadSandbox(SandboxId.parse(id));
+  const sandbox = await context.store.loadSandbox(SandboxId.parse(id));
   if (!sandbox || sandbox.endedAt !== undefined) return false;
+  return destroySandbox(context, sandbox, { idempotencyKey: `ttl ${sandbox.id} ${dueAt}`, why: "its time is up" });
+}
+
+/** Has a sandbox destroyed, unless that is under way. False: Redis knows it no more. */
+export async function destroySandbox(
+  context: WorkerContext,
+  sandbox: SandboxRecord,
+  { idempotencyKey, why }: { idempotencyKey: string; why: string },
+): Promise<boolean> {
+  const { store, log } = context;
   if (await isBeingDestroyed(context, sandbox.id)) return true;
   const input = { sandboxId: sandbox.id };
   try {
@@ -41,13 +50,13 @@ async function expire(context: WorkerContext, id: string, dueAt: string): Promis
       scope: undefined,
       input,
       secrets: undefined,
-      idempotencyKey: `ttl ${sandbox.id} ${dueAt}`,
+      idempotencyKey,
       batch: false,
       newSandbox: undefined,
     });
     const operation = await store.load(accepted.id);
     if (operation && !accepted.parked && !accepted.existing) await addJob(context, operation);
-    log.info({ sandbox: sandbox.id, operation: accepted.id }, "sandbox's time is up");
+    log.info({ sandbox: sandbox.id, operation: accepted.id, why }, "sandbox is destroyed");
     return true;
   } catch (error) {
     if (error instanceof FleetError && error.code === "sandbox_not_found") return false;

@@ -6,7 +6,7 @@ import { createOperationStore, type Writer } from "../../../shared/state/operati
 import { createSlots, slotOf } from "../../../shared/state/slots.ts";
 import { createStrays } from "../../../shared/state/strays.ts";
 import { markRedis } from "../../redis-rewind.ts";
-import { type Bed, failure, provisionOne, startBed, until } from "./harness.ts";
+import { type Bed, failure, provisionOne, run, startBed, until } from "./harness.ts";
 import { mostAtOnce } from "./overlap.ts";
 
 let bed: Bed | undefined;
@@ -210,4 +210,17 @@ test("the same key after a lost second makes one sandbox", async () => {
   const [a, b] = await Promise.all([second.result(PATIENCE), (await ask()).result(PATIENCE)]);
   expect(a).toEqual(b);
   await settled(here, 2);
+});
+
+test("a destroy that Redis forgot is done again: nothing is held for a container that is gone", async () => {
+  const here = await startFleet();
+  const { sandboxId } = await provisionOne(here.fleet);
+  await beating(here);
+  const goBack = await markRedis(here.redisServer);
+  await run(here.fleet, "destroy", { sandboxId });
+  await rewind(here, goBack);
+  expect((await here.fleet.sandboxes.get(sandboxId)).state).toBe("running");
+  const isDestroyed = async () => (await here.fleet.sandboxes.get(sandboxId)).state === "destroyed";
+  await until(isDestroyed, "the record of the destroy", 20_000);
+  expect(await here.redis.exists(here.keys.vmids)).toBe(0);
 });
