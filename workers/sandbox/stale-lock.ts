@@ -3,10 +3,11 @@
  * That is done over SSH, to containers of ours only, and only once nothing that may have set the lock is left on the node.
  */
 import { toFleetError } from "../../shared/errors.ts";
-import type { OperationId } from "../../shared/ids.ts";
-import { isTaskHolder, slotOf, taskOf } from "../../shared/state/slots.ts";
+import type { OperationId, Vmid } from "../../shared/ids.ts";
+import { isTaskHolder, slotOf } from "../../shared/state/slots.ts";
 import type { WorkerContext } from "../context.ts";
 import type { Call } from "../pve/api.ts";
+import type { TaskEntry } from "../pve/replies.ts";
 import { parseUpid, type Upid } from "../pve/upid.ts";
 import { isTaskDead } from "../ssh/node-tools.ts";
 import type { Place } from "./look.ts";
@@ -66,19 +67,23 @@ async function findSuspects(
     context.pve.tasks.list(node, { source: "all", limit: NEWEST }, call),
     tasksOfOthers(context, node, owner),
   ]);
-  return tasks.flatMap(({ upid, status, endtime }) => {
-    const task = parseUpid(upid);
-    const concerns = task.id === String(vmid) || MAKERS.has(task.type);
-    const fine = endtime !== undefined && (status === "OK" || status?.startsWith("WARNINGS"));
-    return concerns && !fine && !others.has(upid) ? [upid as Upid] : []; // PVE's own
-  });
+  return tasks.flatMap((task) => (isSuspect(task, vmid) && !others.has(task.upid) ? [task.upid as Upid] : [])); // PVE's own
+}
+
+/** Whether a task may have locked the container, and may still be at it. Pure. */
+export function isSuspect({ upid, status, endtime }: Pick<TaskEntry, "upid" | "status" | "endtime">, vmid: Vmid) {
+  const { type, id } = parseUpid(upid);
+  // The backup of several guests names none, and takes and deletes a snapshot of each.
+  const concerns = id === String(vmid) || MAKERS.has(type) || (type === "vzdump" && id === "");
+  const fine = endtime !== undefined && (status === "OK" || status?.startsWith("WARNINGS") === true);
+  return concerns && !fine;
 }
 
 async function tasksOfOthers({ slots, store }: WorkerContext, node: string, owner: OperationId): Promise<Set<string>> {
   const holders = await slots.holders(slotOf.node(node));
   const upids = holders.map(async (holder) => {
-    if (isTaskHolder(holder)) return taskOf(holder);
-    return holder === owner ? undefined : (await store.load(holder))?.step?.upid;
+    // A task that holds its slot itself is of an operation that Redis lost: it may well be the one that set the lock.
+    return isTaskHolder(holder) || holder === owner ? undefined : (await store.load(holder))?.step?.upid;
   });
   return new Set((await Promise.all(upids)).filter((upid) => upid !== undefined));
 }

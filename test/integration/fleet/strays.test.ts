@@ -1,5 +1,8 @@
 /** Containers that nobody owns are removed, on proof that is true at that moment; what may be somebody's stays. */
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
+import { NodeName, Vmid } from "../../../shared/ids.ts";
+import { slotOf } from "../../../shared/state/slots.ts";
+import { clearStaleLock } from "../../../workers/sandbox/stale-lock.ts";
 import { type Bed, containerOf, provisionOne, run, startBed, until, within } from "./harness.ts";
 
 let bed: Bed;
@@ -63,4 +66,33 @@ test("what a human has made in place of a stray, while others were removed, is h
   await until(gone, "an empty list", 30_000);
   expect(containerOf(bed, other)?.config["hostname"]).toBe(`human-${other}`);
   bed.pve.faults.vanish(other);
+});
+
+test("a clone at work whose operation Redis lost keeps its lock", async () => {
+  const here = await startBed({
+    pve: { nodes: 1, timings: { cloneLinked: 30_000 } },
+    ssh: {},
+  });
+  try {
+    const handle = await here.fleet.provision({ template: "cmux-base" });
+    const clone = await until(
+      () => here.pve.tasks().find(({ type, endedAt }) => type === "vzclone" && endedAt === undefined),
+      "a clone",
+    );
+    // As the adoption of its node after a lost second finds it.
+    const { context } = here.workers ?? {};
+    if (!context) throw new Error("no workers");
+    const slots = [slotOf.node("pve1")];
+    const server = (await here.redis.hget(here.keys.adopted, "pve1")) ?? "";
+    const node = NodeName.parse("pve1");
+    await context.slots.adopt(node, server, [{ upid: clone.upid, slots }]);
+    const place = { node, vmid: Vmid.parse(clone.target) };
+    const removed = await clearStaleLock(context, { place, lock: "create", owner: handle.id }, { signal: within() });
+    expect(removed).toBe(false);
+    expect(containerOf(here, place.vmid)?.lock).toBe("create");
+    await handle.result({ timeoutMs: 30_000 });
+    await until(async () => (await here.redis.exists(here.keys.slot(slotOf.node("pve1")))) === 0, "its slot", 20_000);
+  } finally {
+    await here.close();
+  }
 });
