@@ -212,7 +212,7 @@ function nameOfCommand(watch: FleetWatch, command: Command): string | null {
 function nameOfScript(known: string | undefined, keys: readonly string[], args: readonly string[]): string {
   const slot = keys[0]?.split(":slot:")[1];
   if (slot !== undefined)
-    return keys.length === 1 ? "RENEW" : `${args.length === 6 ? "take" : "release"} ${slot.replace(/-\d+$/, "")}`;
+    return keys.length === 1 ? "RENEW" : `${args.length > 4 ? "take" : "release"} ${slot.replace(/-\d+$/, "")}`;
   if (known === "WRITE") return `WRITE ${describeWrite(args[3] ?? "{}")}`;
   return known ?? "unknown script";
 }
