@@ -9,12 +9,13 @@ import type { NodeName, Vmid } from "../../shared/ids.ts";
 import { isTaskHolder, slotOf, taskOf } from "../../shared/state/slots.ts";
 import type { WorkerContext } from "../context.ts";
 import type { Call } from "../pve/api.ts";
+import type { TaskEntry } from "../pve/replies.ts";
 import { parseUpid, type Upid } from "../pve/upid.ts";
 import type { Place } from "../sandbox/look.ts";
 import { findStrays } from "./strays.ts";
 
 /** More than a node ever runs. */
-const LIST_LIMIT = 1_000;
+export const LIST_LIMIT = 1_000;
 const DEADLINE_MS = 20_000;
 
 /** What an operation that holds a slot is known to be busy with. */
@@ -72,7 +73,7 @@ async function adoptTasks(context: WorkerContext, node: NodeName, server: string
   const { slots, pve, config, log } = context;
   const tasks = await pve.tasks.list(node, { source: "active", limit: LIST_LIMIT }, call);
   const running = tasks
-    .filter(({ endtime, status }) => endtime === undefined && (status ?? "RUNNING") === "RUNNING")
+    .filter(isRunning)
     .map(({ upid }) => upid as Upid) // PVE's own
     .filter((upid) => isOurs(upid, config));
   const busy = await holdersOf(context, slotOf.node(node));
@@ -86,10 +87,13 @@ async function adoptTasks(context: WorkerContext, node: NodeName, server: string
 }
 
 /** By the token, and the container; a clone's task names its source alone. Other fleets may share the token. */
-function isOurs(upid: Upid, { PVE_API_TOKEN: token, PVE_VMID_RANGE: { first, last } }: WorkerConfig): boolean {
+export function isOurs(upid: Upid, { PVE_API_TOKEN: token, PVE_VMID_RANGE: { first, last } }: WorkerConfig): boolean {
   const { user, type, id } = parseUpid(upid);
   return user === token.split("=")[0] && (type === "vzclone" || (Number(id) >= first && Number(id) <= last));
 }
+
+export const isRunning = ({ endtime, status }: Pick<TaskEntry, "endtime" | "status">): boolean =>
+  endtime === undefined && (status ?? "RUNNING") === "RUNNING";
 
 async function holdersOf({ slots, store }: WorkerContext, name: string): Promise<Busy[]> {
   const holders = await slots.holders(name);

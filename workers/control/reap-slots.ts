@@ -5,6 +5,7 @@ import { isEnded } from "../../shared/state/records.ts";
 import { type Holder, isTaskHolder, slotOf, taskOf } from "../../shared/state/slots.ts";
 import type { WorkerContext } from "../context.ts";
 import { Upid } from "../pve/upid.ts";
+import { isOurs, isRunning, LIST_LIMIT } from "./adopt-node.ts";
 
 export async function reapSlots(context: WorkerContext, signal: AbortSignal): Promise<void> {
   const { nodes, replicas } = context.inventory.current();
@@ -45,10 +46,8 @@ async function hasTaskEnded({ pve }: WorkerContext, upid: Upid, signal: AbortSig
   }
 }
 
-/** Without the operation's record we can't tell its task from others: any running one keeps the slot. */
+/** Without the operation's record we can't tell its task from others of ours: any running one keeps the slot. */
 async function hasRunningTasks(context: WorkerContext, node: NodeName, signal: AbortSignal): Promise<boolean> {
-  const tasks = await context.pve.tasks.list(node, { source: "active" }, { signal });
-  return tasks.some(
-    ({ endtime, status }) => (endtime === undefined || endtime === null) && (status ?? "RUNNING") === "RUNNING",
-  );
+  const tasks = await context.pve.tasks.list(node, { source: "active", limit: LIST_LIMIT }, { signal });
+  return tasks.some((task) => isRunning(task) && isOurs(task.upid as Upid, context.config)); // PVE's own
 }

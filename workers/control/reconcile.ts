@@ -3,7 +3,7 @@
  * its answer was lost), and gives them to their provision or removes them, after a grace time and on proof only.
  */
 import { FleetError, toFleetError, unreachable } from "../../shared/errors.ts";
-import { Vmid } from "../../shared/ids.ts";
+import { type NodeName, Vmid } from "../../shared/ids.ts";
 import { isEnded, isGone, type OperationRecord, type SandboxRecord } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { WorkerContext } from "../context.ts";
@@ -69,11 +69,19 @@ export async function reconcile(context: WorkerContext, signal: AbortSignal): Pr
   const now = Date.now();
   const since = await redis.hgetall(keys.strays); // when it was first seen, or until when it is left: negative
   const listed = await listOwnRange(context, signal);
-  const strays = await findStrays(
-    context,
-    listed.filter(({ vmid }) => -Number(since[vmid] ?? 0) < now),
-    { signal },
-  );
+  const due = listed.filter(({ vmid }) => -Number(since[vmid] ?? 0) < now);
+  const strays: Stray[] = [];
+  const silent = new Set<NodeName>();
+  // A node that can't tell must not keep those of the others.
+  for (const [node, places] of Map.groupBy(due, (place) => place.node)) {
+    try {
+      strays.push(...(await findStrays(context, places, { signal })));
+    } catch (error) {
+      signal.throwIfAborted();
+      silent.add(node);
+      context.log.info({ node, code: toFleetError(error).code }, "could not look for containers that nobody owns");
+    }
+  }
   let removed = 0;
   for (const stray of strays) {
     const { vmid } = stray.place;
@@ -83,7 +91,8 @@ export async function reconcile(context: WorkerContext, signal: AbortSignal): Pr
     else if ((await settle(context, stray, signal)) === "remove") removed += 1;
   }
   for (const vmid of Object.keys(since)) {
-    const left = -Number(since[vmid]) > now && listed.some((one) => String(one.vmid) === vmid);
+    const place = listed.find((one) => String(one.vmid) === vmid);
+    const left = place !== undefined && (-Number(since[vmid]) > now || silent.has(place.node));
     if (!left && !strays.some(({ place }) => String(place.vmid) === vmid))
       await context.strays.forget(Vmid.parse(Number(vmid)));
   }

@@ -8,7 +8,7 @@ import { type Bed, containerOf, provisionOne, run, startBed, until, within } fro
 let bed: Bed;
 beforeAll(async () => {
   bed = await startBed({
-    pve: { nodes: 1, timings: { destroy: 10_000 } },
+    pve: { nodes: 2, timings: { destroy: 10_000 } },
     env: { FLEET_STRAY_GRACE_SECONDS: "0" },
   });
 });
@@ -17,13 +17,13 @@ beforeEach(() => bed.pve.faults.clear());
 
 /** Makes a container with the description and the network of another, as a restored backup has them. */
 function restore(vmid: number, { description = "", net0 = "" }: Readonly<Record<string, string>>) {
-  bed.pve.faults.occupy(vmid);
+  bed.pve.faults.occupy(vmid, "pve1");
   bed.pve.faults.edit(vmid, { description, net0 });
 }
 
 /** A sandbox that has been destroyed, and what its container's config was. */
 async function destroyed() {
-  const { sandboxId, vmid } = await provisionOne(bed.fleet);
+  const { sandboxId, vmid } = await provisionOne(bed.fleet, { node: "pve1" });
   const config = containerOf(bed, vmid)?.config ?? {};
   await run(bed.fleet, "destroy", { sandboxId });
   return { vmid, config };
@@ -95,4 +95,16 @@ test("a clone at work whose operation Redis lost keeps its lock", async () => {
   } finally {
     await here.close();
   }
+});
+
+test("a node that is down does not keep a stray on another", async () => {
+  const { vmid, config } = await destroyed();
+  bed.pve.faults.occupy(20_900, "pve2");
+  bed.pve.faults.node("pve2", "unreachable");
+  restore(vmid, withOtherMac(config));
+  const isOver = async () =>
+    containerOf(bed, vmid) === undefined && (await bed.redis.exists(bed.keys.slot("node-pve1"))) === 0;
+  await until(isOver, "the removal", 30_000);
+  bed.pve.faults.node("pve2", "online");
+  bed.pve.faults.vanish(20_900);
 });
