@@ -20,6 +20,9 @@ export interface NodeGuard extends NodeHealth, AsyncDisposable {
   ): void;
 }
 
+/** What a probe of a node that is back takes at most, as a rule. */
+const PROBE_TAKES_MS = 1_000;
+
 const NOTHING: NodeStates = { cordons: new Map(), breakers: new Map() };
 
 export async function startNodeGuard(store: NodeStateStore, wake: Wake, log: Logger): Promise<NodeGuard> {
@@ -99,8 +102,8 @@ export async function startNodeGuard(store: NodeStateStore, wake: Wake, log: Log
         facts: {
           node,
           breaker: breaker.state,
-          // A probe under way may be answered at any moment.
-          retryAfterMs: breaker.state === "open" ? Math.max(0, breaker.until - Date.now()) : 0,
+          // Not while the probe is under way: that would waste the attempt.
+          retryAfterMs: PROBE_TAKES_MS + (breaker.state === "open" ? Math.max(0, breaker.until - Date.now()) : 0),
         },
       });
     },
