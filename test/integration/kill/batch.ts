@@ -9,7 +9,7 @@ import { closeRedis, connectRedis, type RedisConnection } from "../../../shared/
 import { createKeys } from "../../../shared/state/keys.ts";
 import { startFleetWorkers } from "../../../workers/fleet.ts";
 import { createLogger } from "../../../workers/log.ts";
-import { type Pve, startPve, type Timings } from "../../pve/index.ts";
+import { startPve, type Timings } from "../../pve/index.ts";
 import { FAST } from "../fleet/harness.ts";
 import type { DoomedCommand, DoomedFleet, DoomedMessage } from "./doomed-process.ts";
 import type { Boundary } from "./edges.ts";
@@ -17,6 +17,7 @@ import type { Killed, KillFleet } from "./kill-fleet.ts";
 
 const DOOMED = fileURLToPath(new URL("./doomed-process.ts", import.meta.url));
 const RANGE = 20;
+const FLEETS_A_CLUSTER = 6;
 
 /** PVE has the request and executes it when everything is over. */
 export function lateRequest({ template, vmids }: KillFleet, edge: string) {
@@ -52,7 +53,6 @@ export async function activeJobs(redis: RedisConnection, prefix: string): Promis
 }
 
 export interface Batch extends AsyncDisposable {
-  readonly pve: Pve;
   readonly redis: RedisConnection;
   readonly fleets: readonly KillFleet[];
   readonly edges: string[];
@@ -78,12 +78,22 @@ export async function startBatch(
   const templates = plans.map((_, at) => ({ name: `base-${at}`, vmid: 9_001 + at }));
   const node = { name: "pve1", memoryMib: 1_048_576 };
   const timings = { ...FAST, nodeParallel: 1_000, ...more };
-  const pve = stack.use(await startPve({ nodes: [node], templates, timings }));
+  // Each fleet reads every template of its cluster, so that one cluster for all would be asked with the square of them.
+  const clusters = await Promise.all(
+    plans.flatMap((_, at) =>
+      at % FLEETS_A_CLUSTER > 0
+        ? []
+        : [startPve({ nodes: [node], templates: templates.slice(at, at + FLEETS_A_CLUSTER), timings })],
+    ),
+  );
+  for (const cluster of clusters) stack.use(cluster);
   const redis = stack.adopt(connectRedis(redisUrl), closeRedis);
   const id = randomBytes(4).toString("hex");
   const secretKey = randomBytes(32).toString("hex");
   const fleets = plans.map(({ killed }, at): KillFleet => {
     const prefix = `{kill-${id}-${at}}`;
+    const pve = clusters[Math.floor(at / FLEETS_A_CLUSTER)];
+    if (!pve) throw new Error("no cluster");
     const vmids = { first: 100_000 + 100 * at, last: 100_000 + 100 * at + RANGE };
     const env = {
       REDIS_URL: redisUrl,
@@ -98,7 +108,7 @@ export async function startBatch(
       LOG_LEVEL: process.env["TEST_LOG_LEVEL"] ?? "silent",
     };
     const fleet = stack.use(createFleet({ redis: redisUrl, prefix, secretKey }));
-    return { env, prefix, killed, template: templates[at] ?? { name: "", vmid: 0 }, vmids, fleet };
+    return { pve, env, prefix, killed, template: templates[at] ?? { name: "", vmid: 0 }, vmids, fleet };
   });
   stack.defer(() => removeKeys(redis, `{kill-${id}-`));
   // These fleets share a token, so each would take the others' clones for tasks of its own that Redis has forgotten.
@@ -132,7 +142,6 @@ export async function startBatch(
   await ready.promise;
   const resources = stack.move();
   return {
-    pve,
     redis,
     fleets,
     edges,

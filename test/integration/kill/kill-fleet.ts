@@ -1,11 +1,13 @@
 /** One of the fleets that are killed side by side. */
 import type { Fleet } from "../../../producers/index.ts";
+import type { Pve } from "../../pve/index.ts";
 
 /** What is killed: the first operation of a fleet, or the destroy after it. */
 export type Killed = "provision" | "destroy";
 
 /** A fleet of the batch: its own prefix, template and VMIDs, so that no two meet. */
 export interface KillFleet {
+  readonly pve: Pve;
   readonly env: Record<string, string>;
   readonly prefix: string;
   readonly killed: Killed;

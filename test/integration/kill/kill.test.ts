@@ -1,20 +1,42 @@
 /**
- * A provision and a destroy, killed once at every boundary of a step: before a request or write is sent, on its way, and
- * after its answer. A restarted worker must end each as if nothing had been.
+ * A provision and a destroy, struck once at every boundary of a step: before a request or write is sent, on its way, and
+ * after its answer. Killed there: a worker that starts later must end each as if nothing had been. Stopped there (SIGSTOP)
+ * past its lock, and going on in the middle of what another run does: it must change neither the record nor PVE. The
+ * latter is tried around every change; `FLEET_TEST_BOUNDARIES=all` tries it at every boundary there is.
  */
-import { expect, inject, test } from "vitest";
-import { boundariesOf, type KillCase, strikeAt } from "./strike.ts";
+import { beforeAll, describe, expect, inject, test } from "vitest";
+import { boundariesOf, isPveChange, type KillCase, type Strike, strikeAt } from "./strike.ts";
 
 /** Fleets at a time: each takeover waits for a lock to run out, so many of them cost little more than one. */
 const BATCH = 30;
+const redisUrl = inject("redisUrl");
+const boundaries: KillCase[] = [];
 
-test("killed at every boundary of a provision and a destroy, each ends well, once", { timeout: 240_000 }, async () => {
-  const redisUrl = inject("redisUrl");
-  const cases: KillCase[] = [];
-  for (const killed of ["provision", "destroy"] as const) cases.push(...(await boundariesOf(redisUrl, killed)));
+beforeAll(async () => {
+  for (const killed of ["provision", "destroy"] as const) boundaries.push(...(await boundariesOf(redisUrl, killed)));
+});
+
+/** Where a run changes the record or PVE. */
+const isChange = ({ boundary: { moment, edge } }: KillCase): boolean =>
+  process.env["FLEET_TEST_BOUNDARIES"] === "all" ||
+  isPveChange(edge) ||
+  (moment === "before" && /^(WRITE|END|LEASE)/.test(edge));
+
+async function strikeAll(how: Strike, cases: readonly KillCase[]): Promise<void> {
   const problems: string[] = [];
   for (let at = 0; at < cases.length; at += BATCH)
-    problems.push(...(await strikeAt(redisUrl, "kill", cases.slice(at, at + BATCH))));
-  console.log(`killed at ${cases.length} boundaries`);
+    problems.push(...(await strikeAt(redisUrl, how, cases.slice(at, at + BATCH))));
+  console.log(`${how} at ${cases.length} boundaries`);
   expect(problems).toEqual([]);
+}
+
+// One after the other: each runs dozens of fleets.
+describe("at the boundaries of a provision and a destroy", { timeout: 600_000 }, () => {
+  test("killed: each ends well, once", () => strikeAll("kill", boundaries));
+
+  test("stopped past its lock while another worker takes the job: the old run does nothing more", () =>
+    strikeAll("stop", boundaries.filter(isChange)));
+
+  test("stopped past its lock, and the same process takes the job again: only the new run goes on", () =>
+    strikeAll("stop-alone", boundaries.filter(isChange)));
 });

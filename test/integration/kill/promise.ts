@@ -3,7 +3,7 @@ import type { Handle, JobName } from "../../../producers/index.ts";
 import type { RedisConnection } from "../../../shared/redis/connect.ts";
 import { readEvents } from "../../../shared/state/events.ts";
 import { createKeys } from "../../../shared/state/keys.ts";
-import type { LogEntry, Pve } from "../../pve/index.ts";
+import type { LogEntry } from "../../pve/index.ts";
 import { leaksOfFleet } from "../fleet/leaks.ts";
 import { isOf, type KillFleet } from "./kill-fleet.ts";
 
@@ -11,14 +11,13 @@ export interface Aftermath {
   one: KillFleet;
   handle: Handle<JobName>;
   redis: RedisConnection;
-  pve: Pve;
   /** A request of the killed run was executed after everything else. */
   late: boolean;
 }
 
-export async function brokenPromises({ one, handle, redis, pve, late }: Aftermath): Promise<string[]> {
+export async function brokenPromises({ one, handle, redis, late }: Aftermath): Promise<string[]> {
   const keys = createKeys(one.prefix);
-  const { vmids, killed } = one;
+  const { vmids, killed, pve } = one;
   const own = pve.containers().filter(({ vmid }) => vmid >= vmids.first && vmid <= vmids.last);
   const view = { containers: () => own };
   const kept = killed === "provision" ? 1 : 0;
@@ -32,7 +31,7 @@ export async function brokenPromises({ one, handle, redis, pve, late }: Aftermat
     ...(leases.length === kept ? [] : [`${leases.length} VMIDs leased`]),
     ...(await leaksOfFleet(redis, keys, view)),
     ...(await wrongEvents(redis, one, handle)),
-    ...wrongTasks(pve, one),
+    ...wrongTasks(one),
     ...refusals(requests, late),
   ];
 }
@@ -55,7 +54,7 @@ async function wrongEvents(redis: RedisConnection, one: KillFleet, handle: Handl
 }
 
 /** Each task once, and well. */
-function wrongTasks(pve: Pve, { template, vmids, killed }: KillFleet): string[] {
+function wrongTasks({ pve, template, vmids, killed }: KillFleet): string[] {
   const own = pve.tasks().filter(({ id, target }) => {
     const vmid = target ?? Number(id);
     return Number(id) === template.vmid || (vmid >= vmids.first && vmid <= vmids.last);

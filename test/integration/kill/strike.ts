@@ -34,8 +34,8 @@ export async function boundariesOf(redisUrl: string, killed: Killed): Promise<Ki
 /** A request that changes a container. */
 export const isPveChange = (edge: string): boolean => /^(POST|PUT|DELETE) /.test(edge);
 
-/** From the strike to the end: a lock of 6 s, up to two stalled checks, a sweep, and what is left to do. */
-const RECOVERY_MS = 40_000;
+/** For a busy machine; by itself a recovery takes ten seconds: a lock of 6 s, two stalled checks, a sweep, what is left to do. */
+const RECOVERY_MS = 120_000;
 /** So that a run which comes back meets its successor in the middle of things. */
 const SLOW: Partial<Timings> = { cloneLinked: 10_000, start: 20_000, destroy: 20_000 };
 
@@ -44,7 +44,7 @@ async function listEdges(redisUrl: string, killed: Killed): Promise<string[]> {
   await using batch = await startBatch(redisUrl, [{ killed, hold: null }], { scope: "fleet" });
   const [one] = batch.fleets;
   if (!one) throw new Error("no fleet");
-  await (await begin(one)).result({ timeoutMs: 20_000 });
+  await (await begin(one)).result({ timeoutMs: 60_000 });
   // BullMQ's own end of the job comes after ours.
   await until(() => batch.edges.some((edge) => edge.startsWith("moveToFinished")) && batch.edges, "the job's end");
   await until(async () => (await activeJobs(batch.redis, one.prefix)) === 0, "the job's end");
@@ -61,12 +61,12 @@ export async function strikeAt(redisUrl: string, how: Strike, cases: readonly Ki
     batch.fleets.map(async (one, at): Promise<Struck> => {
       const boundary = cases[at]?.boundary;
       const handle = await begin(one, () => {
-        if (boundary?.moment === "sent") late.set(one, batch.pve.faults.request(lateRequest(one, boundary.edge)));
+        if (boundary?.moment === "sent") late.set(one, one.pve.faults.request(lateRequest(one, boundary.edge)));
       });
       return { one, handle, name: `${one.killed} ${how} ${boundary?.moment} ${boundary?.edge}`, untaken: false };
     }),
   );
-  await until(() => batch.held.size === cases.length, "every fleet at its boundary", 30_000).catch((error: unknown) => {
+  await until(() => batch.held.size === cases.length, "every fleet at its boundary", 60_000).catch((error: unknown) => {
     const missing = struck.flatMap(({ one, name }) => (batch.held.has(one.prefix) ? [] : [name]));
     throw new Error(`never reached: ${missing.join(", ")}`, { cause: error });
   });
@@ -132,7 +132,8 @@ async function strike(how: Strike, batch: Batch, struck: readonly Struck[]): Pro
   return null;
 }
 
-async function aftermath({ redis, pve }: Batch, { one, handle }: Struck, held?: FaultHandle): Promise<string[]> {
+async function aftermath({ redis }: Batch, { one, handle }: Struck, held?: FaultHandle): Promise<string[]> {
+  const { pve } = one;
   const result = await handle.result({ timeoutMs: RECOVERY_MS }).then(
     () => "well",
     (error: unknown) => String(error),
@@ -153,7 +154,7 @@ async function aftermath({ redis, pve }: Batch, { one, handle }: Struck, held?: 
   await until(async () => (await activeJobs(redis, one.prefix)) === 0, `the jobs of ${one.prefix}`, RECOVERY_MS);
   const quiet = () => pve.tasks().every(({ endedAt }) => endedAt !== undefined);
   await until(quiet, "quiet at PVE", RECOVERY_MS);
-  return brokenPromises({ one, handle, redis, pve, late: held !== undefined });
+  return brokenPromises({ one, handle, redis, late: held !== undefined });
 }
 
 const ENDED = "ended";
