@@ -26,21 +26,25 @@ const IDLE_MS = 5_000;
 /** A holder that has not renewed for this long may be dead. */
 const EXPIRED_MS = 30_000;
 
+/** A server started anew, or another master, may lack the last writes: its id, unless it has been told what runs on the node. */
+const UNADOPTED = `
+local function unadoptedBy(adopted, node)
+  local server = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or 'one'
+  return redis.call('HGET', adopted, node) ~= server and server or nil
+end`;
+
 /**
  * First come, first served: granted only to those who wait longest.
  * KEYS: holders, waiters, last seen, what the holder holds, its operation, adopted nodes.
  * ARGV: holder, limit, now, gone after, name, fence, node or ''.
  * Returns 1 granted, 0 in line, -1 not this run's to take; a node whose slots this Redis can't know yet: the server's id.
  */
-const TAKE = defineScript(`
+const TAKE = defineScript(`${UNADOPTED}
 local holder, limit, now = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local fence, ended = unpack(redis.call('HMGET', KEYS[5], 'fence', 'endedAt'))
 if fence ~= ARGV[6] or ended then return -1 end
-if ARGV[7] ~= '' then
-  -- A server started anew, or another master, may lack the last writes.
-  local server = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or 'one'
-  if redis.call('HGET', KEYS[6], ARGV[7]) ~= server then return server end
-end
+local unadopted = ARGV[7] ~= '' and unadoptedBy(KEYS[6], ARGV[7])
+if unadopted then return unadopted end
 if redis.call('HEXISTS', KEYS[1], holder) == 1 then
   redis.call('HSET', KEYS[1], holder, now)
   return 1
@@ -72,8 +76,10 @@ redis.call('HDEL', KEYS[3], holder)
 return grant()
 `);
 
-/** For the clockwork: without standing in line. KEYS: holders. ARGV: holder, limit, now. */
-const TRY_TAKE = defineScript(`
+/** For the clockwork: without standing in line. KEYS: holders, adopted nodes. ARGV: holder, limit, now, node. Returns as TAKE. */
+const TRY_TAKE = defineScript(`${UNADOPTED}
+local unadopted = unadoptedBy(KEYS[2], ARGV[4])
+if unadopted then return unadopted end
 if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
 return redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[3])
 `);
@@ -131,8 +137,8 @@ export interface Slots {
    * `unadopted`: this Redis server (by its id) can't vouch for the slots of the node: see `adopt`.
    */
   take(name: string, limit: number, holder: SlotHolder): Promise<Taken>;
-  /** For the clockwork, which acts for an operation that has ended or is unknown; given back with `reap`. */
-  tryTake(name: string, limit: number, holder: Holder): Promise<boolean>;
+  /** A node's slot for the clockwork, which acts for an operation that has ended or is unknown; given back with `reap`. */
+  tryTake(node: NodeName, limit: number, holder: Holder): Promise<Exclude<Taken, "in line"> | "busy">;
   /** Lets tasks that run on a node hold their slots, then opens the node's slots to all until Redis starts anew. */
   adopt(node: NodeName, server: string, tasks: readonly { upid: string; slots: readonly string[] }[]): Promise<void>;
   /** Who holds a slot. */
@@ -177,8 +183,16 @@ export function createSlots(redis: RedisConnection, keys: Keys, now: () => numbe
         throw new FleetError("lock_lost", `this run of ${id} may take no slot any more`, { facts: { operation: id } });
       return taken === 1 ? "taken" : "in line";
     },
-    tryTake: async (name, limit, holder) =>
-      (await runScript(redis, TRY_TAKE, [keys.slot(name)], [holder, limit, now()])) === 1,
+    async tryTake(node, limit, holder) {
+      const taken = await runScript(
+        redis,
+        TRY_TAKE,
+        [keys.slot(slotOf.node(node)), keys.adopted],
+        [holder, limit, now(), node],
+      );
+      if (typeof taken === "string") return { unadopted: node, server: taken };
+      return taken === 1 ? "taken" : "busy";
+    },
     async adopt(node, server, tasks) {
       const pipeline = redis.multi();
       for (const { upid, slots } of tasks)

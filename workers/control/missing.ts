@@ -25,7 +25,9 @@ export async function destroyMissing(context: WorkerContext, signal: AbortSignal
   await forEachRecord(context, absent, async ({ id, vmid }) => {
     const sandbox = await store.loadSandbox(SandboxId.parse(id));
     if (!sandbox || !STANDING.has(sandbox.state) || String(sandbox.vmid) !== vmid) return;
-    // The list lags, and may hide what the token must not see.
+    // The list lags, shows nothing of a node that is away, and may hide what the token must not see.
+    const node = context.inventory.current().nodes.find(({ name }) => name === sandbox.node);
+    if (!node?.online || (await pve.list(node.name, { signal })).some((one) => String(one.vmid) === vmid)) return;
     if (!(await pve.isFree(Vmid.parse(Number(vmid)), { signal }))) return;
     await destroySandbox(context, sandbox, {
       idempotencyKey: `missing ${sandbox.id}`,

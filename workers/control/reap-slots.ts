@@ -33,7 +33,11 @@ async function hasEnded(context: WorkerContext, holder: Holder, node: NodeName |
   const operation = await context.store.load(holder);
   // An open operation has it for good: the run that takes it over goes on with it, and its end gives it back.
   if (operation && !isEnded(operation.status)) return false;
-  return node === null || !(await hasRunningTasks(context, node, signal));
+  // A storage's slots are for clones onto it, which may run on any node.
+  const { nodes } = context.inventory.current();
+  const places = node === null ? nodes.filter(({ online }) => online).map(({ name }) => name) : [node];
+  for (const place of places) if (await hasRunningTasks(context, place, signal, node === null)) return false;
+  return true;
 }
 
 /** A task that PVE does not know any more has ended, too. */
@@ -47,7 +51,14 @@ async function hasTaskEnded({ pve }: WorkerContext, upid: Upid, signal: AbortSig
 }
 
 /** Without the operation's record we can't tell its task from others of ours: any running one keeps the slot. */
-async function hasRunningTasks(context: WorkerContext, node: NodeName, signal: AbortSignal): Promise<boolean> {
+async function hasRunningTasks(
+  context: WorkerContext,
+  node: NodeName,
+  signal: AbortSignal,
+  clonesOnly: boolean,
+): Promise<boolean> {
   const tasks = await context.pve.tasks.list(node, { source: "active", limit: LIST_LIMIT }, { signal });
-  return tasks.some((task) => isRunning(task) && isOurs(task.upid as Upid, context.config)); // PVE's own
+  return tasks.some(
+    (task) => isRunning(task) && (!clonesOnly || task.type === "vzclone") && isOurs(task.upid as Upid, context.config), // PVE's own
+  );
 }

@@ -11,6 +11,7 @@ import type { Upid } from "../pve/upid.ts";
 import { hasMac, type Place } from "../sandbox/look.ts";
 import { clearStaleLock } from "../sandbox/stale-lock.ts";
 import { hasEnded, wasRefused } from "../sandbox/task.ts";
+import { adoptNode } from "./adopt-node.ts";
 import { findStrays, readStray, type Stray } from "./strays.ts";
 
 /** A server that lost its last writes lost no more than these: appendfsync everysec 2 s, a replica somewhat more. */
@@ -63,6 +64,9 @@ export function judge(
 /** One that is left is looked at again after this long. */
 const LEFT_MS = 600_000;
 
+/** And a container of somebody else, who should not have it in our range. */
+const STRANGER_MS = 60_000;
+
 /** One round: a cluster call, and one more for each stray. Returns how many were removed. */
 export async function reconcile(context: WorkerContext, signal: AbortSignal): Promise<number> {
   const { redis, keys, config } = context;
@@ -75,7 +79,9 @@ export async function reconcile(context: WorkerContext, signal: AbortSignal): Pr
   // A node that can't tell must not keep those of the others.
   for (const [node, places] of Map.groupBy(due, (place) => place.node)) {
     try {
-      strays.push(...(await findStrays(context, places, { signal })));
+      const found = await findStrays(context, places, { signal });
+      strays.push(...found.strays);
+      for (const { vmid } of found.strangers) await redis.hset(keys.strays, vmid, -(now + STRANGER_MS));
     } catch (error) {
       signal.throwIfAborted();
       silent.add(node);
@@ -165,8 +171,10 @@ async function remove(
   const { node, vmid } = place;
   const slot = slotOf.node(node);
   const holder = stamp.operation;
-  if (!(await slots.tryTake(slot, config.FLEET_NODE_SLOTS, holder)))
-    throw new FleetError("node_unavailable", `all slots of node ${node} are taken`, { facts: { node } });
+  const slotTaken = await slots.tryTake(node, config.FLEET_NODE_SLOTS, holder);
+  if (typeof slotTaken === "object") await adoptNode(context, node, slotTaken.server);
+  if (slotTaken !== "taken")
+    throw new FleetError("node_unavailable", `node ${node} has no slot free`, { facts: { node } });
   let upid: Upid | undefined;
   try {
     const leasedAt = performance.now();

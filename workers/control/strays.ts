@@ -17,21 +17,30 @@ const MOST = 500;
 /** Reads at once: PVE has three workers a node. */
 const AT_ONCE = 3;
 
-/** Those of some places that nobody has leased and whose live config carries this fleet's stamp. */
-export async function findStrays(context: WorkerContext, places: readonly Place[], call: Call): Promise<Stray[]> {
-  if (places.length === 0) return [];
+/** Those of some places that nobody has leased: with this fleet's stamp in their live config, and without. */
+export async function findStrays(
+  context: WorkerContext,
+  places: readonly Place[],
+  call: Call,
+): Promise<{ strays: Stray[]; strangers: Place[] }> {
+  const found = { strays: [] as Stray[], strangers: [] as Place[] };
+  if (places.length === 0) return found;
   const owners = await context.redis.hmget(context.keys.vmids, ...places.map(({ vmid }) => String(vmid)));
   const unowned = places.filter((_, at) => owners[at] === null || owners[at] === STRAY);
   if (unowned.length > MOST) {
     context.log.error({ containers: unowned.length }, "Redis knows none of these containers: has it lost its data?");
-    return [];
+    return found;
   }
-  const strays: Stray[] = [];
   for (let at = 0; at < unowned.length; at += AT_ONCE) {
-    const read = await Promise.all(unowned.slice(at, at + AT_ONCE).map((place) => readStray(context, place, call)));
-    strays.push(...read.filter((one) => one !== null));
+    const some = unowned.slice(at, at + AT_ONCE);
+    const read = await Promise.all(some.map((place) => readStray(context, place, call)));
+    for (const [index, place] of some.entries()) {
+      const stray = read[index];
+      if (stray) found.strays.push(stray);
+      else found.strangers.push(place);
+    }
   }
-  return strays;
+  return found;
 }
 
 /** Null: it is none. */

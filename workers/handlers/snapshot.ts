@@ -4,7 +4,7 @@ import { encodeFields } from "../../shared/state/codec.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { Call, LxcApi } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
-import { containerOf, ownContainer } from "../sandbox/look.ts";
+import { containerOf, ownContainer, type Place } from "../sandbox/look.ts";
 import { runTask } from "../sandbox/task.ts";
 import type { Handler } from "./handler.ts";
 
@@ -18,9 +18,7 @@ export const snapshot: Handler<"snapshot"> = {
         ? await findOwn(run, lxc, run.call)
         : null;
     if (mine === null) await take(run, lxc, name);
-    // PVE freezes a running container for its snapshot and thaws it afterwards, whatever it was before.
-    if (run.sandbox.state === "paused")
-      await run.context.shell?.run(place.node, { verb: "freeze", vmid: place.vmid }, run.writing);
+    await keepPaused(run, place, run.writing);
     // The id is part of what PVE keeps, so that a lost record finds the same one again.
     const snapshotId = mine ?? (await findOwn(run, lxc, run.call));
     if (snapshotId === null)
@@ -46,6 +44,7 @@ export const snapshot: Handler<"snapshot"> = {
     const call = run.undoing();
     const { place, lxc } = containerOf(run);
     try {
+      if (run.operation.step !== undefined) await keepPaused(run, place, call);
       if ((await findOwn(run, lxc, call)) === null) return { undone: [] };
       const remove = async () => {
         const upid = await lxc.deleteSnapshot(nameOf(run), {}, call);
@@ -60,6 +59,11 @@ export const snapshot: Handler<"snapshot"> = {
     }
   },
 };
+
+/** PVE freezes a running container for its snapshot and thaws it afterwards, whatever it was before. */
+async function keepPaused(run: Run<"snapshot">, { node, vmid }: Place, call: Call): Promise<void> {
+  if (run.sandbox.state === "paused") await run.context.shell?.run(node, { verb: "freeze", vmid }, call);
+}
 
 /** A snapshot takes a fraction of a second; one that PVE still works on after this is stuck. */
 const SNAPSTATE_PATIENCE_MS = 30_000;

@@ -107,7 +107,20 @@ async function adopt(run: Run<"provision">, place: Place) {
       if (!(error instanceof FleetError) || !["task_lost", "task_failed"].includes(error.code)) throw error;
     });
   }
-  return lookUntilClear(run, place, { call: run.call, patienceMs: LOCK_PATIENCE_MS });
+  const dead = run.operation.step?.open !== true;
+  // The source is free again, and what is left may wait for a human.
+  if (dead) await run.releaseSlots((name) => name === slotOf.node(place.node));
+  try {
+    return await lookUntilClear(run, place, { call: run.call, patienceMs: LOCK_PATIENCE_MS });
+  } catch (error) {
+    if (!dead || run.context.shell !== null) throw error;
+    if (!(error instanceof FleetError) || error.code !== "container_locked") throw error;
+    throw new FleetError(
+      "quarantined",
+      `a clone died and left container ${place.vmid} on ${place.node} locked; only pct unlock there clears it`,
+      { cause: error, facts: { ...place, ...error.facts } },
+    );
+  }
 }
 
 /**
