@@ -203,7 +203,8 @@ async function undo(run: Run, handler: Handler<JobName>): Promise<{ write?: Writ
       if (problem.code === "lock_lost" || problem.code === "shutting_down") throw problem;
       run.log.warn({ code: problem.code, facts: problem.facts, err: problem.cause }, "could not undo yet");
       const patience = STUCK.has(problem.code) ? UNDO_PATIENCE_MS.stuck : UNDO_PATIENCE_MS.weather;
-      if (performance.now() - begun > patience) return quarantine(run, problem);
+      const knownStuck = run.operation.abort?.code === "quarantined" && STUCK.has(problem.code);
+      if (knownStuck || performance.now() - begun > patience) return quarantine(run, problem);
       await run.pause(Math.min(15_000, 500 * 2 ** Math.min(attempt, 6)), call);
     }
   }

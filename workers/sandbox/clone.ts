@@ -17,11 +17,14 @@ import type { CloneParams, LxcConfig } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import { CLONE, lookAt, lookUntilClear, mayHaveCloned, type Place } from "./look.ts";
 import { destroyContainer } from "./release.ts";
+import { mayBeWorkedOn } from "./stale-lock.ts";
 import { formatDescription } from "./stamp.ts";
 import { runTask } from "./task.ts";
 
 /** A lock whose task we can't see is given this long. */
 const LOCK_PATIENCE_MS = 30_000;
+/** And one whose task has ended. */
+const DEAD_PATIENCE_MS = 5_000;
 
 /**
  * Makes the sandbox's container, or adopts the one that an earlier run made. Returns its config where it was read in
@@ -111,10 +114,10 @@ async function adopt(run: Run<"provision">, place: Place) {
   // The source is free again, and what is left may wait for a human.
   if (dead) await run.releaseSlots((name) => name === slotOf.node(place.node));
   try {
-    return await lookUntilClear(run, place, { call: run.call, patienceMs: LOCK_PATIENCE_MS });
+    return await lookUntilClear(run, place, { call: run.call, patienceMs: dead ? DEAD_PATIENCE_MS : LOCK_PATIENCE_MS });
   } catch (error) {
-    if (!dead || run.context.shell !== null) throw error;
-    if (!(error instanceof FleetError) || error.code !== "container_locked") throw error;
+    if (run.context.shell !== null || !(error instanceof FleetError) || error.code !== "container_locked") throw error;
+    if (!dead && (await mayBeWorkedOn(run.context, place, run.id, run.call))) throw error;
     throw new FleetError(
       "quarantined",
       `a clone died and left container ${place.vmid} on ${place.node} locked; only pct unlock there clears it`,

@@ -56,17 +56,30 @@ async function seesAllTasks({ pve, log }: WorkerContext, { node, vmid }: Place, 
   return false;
 }
 
+/** Whether a task of ours runs that may have set the lock of a container. A token sees its own tasks without any right. */
+export async function mayBeWorkedOn(
+  context: WorkerContext,
+  place: Place,
+  owner: OperationId,
+  call: Call,
+): Promise<boolean> {
+  const suspects = await findSuspects(context, place, owner, { ...call, source: "active" });
+  return suspects.length > 0;
+}
+
 /** Tasks that may have set the lock and did not end well, those that other operations are known to wait for left out. */
 async function findSuspects(
   context: WorkerContext,
   { node, vmid }: Place,
   owner: OperationId,
-  call: Call,
+  { source = "all", ...call }: Call & { source?: "active" | "all" },
 ): Promise<Upid[]> {
-  const [tasks, others] = await Promise.all([
-    context.pve.tasks.list(node, { source: "all", limit: NEWEST }, call),
+  const [listed, others] = await Promise.all([
+    context.pve.tasks.list(node, { source, limit: NEWEST }, call),
     tasksOfOthers(context, node, owner),
   ]);
+  // PVE's list of active tasks still shows those that have just ended.
+  const tasks = source === "all" ? listed : listed.filter(({ endtime }) => endtime === undefined);
   return tasks.flatMap((task) => (isSuspect(task, vmid) && !others.has(task.upid) ? [task.upid as Upid] : [])); // PVE's own
 }
 
