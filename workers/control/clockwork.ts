@@ -19,7 +19,6 @@ interface Task {
 }
 
 const TASKS = {
-  pulse: { everyMs: 1_000, run: (context) => context.strays.beat() },
   expire: { everyMs: 1_000, run: (context) => expireSandboxes(context) },
   abort: { everyMs: 1_000, run: (context) => settleAborts(context) },
   sweep: {
@@ -34,6 +33,9 @@ const TASKS = {
   missing: { everyMs: 5_000, run: destroyMissing },
   limits: { everyMs: 60_000, run: (context) => assertLimits(context) },
 } as const satisfies Record<string, Task>;
+
+/** How often each process writes down that Redis is written to: on its own, since jobs of `control` may be lost or late. */
+const BEAT_MS = 1_000;
 
 /** How often each process looks for a newer inventory and whether the schedulers are still there. */
 const LOOK_MS = 5_000;
@@ -97,6 +99,20 @@ export async function startClockwork(
   );
   worker.on("failed", (job, error) => log.warn({ task: job?.name, err: error }, "control task failed; it runs again"));
 
+  let beating: Promise<void> | null = null;
+  const beat = () => {
+    beating ??= context.strays
+      .beat()
+      .catch((error: unknown) => {
+        if (!stop.signal.aborted) log.warn({ err: error }, "could not write the beat");
+      })
+      .finally(() => {
+        beating = null;
+      });
+  };
+  if (works) beat();
+  const pulse = works ? setInterval(beat, BEAT_MS) : undefined;
+
   let looking: Promise<void> = Promise.resolve();
   const look = async () => {
     await context.nodes.readObstacles(); // the message of a change may have been lost
@@ -112,6 +128,7 @@ export async function startClockwork(
   return {
     async [Symbol.asyncDispose]() {
       clearInterval(timer);
+      clearInterval(pulse);
       stop.abort(new Error("closing"));
       await looking;
       await worker.close();

@@ -135,6 +135,7 @@ async function act(
       return runTask(run, {
         step: "reboot",
         kind: "reboot",
+        type: "vzreboot",
         start: () => lxc.reboot({ timeoutSec: graceSec }, run.writing),
       });
     default:
@@ -158,7 +159,7 @@ async function halt(
   start: () => Promise<Upid>,
 ): Promise<void> {
   try {
-    await runTask(run, { step, kind: step, start });
+    await runTask(run, { step, kind: step, type: `vz${step}`, start });
   } catch (error) {
     if (!(error instanceof FleetError)) throw error;
     if (error.code === "already_stopped") return;

@@ -80,7 +80,12 @@ async function take(run: Run<"snapshot">, lxc: LxcApi, name: string): Promise<vo
   const mark = `${run.id} ${newSnapshotId()}`;
   const description = run.input.description === undefined ? mark : `${mark}\n${run.input.description}`;
   await run.withSlot(slotOf.node(place.node), run.context.config.FLEET_NODE_SLOTS, () =>
-    runTask(run, { step: "snapshot", kind: "snapshot", start: () => lxc.snapshot(name, { description }, run.writing) }),
+    runTask(run, {
+      step: "snapshot",
+      kind: "snapshot",
+      type: "vzsnapshot",
+      start: () => lxc.snapshot(name, { description }, run.writing),
+    }),
   );
 }
 

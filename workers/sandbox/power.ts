@@ -14,7 +14,13 @@ export async function startContainer(run: Run, sandbox: Fields<SandboxRecord> = 
   const unknown = begun?.name === "start" && begun.open === true && begun.upid === undefined;
   if (unknown && (await lxc.status(run.call)).status === "running") return run.close();
   try {
-    await runTask(run, { step: "start", kind: "start", write: { sandbox }, start: () => lxc.start(run.writing) });
+    await runTask(run, {
+      step: "start",
+      kind: "start",
+      type: "vzstart",
+      write: { sandbox },
+      start: () => lxc.start(run.writing),
+    });
   } catch (error) {
     if (!(error instanceof FleetError)) throw error;
     // The same for one that ran on meanwhile.

@@ -19,13 +19,19 @@ export interface TaskStep {
   meanwhile?: () => Promise<void>;
   /** Where the request goes, when not to the sandbox's node. */
   node?: NodeName;
+  /**
+   * PVE's type of the task, where it bears the container's VMID: after a lost reply one that runs is waited for instead of
+   * asking again.
+   */
+  type?: string;
 }
 
 /**
  * Runs a task to its end. When an earlier run recorded its UPID, waits for that one instead of asking again.
  * Throws the refusal or the task's error. An open step without UPID in the record means: asked, outcome unknown.
  */
-export async function runTask(run: Run, { step, kind, start, write, meanwhile, node }: TaskStep): Promise<void> {
+export async function runTask(run: Run, task: TaskStep): Promise<void> {
+  const { step, kind, write, meanwhile, node } = task;
   const at = node === undefined ? {} : { node };
   await run.timed(step, async () => {
     const begun = run.operation.step;
@@ -37,7 +43,8 @@ export async function runTask(run: Run, { step, kind, start, write, meanwhile, n
     const wasUnknown = begun?.name === step && begun.open === true;
     await run.begin(step, { ...write, ...at, open: true });
     run.check();
-    const upid = await start().catch(async (error: unknown) => {
+    const found = wasUnknown ? await findRunning(run, task) : null;
+    const upid = await (found === null ? task.start() : Promise.resolve(found)).catch(async (error: unknown) => {
       if (wasRefused(error) && !wasUnknown) await run.begin(step);
       throw error;
     });
@@ -54,6 +61,15 @@ export async function runTask(run: Run, { step, kind, start, write, meanwhile, n
     await aside;
     run.close();
   });
+}
+
+/** The task that a request whose reply was lost has begun, while it runs. */
+async function findRunning(run: Run, { type, node = run.sandbox.node }: TaskStep): Promise<Upid | null> {
+  const { vmid } = run.sandbox;
+  if (type === undefined || node === undefined || vmid === undefined) return null;
+  const tasks = await run.context.pve.tasks.list(node, { source: "active", vmid }, run.call);
+  const found = tasks.find((one) => one.type === type && one.endtime === undefined);
+  return found === undefined ? null : Upid.parse(found.upid);
 }
 
 const UNKNOWN: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([

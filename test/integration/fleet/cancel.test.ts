@@ -11,7 +11,8 @@ beforeAll(async () => {
     pve: {
       nodes: 1,
       templates: [{ name: "cmux-base" }, { name: "deaf", guest: { ignoresShutdown: true } }],
-      timings: { taskAbort: 200 },
+      // Long enough to be canceled in.
+      timings: { taskAbort: 200, cloneLinked: 4_000 },
     },
     env: { FLEET_NODE_SLOTS: "1" },
   });
