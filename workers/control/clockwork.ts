@@ -99,15 +99,17 @@ export async function startClockwork(
   );
   worker.on("failed", (job, error) => log.warn({ task: job?.name, err: error }, "control task failed; it runs again"));
 
-  let beating: Promise<void> | null = null;
+  let beating = false; // while Redis is away one beat waits, not one for each second
   const beat = () => {
-    beating ??= context.strays
+    if (beating) return;
+    beating = true;
+    context.strays
       .beat()
       .catch((error: unknown) => {
         if (!stop.signal.aborted) log.warn({ err: error }, "could not write the beat");
       })
       .finally(() => {
-        beating = null;
+        beating = false;
       });
   };
   if (works) beat();
