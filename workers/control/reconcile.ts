@@ -14,8 +14,11 @@ import { hasEnded, wasRefused } from "../sandbox/task.ts";
 import { adoptNode } from "./adopt-node.ts";
 import { findStrays, readStray, type Stray } from "./strays.ts";
 
-/** A server that lost its last writes lost no more than these: appendfsync everysec 2 s, a replica somewhat more. */
-const LOST_AT_MOST_MS = 10_000;
+/**
+ * A server that lost its last writes lost no more than these: appendfsync everysec 2 s, a replica somewhat more, and several
+ * losses in a row, of which the last may have lost the note of those before.
+ */
+const LOST_AT_MOST_MS = 30_000;
 /** From the lease of a stray's VMID to the request that removes it. */
 const LEASED_MS = 3_000;
 /** The last beat before the loss, and clocks that differ. */
