@@ -26,6 +26,8 @@ export interface ExecCall {
   /** Bytes to keep of each stream. */
   keepBytes: number;
   signal: AbortSignal;
+  /** Each line as it comes, also past `keepBytes`, with its line feed; nothing more is read while it is awaited. */
+  onOutput?: (stream: "stdout" | "stderr", line: string) => unknown;
   /** Called right before the request is written to its connection; what it throws comes through, and nothing is sent. */
   guard?: () => void;
 }
@@ -136,12 +138,12 @@ const post = (dispatcher: Dispatcher, { address, token, body, signal }: Post) =>
   });
 
 async function execOn(client: Client, call: ExecCall): Promise<ExecOutcome> {
-  const { address, token, script, timeoutMs, keepBytes, signal } = call;
+  const { address, token, script, timeoutMs, signal } = call;
   const gate = createGate(call.guard);
   const body = { command: script, timeout_ms: timeoutMs };
   try {
     const reply = await post(client.compose(gate.interceptor), { address, token, body, signal });
-    if (reply.statusCode === 200) return await collect(reply.body, keepBytes);
+    if (reply.statusCode === 200) return await collect(reply.body, call);
     await reply.body.dump();
     throw refused(reply.statusCode);
   } catch (error) {
@@ -188,14 +190,20 @@ function createGate(guard: (() => void) | undefined) {
 }
 
 /** Reads the JSON lines of a reply; the last is the exit. */
-async function collect(body: AsyncIterable<Buffer>, keepBytes: number): Promise<ExecOutcome> {
+async function collect(
+  body: AsyncIterable<Buffer>,
+  { keepBytes, onOutput }: Pick<ExecCall, "keepBytes" | "onOutput">,
+): Promise<ExecOutcome> {
   const streams = { stdout: createKeeper(keepBytes), stderr: createKeeper(keepBytes) };
   let exitCode: number | undefined;
   for await (const text of lines(body)) {
     const line = Line.parse(JSON.parse(text));
     if (line.type === "exit") exitCode = line.code;
-    else if (line.type === "error") streams.stderr.add(line.message);
-    else streams[line.type].add(line.data);
+    else {
+      const [name, text] = line.type === "error" ? (["stderr", line.message] as const) : [line.type, line.data];
+      streams[name].add(text);
+      await onOutput?.(name, `${text}\n`);
+    }
   }
   if (exitCode === undefined) throw interrupted(undefined);
   const { stdout, stderr } = streams;

@@ -2,6 +2,7 @@
 import { once } from "node:events";
 import { createServer, type Server } from "node:http";
 import type { Socket } from "node:net";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { afterEach, expect, test } from "vitest";
 import { FleetError } from "../../../shared/errors.ts";
 import { EXECD_PORT } from "../../../shared/jobs/fields.ts";
@@ -118,4 +119,25 @@ test("nobody there: certainly not run; a reset in the middle: perhaps", async ()
     await once(server, "close");
   });
   await failure(execd.exec(call()), "exec_interrupted");
+});
+
+test("lines are handed on as they come, in order, one awaited before the next", async () => {
+  const server = createServer((_, response) => {
+    response.write('{"type":"stdout","data":"one"}\n{"type":"stderr","data":"two"}\n{"type":"stdout","data":"th');
+    response.end('ree"}\n{"type":"exit","code":0}\n');
+  });
+  server.listen(EXECD_PORT, ADDRESS);
+  await once(server, "listening");
+  stack.push(async () => {
+    server.close();
+    await once(server, "close");
+  });
+  const seen: string[] = [];
+  const onOutput = async (stream: string, line: string) => {
+    seen.push(`${stream} begins`);
+    await nextTurn();
+    seen.push(line);
+  };
+  expect(await startExecd().exec(call({ keepBytes: 4, onOutput }))).toMatchObject({ stdout: "one\n", truncated: true });
+  expect(seen).toEqual(["stdout begins", "one\n", "stderr begins", "two\n", "stdout begins", "three\n"]);
 });
