@@ -19,6 +19,7 @@ export const POLICY = {
   invalid_input: "never",
   idempotency_conflict: "never",
   operation_unknown: "never",
+  batch_not_found: "never",
   sandbox_not_found: "never",
   sandbox_gone: "never",
   service_not_found: "never",

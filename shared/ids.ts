@@ -9,6 +9,16 @@ const random = (prefix: string) =>
 export const OperationId = random("op").brand<"OperationId">();
 export type OperationId = z.infer<typeof OperationId>;
 
+/** Many operations that were asked for together; its producer may choose it, so as to go on with it after a crash. */
+export const BatchId = z
+  .string()
+  .regex(
+    /^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$/,
+    "must be 1 to 64 letters, digits, '_', '.' or '-', a letter or digit first",
+  )
+  .brand<"BatchId">();
+export type BatchId = z.infer<typeof BatchId>;
+
 /** What we give out; never reused. */
 export const SandboxId = random("sbx").brand<"SandboxId">();
 export type SandboxId = z.infer<typeof SandboxId>;
@@ -60,6 +70,7 @@ function randomId(): string {
 }
 
 export const newOperationId = (): OperationId => OperationId.parse(`op_${randomId()}`);
+export const newBatchId = (): BatchId => BatchId.parse(`batch_${randomId()}`);
 export const newSandboxId = (): SandboxId => SandboxId.parse(`sbx_${randomId()}`);
 export const newSnapshotId = (): SnapshotId => SnapshotId.parse(`snap_${randomId()}`);
 /** A run's fencing token: compared for equality only. */

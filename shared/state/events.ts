@@ -1,7 +1,7 @@
 /** The event stream: every state change of a sandbox and end of an operation, ordered, replayable from a cursor. */
 import { z } from "zod";
 import { FleetError } from "../errors.ts";
-import { OperationId, SandboxId, TeamId } from "../ids.ts";
+import { BatchId, OperationId, SandboxId, TeamId } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import type { Keys } from "./keys.ts";
 import { SANDBOX_STATES } from "./records.ts";
@@ -15,25 +15,28 @@ const base = {
   team: TeamId,
 };
 
+/** Of an operation that is an item of a batch. */
+const batched = { batch: BatchId.optional(), item: z.number().optional() };
+
 const FleetEventSchema = z.discriminatedUnion("type", [
   z.object({
     type: z.literal("operation.accepted"),
     ...base,
     operation: OperationId,
-    data: z.object({ kind: z.string() }),
+    data: z.object({ kind: z.string(), ...batched }),
   }),
-  z.object({ type: z.literal("operation.succeeded"), ...base, operation: OperationId, data: z.object({}) }),
+  z.object({ type: z.literal("operation.succeeded"), ...base, operation: OperationId, data: z.object(batched) }),
   z.object({
     type: z.literal("operation.failed"),
     ...base,
     operation: OperationId,
-    data: z.object({ code: z.string() }),
+    data: z.object({ code: z.string(), ...batched }),
   }),
   z.object({
     type: z.literal("operation.canceled"),
     ...base,
     operation: OperationId,
-    data: z.object({ code: z.string() }),
+    data: z.object({ code: z.string(), ...batched }),
   }),
   z.object({
     type: z.literal("sandbox.changed"),

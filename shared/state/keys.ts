@@ -23,7 +23,25 @@ export interface Keys {
   readonly nodes: string;
   /** Pub/sub channel that wakes whoever waits for a slot, a cancel or a place. */
   readonly wake: string;
+  /** Ids of all batches that are kept, by when they were opened. */
+  readonly batches: string;
+  /** Batches that may still be added to, by when that was done last. */
+  readonly batchesOpen: string;
+  /** Batches whose items are to end. */
+  readonly batchesStopping: string;
   operation(id: string): string;
+  /** A batch's record with its counts. */
+  batch(id: string): string;
+  /** Operation ids by index; `!` and a hash for one that became none. */
+  batchItems(id: string): string;
+  /** Operations of a batch that have not ended. */
+  batchLive(id: string): string;
+  /** Its ended items in the order of their ends: see `batches.ts`. */
+  batchEnds(id: string): string;
+  /** Errors of items that became no operation, by index. */
+  batchRejected(id: string): string;
+  /** Sandboxes that the undo of a batch has yet to destroy. */
+  batchUndo(id: string): string;
   sandbox(id: string): string;
   teamSandboxes(team: string): string;
   snapshot(id: string): string;
@@ -60,7 +78,16 @@ export function createKeys(prefix: string): Keys {
     strays: key("strays"),
     nodes: key("nodes"),
     wake: key("wake"),
+    batches: key("batches"),
+    batchesOpen: key("batches-open"),
+    batchesStopping: key("batches-stopping"),
     operation: (id) => key("op", id),
+    batch: (id) => key("batch", id),
+    batchItems: (id) => key("batch-items", id),
+    batchLive: (id) => key("batch-live", id),
+    batchEnds: (id) => key("batch-ends", id),
+    batchRejected: (id) => key("batch-rejected", id),
+    batchUndo: (id) => key("batch-undo", id),
     sandbox: (id) => key("sbx", id),
     teamSandboxes: (team) => key("team", team),
     snapshot: (id) => key("snap", id),

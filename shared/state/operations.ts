@@ -2,12 +2,12 @@
 import { createHash, createHmac } from "node:crypto";
 import { z } from "zod";
 import { type ErrorRecord, FleetError, toErrorRecord } from "../errors.ts";
-import { OperationId, SandboxId, type ServiceName, TeamId, Vmid } from "../ids.ts";
+import { type BatchId, OperationId, SandboxId, type ServiceName, TeamId, Vmid } from "../ids.ts";
 import { ExposedService } from "../jobs/fields.ts";
 import { type JobName, jobs } from "../jobs/index.ts";
 import { LOCK_MS } from "../queues.ts";
 import type { RedisConnection } from "../redis/connect.ts";
-import { runScript, type Script } from "../redis/script.ts";
+import { runScript, runScripts, type Script } from "../redis/script.ts";
 import { decodeHash, encodeFields, type Fields, toHash } from "./codec.ts";
 import type { Keys } from "./keys.ts";
 import { OperationRecord, type OperationStatus, SandboxRecord, SnapshotRecord, serviceField } from "./records.ts";
@@ -39,7 +39,10 @@ export interface AcceptRequest {
   /** What was sealed apart from it; tells requests apart like the rest of the input. */
   secrets: unknown;
   idempotencyKey: string | undefined;
+  /** Waits behind interactive work. */
   batch: boolean;
+  /** The item of a batch that it is; the same item is accepted once. */
+  item?: { batch: BatchId; index: number };
   /** For `provision`: the record to begin with. */
   newSandbox: Fields<z.output<typeof SandboxRecord>> | undefined;
 }
@@ -57,6 +60,14 @@ export interface Accepted {
   queue: string;
   priority: number;
 }
+
+/** What became of an item of a batch; `known`: it had been accepted or refused before. */
+export type ItemAcceptance =
+  | { outcome: "accepted"; accepted: Accepted }
+  | { outcome: "known" }
+  | { outcome: "stopped" }
+  | { outcome: "refused"; error: FleetError };
+
 /** What a run shows with each write; the store counts on. */
 export interface Writer {
   readonly id: OperationId;
@@ -74,6 +85,8 @@ export type Claim =
 export interface OperationStore {
   /** Stores an operation once. Throws `idempotency_conflict`, `sandbox_not_found` or `sandbox_gone`. */
   accept(request: AcceptRequest): Promise<Accepted>;
+  /** Stores items of batches, in order and one step each, in one round trip. Throws nothing that is about an item. */
+  acceptItems(requests: readonly AcceptRequest[]): Promise<ItemAcceptance[]>;
   /**
    * Makes `fence` the only one that may write. With `by`, only while that job carries the operation and holds its lock,
    * which is renewed; without, for the fleet's own clockwork.
@@ -155,31 +168,16 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
   const runList = async (script: Script, ...args: (string | number)[]) =>
     (await run(script, ...args)) as [string, ...unknown[]]; // shapes: scripts.ts
   const ttl = options.retentionSec;
+  const toAcceptJson = (request: AcceptRequest) => JSON.stringify(toAcceptArgs(request, now(), options.keyring ?? []));
 
   return {
     async accept(request) {
-      const reply = await runList(ACCEPT, JSON.stringify(toAcceptArgs(request, now(), options.keyring ?? [])));
-      const [outcome, id, sandbox, ...facets] = AcceptReply.parse(reply);
-      const facts = { operation: id, sandbox };
-      switch (outcome) {
-        case "accepted":
-        case "existing": {
-          const [parked, queue, priority, team] = z
-            .tuple([z.string(), z.string(), z.coerce.number(), TeamId])
-            .parse(facets);
-          return { id, sandbox, team, existing: outcome === "existing", parked: parked === "1", queue, priority };
-        }
-        case "conflict":
-          throw new FleetError(
-            "idempotency_conflict",
-            `this idempotency key belongs to ${id}, which had other input; use a new key`,
-            { facts },
-          );
-        case "sandbox_gone":
-          throw new FleetError("sandbox_gone", `sandbox ${sandbox} has ended`, { facts: { sandbox } });
-        default:
-          throw new FleetError("sandbox_not_found", `there is no sandbox ${sandbox}`, { facts: { sandbox } });
-      }
+      return toAccepted(await run(ACCEPT, toAcceptJson(request)));
+    },
+
+    async acceptItems(requests) {
+      const calls = requests.map((request) => [keys.prefix, toAcceptJson(request)]);
+      return (await runScripts(redis, ACCEPT, [keys.open], calls)).map(toItemAcceptance);
     },
 
     async claim(id, fence, by) {
@@ -207,7 +205,7 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
         ...toWriteArgs({ ...write, operation: { ...write.operation, ...changes } }),
         status: end.status,
         keepBytes: options.retentionBytes ?? 268_435_456,
-        event: JSON.stringify(end.status === "succeeded" ? {} : { code: end.error.code }),
+        event: end.status === "succeeded" ? {} : { code: end.error.code },
       };
       const [outcome, ...released] = await runList(END, id, fence, JSON.stringify(args), now(), ttl, revision);
       if (outcome !== "ok") throw lockLost(id, outcome);
@@ -287,6 +285,52 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
   };
 }
 
+/** Of ACCEPT's reply. Throws what it was refused for. */
+function toAccepted(reply: unknown): Accepted {
+  const [outcome, id, sandbox, ...facets] = AcceptReply.parse(reply);
+  switch (outcome) {
+    case "accepted":
+    case "existing": {
+      const [parked, queue, priority, team] = z
+        .tuple([z.string(), z.string(), z.coerce.number(), TeamId])
+        .parse(facets);
+      return { id, sandbox, team, existing: outcome === "existing", parked: parked === "1", queue, priority };
+    }
+    case "conflict":
+      throw new FleetError(
+        "idempotency_conflict",
+        `this idempotency key belongs to ${id}, which had other input; use a new key`,
+        { facts: { operation: id, sandbox } },
+      );
+    case "item_conflict":
+      throw itemConflict();
+    case "batch_not_found":
+      throw new FleetError("batch_not_found", "the batch is not known (any more)");
+    case "sandbox_gone":
+      throw new FleetError("sandbox_gone", `sandbox ${sandbox} has ended`, { facts: { sandbox } });
+    default:
+      throw new FleetError("sandbox_not_found", `there is no sandbox ${sandbox}`, { facts: { sandbox } });
+  }
+}
+
+export const itemConflict = (): FleetError =>
+  new FleetError(
+    "idempotency_conflict",
+    "this item of the batch had other input before, or is none of it; use a new batch id",
+  );
+
+function toItemAcceptance(reply: unknown): ItemAcceptance {
+  const [outcome] = AcceptReply.parse(reply);
+  if (outcome === "item_known") return { outcome: "known" };
+  if (outcome === "batch_stopped") return { outcome: "stopped" };
+  try {
+    return { outcome: "accepted", accepted: toAccepted(reply) };
+  } catch (error) {
+    if (!(error instanceof FleetError)) throw error;
+    return { outcome: "refused", error };
+  }
+}
+
 function decodeOperation(hash: Readonly<Record<string, string>>): OperationRecord {
   return decodeHash(OperationRecord, hash, `operation ${hash["id"]}`);
 }
@@ -324,6 +368,7 @@ function toAcceptArgs(request: AcceptRequest, now: number, keyring: readonly Buf
     route: spec.queue,
     destroys: request.kind === "destroy",
     batch: request.batch,
+    item: request.item,
     hashes,
     // Hashed, since a caller's key may hold anything and becomes part of a Redis key.
     idempotency:

@@ -2,12 +2,12 @@
 import { z } from "zod";
 import type { FleetErrorCode } from "../errors.ts";
 import { POLICY } from "../errors.ts";
-import { NodeName, OperationId, SandboxId, type ServiceName, SnapshotId, TeamId, Vmid } from "../ids.ts";
+import { BatchId, NodeName, OperationId, SandboxId, type ServiceName, SnapshotId, TeamId, Vmid } from "../ids.ts";
 import { type ExposedService, Metadata } from "../jobs/fields.ts";
 import { type JobName, jobs } from "../jobs/index.ts";
 
 const Kind = z.enum(Object.keys(jobs) as [JobName, ...JobName[]]); // Object.keys loses the literal keys
-const Code = z.enum(Object.keys(POLICY) as [FleetErrorCode, ...FleetErrorCode[]]); // as above
+export const Code = z.enum(Object.keys(POLICY) as [FleetErrorCode, ...FleetErrorCode[]]); // as above
 
 export const ErrorRecordSchema = z.object({
   code: Code,
@@ -34,6 +34,9 @@ export const OperationRecord = z.object({
   /** Set while it waits for another operation of its sandbox; it has no job then. */
   parked: z.number().int(),
   priority: z.number().int(),
+  /** The batch that it is an item of, and which one. */
+  batch: BatchId.optional(),
+  item: z.number().int().optional(),
   /** Token of the run that may write; compared for equality only. */
   fence: z.string().optional(),
   /** Counts claims and writes, so that a run notices when Redis has come back with an earlier state. */
@@ -120,6 +123,37 @@ export type SandboxRecord = z.output<typeof SandboxRecord> & { services: Exposed
 
 /** Hash field of one service; a field each, so that expose and hide never overwrite one another. */
 export const serviceField = (name: ServiceName): string => `service:${name}`;
+
+/** What a batch's first failed item means for the others. */
+export const BATCH_POLICIES = ["keep", "stop", "undo"] as const;
+export type BatchPolicy = (typeof BATCH_POLICIES)[number];
+
+export const BatchRecord = z.object({
+  id: BatchId,
+  team: TeamId,
+  policy: z.enum(BATCH_POLICIES),
+  /** How many items it will have, where that was known at the beginning. */
+  size: z.number().int().optional(),
+  /** 1 while its producer may add items. */
+  open: z.number().int(),
+  /** `stop` ends what has not begun, `cancel` all that has not ended, `undo` destroys what was made, too. */
+  stop: z.enum(["stop", "cancel", "undo"]).optional(),
+  /** Why it was stopped. */
+  reason: ErrorRecordSchema.optional(),
+  /** Items by status. Those that became no operation count as failed. */
+  queued: z.number().int(),
+  running: z.number().int(),
+  succeeded: z.number().int(),
+  failed: z.number().int(),
+  canceled: z.number().int(),
+  /** Sandboxes that its undo has destroyed, and those that only a human can clear. */
+  undone: z.number().int(),
+  undoFailed: z.number().int(),
+  createdAt: z.number(),
+  endedAt: z.number().optional(),
+});
+/** `codes`: how many items ended with which error. */
+export type BatchRecord = z.output<typeof BatchRecord> & { codes: Partial<Record<FleetErrorCode, number>> };
 
 export const SnapshotRecord = z.object({
   id: SnapshotId,

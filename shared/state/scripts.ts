@@ -56,6 +56,59 @@ local function setSandbox(id, change, now, op, ttl)
     end
   end
 end
+-- A batch counts its items by status: what changes an operation's status moves its item in the same step.
+local function batchKey(id) return P..':batch:'..id end
+local function batchPart(id, part) return P..':batch-'..part..':'..id end
+local function applyOperation(key, change)
+  local before, batch = unpack(redis.call('HMGET', key, 'status', 'batch'))
+  apply(key, change.set, change.unset)
+  if not batch then return end
+  local after = redis.call('HGET', key, 'status')
+  if after == before or redis.call('EXISTS', batchKey(batch)) == 0 then return end
+  redis.call('HINCRBY', batchKey(batch), before, -1)
+  redis.call('HINCRBY', batchKey(batch), after, 1)
+end
+-- Over once nothing is added any more, every item has ended and all that is to be undone is undone.
+local function finishBatch(id, now, ttl)
+  local key = batchKey(id)
+  local open, ended, queued, running, stop, undoAt = unpack(redis.call('HMGET', key, 'open', 'endedAt', 'queued', 'running', 'stop', 'undoAt'))
+  if open ~= '0' or ended or tonumber(queued) + tonumber(running) > 0 then return end
+  local items = redis.call('LLEN', batchPart(id, 'ends'))
+  if stop == 'undo' and (tonumber(undoAt) < items or redis.call('EXISTS', batchPart(id, 'undo')) == 1) then return end
+  redis.call('HSET', key, 'endedAt', now)
+  redis.call('SREM', P..':batches-stopping', id)
+  redis.call('EXPIRE', key, ttl)
+  for _, part in ipairs({'items', 'ends', 'rejected'}) do redis.call('EXPIRE', batchPart(id, part), ttl) end
+  local size = 1024 + items * 256
+  redis.call('RPUSH', P..':ended', 'batch/'..id..' '..size)
+  redis.call('INCRBY', P..':ended-bytes', size)
+end
+local STOPS = {stop = 1, cancel = 2, undo = 3}
+-- Nothing more is added nor begins from this step on; workers end what waits, and for more than a stop what runs.
+local function stopBatch(id, how, reason)
+  local key = batchKey(id)
+  local before, ended = unpack(redis.call('HMGET', key, 'stop', 'endedAt'))
+  if ended then return 'ended' end
+  if before and STOPS[before] >= STOPS[how] then return 'ok' end
+  redis.call('HSET', key, 'stop', how, 'open', 0)
+  redis.call('HSETNX', key, 'reason', reason)
+  redis.call('ZREM', P..':batches-open', id)
+  redis.call('SADD', P..':batches-stopping', id)
+  redis.call('PUBLISH', P..':wake', 'batch '..id)
+  return 'ok'
+end
+-- detail: why it did not succeed, or the sandbox of one that did.
+local function endItem(id, item, operation, status, detail)
+  local key = batchKey(id)
+  redis.call('RPUSH', batchPart(id, 'ends'), item..' '..operation..' '..status..' '..detail)
+  if status ~= 'failed' then return end
+  redis.call('HINCRBY', key, 'code:'..detail, 1)
+  local policy = redis.call('HGET', key, 'policy')
+  if policy ~= 'keep' then
+    local why = {code = 'canceled', message = 'item '..item..' of its batch failed ('..detail..')', facts = {batch = id}}
+    stopBatch(id, policy, cjson.encode(why))
+  end
+end
 local function matches(one, list)
   for _, other in ipairs(list) do if one == other then return true end end
   return false
@@ -121,6 +174,19 @@ local function reply(outcome, id)
 end
 -- The same request again: the connection broke before its reply came, and the client sent it once more.
 if redis.call('EXISTS', key) == 1 then return reply('accepted', r.id) end
+if r.item then
+  local open, stop = unpack(redis.call('HMGET', batchKey(r.item.batch), 'open', 'stop'))
+  if not open then return {'batch_not_found', r.id, r.sandbox} end
+  local known = redis.call('HGET', batchPart(r.item.batch, 'items'), r.item.index)
+  if known then
+    -- One that was refused has a hash only, one that has ended long ago only its id.
+    local hash = string.match(known, '^!(.*)$') or redis.call('HGET', opKey(known), 'inputHash')
+    if hash and not matches(hash, r.hashes) then return {'item_conflict', r.id, r.sandbox} end
+    return {'item_known', r.id, r.sandbox}
+  end
+  if stop then return {'batch_stopped', r.id, r.sandbox} end
+  if open == '0' then return {'item_conflict', r.id, r.sandbox} end
+end
 local idem = r.idempotency and P..':idem:'..r.team..':'..r.idempotency or nil
 if idem then
   local known = redis.call('GET', idem)
@@ -177,8 +243,18 @@ if idem then
   redis.call('SET', idem, r.id)
   redis.call('HSET', key, 'idempotency', idem)
 end
+local about = {kind = r.kind}
+if r.item then
+  local batch = r.item.batch
+  redis.call('HSET', key, 'batch', batch, 'item', r.item.index)
+  redis.call('HSET', batchPart(batch, 'items'), r.item.index, r.id)
+  redis.call('SADD', batchPart(batch, 'live'), r.id)
+  redis.call('HINCRBY', batchKey(batch), 'queued', 1)
+  redis.call('ZADD', P..':batches-open', r.now, batch)
+  about.batch, about.item = batch, r.item.index
+end
 redis.call('ZADD', P..':open', r.now, r.id)
-emit('operation.accepted', r.now, r.id, r.sandbox, r.team, cjson.encode({kind = r.kind}))
+emit('operation.accepted', r.now, r.id, r.sandbox, r.team, cjson.encode(about))
 -- Sealed just before, with an expiry in case this step had never come.
 redis.call('PERSIST', P..':secret:'..r.id)
 return reply('accepted', r.id)
@@ -195,7 +271,7 @@ if lock ~= '' then
   redis.call('PEXPIRE', lock, ARGV[8])
 end
 local key = opKey(id)
-local status, current, parked = unpack(redis.call('HMGET', key, 'status', 'job', 'parked'))
+local status, current, parked, batch = unpack(redis.call('HMGET', key, 'status', 'job', 'parked', 'batch'))
 if not status then return {'unknown'} end
 if ENDED[status] then return {'ended', redis.call('HGETALL', key)} end
 if job ~= '' and current ~= job then return {'stale'} end
@@ -203,9 +279,13 @@ if job ~= '' and current ~= job then return {'stale'} end
 if job == '' and parked ~= '1' and redis.call('HEXISTS', key, 'step') == 1 then return {'stale'} end
 redis.call('HSET', key, 'fence', fence)
 redis.call('HINCRBY', key, 'revision', 1)
+if batch then
+  local stop, reason = unpack(redis.call('HMGET', batchKey(batch), 'stop', 'reason'))
+  if stop and (status == 'queued' or stop ~= 'stop') then redis.call('HSETNX', key, 'abort', reason) end
+end
 -- Waiting for a node is no run: it counts neither as a crash nor against the time limit.
 if redis.call('HGET', key, 'queue') ~= 'place' then
-  redis.call('HSET', key, 'status', 'running')
+  applyOperation(key, {set = {'status', 'running'}, unset = {}})
   redis.call('HINCRBY', key, 'claims', 1)
   redis.call('HSETNX', key, 'startedAt', now)
   redis.call('HDEL', key, 'waitingFor')
@@ -228,7 +308,7 @@ end
 local refused = revise(key, fence, ARGV[7])
 if refused then return refused end
 if w.placed then unplace(key, true) end
-apply(key, w.operation.set, w.operation.unset)
+applyOperation(key, w.operation)
 for _, command in ipairs(w.also) do redis.call(unpack(command)) end
 if w.sandbox then setSandbox(redis.call('HGET', key, 'sandbox'), w.sandbox, now, id, ttl) end
 return 'ok'
@@ -245,9 +325,10 @@ local key = opKey(id)
 local refused = revise(key, fence, ARGV[7])
 if refused then return {refused} end
 unplace(key, false)
-apply(key, w.operation.set, w.operation.unset)
+applyOperation(key, w.operation)
 for _, command in ipairs(w.also) do redis.call(unpack(command)) end
-local sandbox, team, kind, idem = unpack(redis.call('HMGET', key, 'sandbox', 'team', 'kind', 'idempotency'))
+local sandbox, team, kind, idem, batch, item =
+  unpack(redis.call('HMGET', key, 'sandbox', 'team', 'kind', 'idempotency', 'batch', 'item'))
 if w.sandbox then setSandbox(sandbox, w.sandbox, now, id, ttl) end
 redis.call('HSET', key, 'endedAt', now)
 redis.call('HDEL', key, 'waitingFor')
@@ -262,9 +343,12 @@ local total = redis.call('INCRBY', P..':ended-bytes', size)
 for _ = 1, 20 do
   local oldest = redis.call('LINDEX', P..':ended', 0)
   local old, bytes = string.match(oldest, '^(%S+) (%d+)$')
-  if old == id or (total <= tonumber(w.keepBytes) and redis.call('EXISTS', opKey(old)) == 1) then break end
+  local oldBatch = string.match(old, '^batch/(.*)$')
+  local oldKey = oldBatch and batchKey(oldBatch) or opKey(old)
+  if old == id or (total <= tonumber(w.keepBytes) and redis.call('EXISTS', oldKey) == 1) then break end
   redis.call('LPOP', P..':ended')
-  redis.call('DEL', opKey(old))
+  redis.call('DEL', oldKey)
+  if oldBatch then for _, part in ipairs({'items', 'ends', 'rejected'}) do redis.call('DEL', batchPart(oldBatch, part)) end end
   total = redis.call('DECRBY', P..':ended-bytes', bytes)
 end
 if idem then redis.call('EXPIRE', idem, ttl) end
@@ -272,7 +356,14 @@ redis.call('LREM', P..':changes:'..sandbox, 0, id)
 redis.call('LREM', P..':waiting:'..sandbox, 0, id)
 for _, name in ipairs(redis.call('SMEMBERS', P..':held:'..id)) do redis.call('HDEL', P..':slot:'..name, id) end
 redis.call('DEL', P..':held:'..id)
-emit('operation.'..w.status, now, id, sandbox, team, w.event)
+if batch then
+  w.event.batch, w.event.item = batch, tonumber(item)
+  if redis.call('SREM', batchPart(batch, 'live'), id) == 1 then
+    endItem(batch, item, id, w.status, w.event.code or sandbox)
+    finishBatch(batch, now, ttl)
+  end
+end
+emit('operation.'..w.status, now, id, sandbox, team, cjson.encode(w.event))
 redis.call('PUBLISH', P..':wake', 'ended '..id)
 return release(sandbox, {'ok'})
 `);

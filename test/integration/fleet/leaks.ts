@@ -45,7 +45,8 @@ async function loadSandboxes(redis: RedisConnection, keys: Keys, all: readonly s
 /** Keys that only running operations have. */
 function leftKeys(keys: Keys, all: readonly string[]): string[] {
   const passing = ["slot:", "slot-queue:", "held:", "changes:", "waiting:", "fair:", "secret:op_", "aborting"];
-  return passing.flatMap((name) =>
+  const ofBatches = ["batch-live:", "batch-undo:", "batches-stopping"];
+  return [...passing, ...ofBatches].flatMap((name) =>
     all.filter((key) => key.startsWith(`${keys.prefix}:${name}`)).map((key) => `key ${key} outlived its operation`),
   );
 }
