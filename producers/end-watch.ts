@@ -27,11 +27,15 @@ const FIELDS = Object.keys(EndedOperation.shape);
 
 const REREAD_MS = 2_000;
 const REREAD_BATCH = 200;
+/** As long as an ended operation is kept, where nobody says otherwise. */
+const DEFAULT_WAIT_MS = 86_400_000;
+/** Node takes what is longer for 1 ms. */
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
 /** Between two tries to read a stream that can't be read. */
 const RESYNC_MS = 500;
 
 export interface Wait {
-  /** Longest wait in ms; forever when absent. The operation goes on after it. */
+  /** Longest wait in ms: a day when absent, `Infinity` for no limit. The operation goes on after it. */
   timeoutMs?: number | undefined;
   signal?: AbortSignal | undefined;
 }
@@ -48,15 +52,18 @@ export class EndWatch {
     this.#parts = parts;
   }
 
-  /** Resolves with the ended record. Throws `operation_unknown`, `timeout`, `shutting_down`, or the signal's reason. */
-  async wait(id: string, { timeoutMs, signal }: Wait): Promise<EndedOperation> {
+  /** Resolves with the ended record. Throws `operation_unknown`, `timeout`, `shutting_down`, `invalid_input`, or the signal's reason. */
+  async wait(id: string, { timeoutMs = DEFAULT_WAIT_MS, signal }: Wait): Promise<EndedOperation> {
     if (this.#closing.signal.aborted) throw closedError();
     signal?.throwIfAborted();
+    if (!(timeoutMs >= 0)) {
+      throw new FleetError("invalid_input", "timeoutMs: must be 0 or more", { facts: { fields: ["timeoutMs"] } });
+    }
     const waiter = this.#register(id);
     const onAbort = () => waiter.reject(signal?.reason);
     signal?.addEventListener("abort", onAbort, { once: true });
-    const timer =
-      timeoutMs === undefined ? undefined : setTimeout(() => waiter.reject(toTimeout(id, timeoutMs)), timeoutMs);
+    const giveUp = () => waiter.reject(toTimeout(id, timeoutMs));
+    const timer = Number.isFinite(timeoutMs) ? setTimeout(giveUp, Math.min(timeoutMs, LONGEST_TIMER_MS)) : undefined;
     try {
       this.#begin(id).catch(waiter.reject);
       return await waiter.promise;

@@ -19,6 +19,7 @@ export interface EventOptions {
   /** Ends the iteration, without an error. */
   signal?: AbortSignal | undefined;
   sandbox?: string | undefined;
+  operation?: string | undefined;
   /** A fleet of one team sees that team only. */
   team?: string | undefined;
   types?: readonly FleetEventType[] | undefined;
@@ -26,7 +27,8 @@ export interface EventOptions {
 
 /**
  * Events in order, without end; none is missed between the call and the first step, nor through reconnects.
- * Throws `invalid_input` for a cursor that is none or that lies before what is kept.
+ * Throws `invalid_input` for a cursor that is none, and `cursor_expired` when events after the cursor are gone, or go while
+ * a slow consumer is about to come to them: `facts.oldest` is what is kept, `facts.resumeAfter` the cursor to go on from.
  */
 export function watchEvents(
   parts: Parts,
@@ -86,7 +88,7 @@ async function* follow(
   try {
     while (!isOver()) {
       const { events, cursor } = await reader.read(after);
-      if (cursor === after && until !== undefined) return; // the stream was cut or reset meanwhile
+      if (cursor === after && until !== undefined) return; // its end was removed
       for (const event of events) {
         after = event.cursor;
         if (wanted(event)) yield event;
@@ -102,7 +104,10 @@ async function* follow(
   }
 }
 
-function toFilter({ team }: Parts, { sandbox, team: asked, types }: EventOptions): (event: FleetEvent) => boolean {
+function toFilter(
+  { team }: Parts,
+  { sandbox, operation, team: asked, types }: EventOptions,
+): (event: FleetEvent) => boolean {
   if (team !== undefined && asked !== undefined && asked !== team) {
     throw new FleetError("invalid_input", `team: this client is team ${team}'s and sees no other`, {
       facts: { fields: ["team"] },
@@ -112,5 +117,6 @@ function toFilter({ team }: Parts, { sandbox, team: asked, types }: EventOptions
   return (event) =>
     (only === undefined || event.team === only) &&
     (sandbox === undefined || event.sandbox === sandbox) &&
+    (operation === undefined || event.operation === operation) &&
     (types === undefined || types.includes(event.type));
 }

@@ -20,6 +20,7 @@ export const POLICY = {
   idempotency_conflict: "never",
   operation_unknown: "never",
   batch_not_found: "never",
+  cursor_expired: "never",
   sandbox_not_found: "never",
   sandbox_gone: "never",
   service_not_found: "never",

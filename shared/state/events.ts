@@ -74,7 +74,7 @@ export async function newestCursor(redis: RedisConnection, keys: Keys): Promise<
 
 /**
  * Reads on from a cursor. Waits up to `blockMs` for the first event; `cursor` is where it got to, `after` when none came.
- * Passes over what this version does not know: a newer one may write to the same stream.
+ * Passes over what this version does not know: a newer one may write to the same stream. Throws `cursor_expired`.
  * `redis` is used by this call alone while it waits.
  */
 export async function readEvents(
@@ -85,8 +85,22 @@ export async function readEvents(
 ): Promise<{ events: FleetEvent[]; cursor: string }> {
   const reply = await redis.xread("COUNT", 500, "BLOCK", blockMs, "STREAMS", keys.events, after);
   const entries = reply?.[0]?.[1] ?? [];
-  const events = entries.flatMap(([cursor, fields]) => toEvent(cursor, fields) ?? []);
-  return { events, cursor: entries.at(-1)?.[0] ?? after };
+  if (entries.length === 0) await assertNotReset(redis, keys, after);
+  const whole = entries.slice(0, countUnbroken(after, entries));
+  if (whole.length < entries.length && whole.length === 0) throw await expired(redis, keys, after);
+  const events = whole.flatMap(([cursor, fields]) => toEvent(cursor, fields) ?? []);
+  return { events, cursor: whole.at(-1)?.[0] ?? after };
+}
+
+/** How many follow one another: events are numbered without gaps (see `emit`). */
+function countUnbroken(after: string, entries: readonly [string, string[]][]): number {
+  let before = after;
+  const gap = entries.findIndex(([cursor]) => {
+    const follows = before === "0" || toNumbers(cursor)[1] === toNumbers(before)[1] + 1;
+    before = cursor;
+    return !follows;
+  });
+  return gap < 0 ? entries.length : gap;
 }
 
 function toEvent(cursor: string, fields: readonly string[]): FleetEvent | null {
@@ -99,24 +113,42 @@ function toEvent(cursor: string, fields: readonly string[]): FleetEvent | null {
   }
 }
 
-/** Refuses a cursor that lies before what is kept: events after it may be gone. */
+/** Throws `cursor_expired` when events after the cursor are no longer all kept, or the cursor is of a stream that is no more. */
 export async function assertKept(redis: RedisConnection, keys: Keys, after: string): Promise<void> {
   if (after === "0" || after === "$") return;
+  const next = await redis.xrange(keys.events, `(${after}`, "+", "COUNT", 1);
+  if (next.length === 0) await assertNotReset(redis, keys, after);
+  else if (countUnbroken(after, next) === 0) throw await expired(redis, keys, after);
+}
+
+/** After a cursor beyond the end nothing would come until the stream had got there again. */
+async function assertNotReset(redis: RedisConnection, keys: Keys, after: string): Promise<void> {
+  if (after === "0" || compareCursors(await newestCursor(redis, keys), after) >= 0) return;
+  throw await expired(redis, keys, after);
+}
+
+async function expired(redis: RedisConnection, keys: Keys, after: string): Promise<FleetError> {
   const [oldest] = await redis.xrange(keys.events, "-", "+", "COUNT", 1);
-  if (oldest && compareCursors(after, oldest[0]) < 0 && (await redis.xlen(keys.events)) >= 100_000) {
-    throw new FleetError(
-      "invalid_input",
-      `after: events since ${after} are no longer all kept; begin at ${oldest[0]} or 0`,
-      {
-        facts: { fields: ["after"], oldest: oldest[0] },
-      },
-    );
-  }
+  const [known] = await redis.xrevrange(keys.events, after, "-", "COUNT", 1);
+  // Where the stream was set back, what is left up to the cursor has been seen.
+  const resumeAfter = known?.[0] ?? "0";
+  const what = oldest === undefined ? "none is kept" : `the oldest that is kept is ${oldest[0]}`;
+  return new FleetError(
+    "cursor_expired",
+    `events after ${after} are missing, ${what}; look at what you follow, then read on after ${resumeAfter}`,
+    { facts: { after, oldest: oldest?.[0] ?? null, resumeAfter } },
+  );
 }
 
 /** Negative, zero or positive, as `a` lies before, at or after `b`. */
 export function compareCursors(a: string, b: string): number {
-  const [aMs = 0, aSeq = 0] = a.split("-").map(Number);
-  const [bMs = 0, bSeq = 0] = b.split("-").map(Number);
-  return aMs - bMs || aSeq - bSeq;
+  const [aMs, aNumber] = toNumbers(a);
+  const [bMs, bNumber] = toNumbers(b);
+  return aMs - bMs || aNumber - bNumber;
+}
+
+/** Time in ms, and the event's number. */
+function toNumbers(cursor: string): [number, number] {
+  const [ms = 0, number = 0] = cursor.split("-").map(Number);
+  return [ms, number];
 }

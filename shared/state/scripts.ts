@@ -15,9 +15,19 @@ local ENDED = ${luaSet(["succeeded", "failed", "canceled"])}
 local EVENTS_KEPT = 100000
 local function opKey(id) return P..':op:'..id end
 local function sbxKey(id) return P..':sbx:'..id end
+-- An event's id ends in its number, so whoever reads on can tell when one before it is gone, however it went.
 local function emit(type, now, op, sandbox, team, data)
-  redis.call('XADD', P..':events', 'MAXLEN', '~', EVENTS_KEPT, '*',
-    'type', type, 'at', now, 'operation', op or '', 'sandbox', sandbox or '', 'team', team or '', 'data', data or '{}')
+  local stream = P..':events'
+  local function add(id)
+    return redis.pcall('XADD', stream, 'MAXLEN', '~', EVENTS_KEPT, id,
+      'type', type, 'at', now, 'operation', op or '', 'sandbox', sandbox or '', 'team', team or '', 'data', data or '{}')
+  end
+  local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+  local ms, n = string.match(newest and newest[1] or '0-0', '^(%d+)-(%d+)$')
+  local time = redis.call('TIME')
+  ms = math.max(ms, time[1] * 1000 + math.floor(time[2] / 1000))
+  local added = add(string.format('%.0f-%.0f', ms, n + 1))
+  if added.err then add('*') end -- emptied by hand: Redis still knows its last id, and takes no lower one
 end
 local function apply(key, set, unset)
   if #set > 0 then redis.call('HSET', key, unpack(set)) end

@@ -92,17 +92,19 @@ const EVENT_TYPES = [
 
 const EVENT_EXAMPLES = `
 Each line begins with its time and its cursor; give the last cursor that you saw to --after to miss nothing.
+It ends with cursor_expired where events in between are kept no longer.
 
 Examples:
   fleet events
   fleet events --once --type operation.failed
-  fleet events --json --after 1718000000000-0 | while read -r event; do ...; done`;
+  fleet events --json --after 1718000000000-42 | while read -r event; do ...; done`;
 
 export function addEvents(program: Command, cli: Cli): void {
   type Options = GlobalOptions & {
     after?: string;
     once?: boolean;
     sandbox?: string;
+    operation?: string;
     team?: string;
     type?: FleetEventType[];
   };
@@ -116,11 +118,12 @@ export function addEvents(program: Command, cli: Cli): void {
     .option("--follow", "keep printing new ones (default)")
     .addOption(new Option("--once", "end with the newest").conflicts("follow"))
     .option("--sandbox <sandbox>", "of this sandbox")
+    .option("--operation <operation>", "of this operation")
     .option("--team <team>", "of this team")
     .addOption(new Option("--type <type>", "of this type; repeatable").choices(EVENT_TYPES).argParser(collectType))
     .addHelpText("after", EVENT_EXAMPLES)
     .action(async () => {
-      const { json = false, after, once = false, team, type, sandbox } = command.optsWithGlobals<Options>();
+      const { json = false, after, once = false, team, type, sandbox, operation } = command.optsWithGlobals<Options>();
       await cli.run({ json }, async ({ fleet, terminal, interrupt, print }) => {
         const events = fleet.events({
           after: after ?? (once ? "0" : "$"),
@@ -128,6 +131,7 @@ export function addEvents(program: Command, cli: Cli): void {
           signal: interrupt,
           team,
           types: type,
+          operation,
           sandbox: sandbox === undefined ? undefined : await resolveSandbox(sandbox, fleet.sandboxes),
         });
         for await (const event of events) print(event, `${toPrintable(toEventLine(event, terminal.paint))}\n`);

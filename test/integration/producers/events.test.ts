@@ -1,5 +1,6 @@
-import { afterAll, beforeAll, expect, test, vi } from "vitest";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import type { FleetEvent } from "../../../producers/index.ts";
+import { readEvents } from "../../../shared/state/events.ts";
 import { type RedisServer, startRedis } from "../../redis.ts";
 import { caught, createRig } from "./rig.ts";
 
@@ -56,8 +57,8 @@ test("what a newer version writes to the stream is passed over, also where there
   await using rig = createRig(server);
   await rig.running();
   const newer = ["type", "sandbox.thawed", "at", "1", "sandbox", "sbx_0000000000000000", "team", "red", "data", "{}"];
-  for (let count = 0; count < 501; count++) await rig.redis.xadd(rig.keys.events, "*", ...newer);
-  await rig.redis.xadd(rig.keys.events, "*", "type", "sandbox.changed", "data", "no JSON");
+  await rig.emit(501, ...newer);
+  await rig.emit(1, "type", "sandbox.changed", "data", "no JSON");
   const { id } = await rig.fleet.provision({ template: "base" });
   const seen: FleetEvent[] = [];
   for await (const event of rig.fleet.events({ after: "0", follow: false })) seen.push(event);
@@ -65,7 +66,7 @@ test("what a newer version writes to the stream is passed over, also where there
   expect(seen.at(-1)).toMatchObject({ type: "operation.accepted", operation: id });
 });
 
-test("filters by sandbox, team and type", async () => {
+test("filters by sandbox, operation, team and type", async () => {
   await using rig = createRig(server);
   const red = rig.client({ team: "red" });
   await rig.running();
@@ -75,6 +76,9 @@ test("filters by sandbox, team and type", async () => {
   expect((await take(red.events(all), 6)).every(({ team }) => team === "red")).toBe(true);
   expect((await take(rig.fleet.events({ ...all, team: "red" }), 6)).every(({ team }) => team === "red")).toBe(true);
   expect((await take(red.events({ ...all, sandbox }), 3)).every((event) => event.sandbox === sandbox)).toBe(true);
+  const { operation } = await red.sandboxes.get(sandbox);
+  const own = await take(red.events({ ...all, operation }), 3);
+  expect(own.map((event) => event.operation)).toEqual(Array(3).fill(operation));
   const types = ["operation.succeeded"] as const;
   expect(typesOf(await take(rig.fleet.events({ ...all, types }), 3))).toEqual(Array(3).fill("operation.succeeded"));
 });
@@ -128,5 +132,76 @@ test("a cursor that is none is refused", async () => {
   expect(await caught(rig.fleet.events({ after: "yesterday" }).next())).toMatchObject({
     code: "invalid_input",
     facts: { fields: ["after"] },
+  });
+});
+
+describe("events that are gone", () => {
+  const isTold = (step: Promise<unknown>, facts: Record<string, unknown>) =>
+    expect(caught(step)).resolves.toMatchObject({ code: "cursor_expired", facts });
+
+  test("a cursor before what is kept is told, with what is; the last one that was seen is none", async () => {
+    await using rig = createRig(server);
+    for (let count = 0; count < 3; count++) await rig.running();
+    const all = await take(rig.fleet.events({ after: "0" }), 9);
+    await rig.redis.xtrim(rig.keys.events, "MAXLEN", 5);
+    const cursorOf = (index: number) => all[index]?.cursor ?? "";
+    const facts = { after: cursorOf(2), oldest: cursorOf(4), resumeAfter: "0" };
+    await isTold(rig.fleet.events({ after: cursorOf(2) }).next(), facts);
+    await isTold(rig.fleet.events({ after: cursorOf(2), follow: false }).next(), facts);
+    expect(await take(rig.fleet.events({ after: cursorOf(3) }), 5)).toEqual(all.slice(4));
+    expect(await take(rig.fleet.events({ after: "0" }), 5)).toEqual(all.slice(4));
+  });
+
+  test("a follower that is slower than the trimming is told what it has not seen", async () => {
+    await using rig = createRig(server);
+    const events = rig.fleet.events({ after: "0" });
+    await rig.emit(600, "type", "sandbox.sang", "data", "{}");
+    const { id } = await rig.fleet.provision({ template: "base" });
+    await rig.emit(1, "type", "sandbox.sang", "data", "{}");
+    expect(await take(events, 1)).toMatchObject([{ operation: id }]);
+    await rig.running();
+    await rig.redis.xtrim(rig.keys.events, "MAXLEN", 1);
+    await isTold(events.next(), { resumeAfter: "0" });
+  });
+
+  test("a stream that begins anew is told to who follows, also before it has got as far, and to who comes with its cursor", async () => {
+    await using rig = createRig(server);
+    for (let count = 0; count < 3; count++) await rig.running();
+    const after = (await take(rig.fleet.events({ after: "0" }), 9)).at(-1)?.cursor ?? "";
+    const facts = { after, resumeAfter: "0" };
+    const told = isTold(rig.fleet.events({ after }).next(), facts);
+    await rig.readers(1);
+    await rig.redis.del(rig.keys.events);
+    await isTold(rig.fleet.events({ after }).next(), facts);
+    await isTold(readEvents(rig.redis, rig.keys, after, 1), facts);
+    // The same number of events again.
+    for (let count = 0; count < 3; count++) await rig.running();
+    await told;
+    await isTold(rig.fleet.events({ after }).next(), facts);
+  });
+
+  test("a Redis that came back without its newest: who had seen them goes on from where it stands", async () => {
+    await using rig = createRig(server);
+    for (let count = 0; count < 2; count++) await rig.running();
+    const all = await take(rig.fleet.events({ after: "0" }), 6);
+    const [kept, lost] = [all[3]?.cursor ?? "", all[5]?.cursor ?? ""];
+    const entries = await rig.redis.xrange(rig.keys.events, "-", kept);
+    await rig.redis.del(rig.keys.events);
+    for (const [id, fields] of entries) await rig.redis.xadd(rig.keys.events, id, ...fields);
+    await isTold(rig.fleet.events({ after: lost }).next(), { after: lost, resumeAfter: kept });
+    await rig.running();
+    const rest = await take(rig.fleet.events({ after: kept }), 3);
+    expect(typesOf(rest)).toEqual(["operation.accepted", "sandbox.changed", "operation.succeeded"]);
+  });
+
+  test("an emptied stream goes on", async () => {
+    await using rig = createRig(server);
+    await rig.running();
+    const events = rig.fleet.events({ after: "0" });
+    expect(await take(events, 3)).toHaveLength(3);
+    await rig.redis.xtrim(rig.keys.events, "MAXLEN", 0);
+    await Promise.all(Array.from({ length: 20 }, () => rig.fleet.provision({ template: "base" })));
+    expect(await take(rig.fleet.events({ after: "0" }), 20)).toHaveLength(20);
+    await isTold(events.next(), { resumeAfter: "0" });
   });
 });

@@ -100,6 +100,21 @@ test("a timeout is the wait's alone: the operation goes on and answers later", a
   await expect(handle.result()).resolves.toMatchObject({ vmid: 20_000 });
 });
 
+test("no limit and a long one are none that is over at once; what is no time is refused", async () => {
+  await using rig = createRig(server);
+  const handle = await rig.fleet.provision({ template: "base" });
+  const results = [Number.POSITIVE_INFINITY, 2 ** 40].map((timeoutMs) => handle.result({ timeoutMs }));
+  for (const timeoutMs of [-1, Number.NaN]) {
+    expect(await caught(handle.result({ timeoutMs }))).toMatchObject({
+      code: "invalid_input",
+      facts: { fields: ["timeoutMs"] },
+    });
+  }
+  await rig.readers(1);
+  await rig.succeed(handle.id, toProvisioned(handle.id, handle.sandboxId));
+  for (const result of results) await expect(result).resolves.toMatchObject({ vmid: 20_000 });
+});
+
 test("an abort signal ends the wait with its reason, before and during", async () => {
   await using rig = createRig(server);
   const handle = await rig.fleet.provision({ template: "base" });
@@ -157,7 +172,7 @@ test("an event of a later version does not stop the waiting", async () => {
   const handle = await rig.fleet.provision({ template: "base" });
   const result = handle.result();
   await rig.readers(1);
-  await rig.redis.xadd(rig.keys.events, "*", "type", "sandbox.sang", "at", 1, "data", "{}");
+  await rig.emit(1, "type", "sandbox.sang", "at", "1", "data", "{}");
   await rig.succeed(handle.id, toProvisioned(handle.id, handle.sandboxId));
   await expect(result).resolves.toMatchObject({ vmid: 20_000 });
 });

@@ -7,6 +7,7 @@ import { NodeName, newFence, type OperationId, SandboxId, Vmid } from "../../../
 import type { JobInput } from "../../../shared/jobs/index.ts";
 import { createQueues, type Queues } from "../../../shared/queues.ts";
 import { closeRedis, connectRedis, type RedisConnection } from "../../../shared/redis/connect.ts";
+import { newestCursor } from "../../../shared/state/events.ts";
 import { createKeys, type Keys } from "../../../shared/state/keys.ts";
 import {
   createOperationStore,
@@ -31,6 +32,8 @@ export interface Rig extends AsyncDisposable {
   claim(id: OperationId): Promise<Writer>;
   succeed(id: OperationId, result: unknown): Promise<void>;
   fail(id: OperationId, error: FleetError): Promise<void>;
+  /** Writes events as a newer version would. */
+  emit(count: number, ...fields: string[]): Promise<void>;
   /** A sandbox that runs on node pve1, as after a provision. */
   running(input?: Partial<JobInput<"provision">>, of?: Fleet): Promise<SandboxId>;
   /** Connections to the server besides the rig's own. */
@@ -71,6 +74,13 @@ export function createRig(server: RedisServer): Rig {
     claim: (id) => claim(store, id),
     succeed: (id, result) => end(store, id, { status: "succeeded", result }),
     fail: (id, error) => end(store, id, { status: error.code === "canceled" ? "canceled" : "failed", error }),
+    async emit(count, ...fields) {
+      const [ms = 0, number = 0] = (await newestCursor(redis, keys)).split("-").map(Number);
+      const pipeline = redis.pipeline();
+      for (let n = 1; n <= count; n++)
+        pipeline.xadd(keys.events, `${Math.max(ms, Date.now())}-${number + n}`, ...fields);
+      await pipeline.exec();
+    },
     running: (input = {}, of = fleet) => makeRunning(store, of, input),
     connections,
     readers: (count) =>
