@@ -44,6 +44,17 @@ export default defineConfig({
       {
         test: { ...onRedis, name: "kill", include: [KILL], sequence: { groupOrder: 4 } },
       },
+      // The packed package in an empty project, on each runtime.
+      {
+        test: {
+          name: "package",
+          include: ["test/package/**/*.test.ts"],
+          globalSetup: ["test/global-redis.ts"],
+          testTimeout: 120_000,
+          hookTimeout: 300_000,
+          sequence: { groupOrder: 6 },
+        },
+      },
       {
         test: {
           name: "chaos",

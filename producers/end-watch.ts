@@ -4,6 +4,7 @@
  */
 import { setTimeout as pause } from "node:timers/promises";
 import type { z } from "zod";
+import { type Deferred, defer } from "../shared/deferred.ts";
 import { FleetError } from "../shared/errors.ts";
 import { decodeHash, toHash } from "../shared/state/codec.ts";
 import { newestCursor } from "../shared/state/events.ts";
@@ -40,7 +41,7 @@ export interface Wait {
   signal?: AbortSignal | undefined;
 }
 
-type Waiter = PromiseWithResolvers<EndedOperation>;
+type Waiter = Deferred<EndedOperation>;
 
 export class EndWatch {
   readonly #parts: Parts;
@@ -83,7 +84,7 @@ export class EndWatch {
   }
 
   #register(id: string): Waiter {
-    const waiter: Waiter = Promise.withResolvers();
+    const waiter: Waiter = defer();
     const waiters = this.#waiting.get(id) ?? new Set();
     this.#waiting.set(id, waiters.add(waiter));
     return waiter;

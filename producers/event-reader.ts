@@ -1,4 +1,5 @@
 /** Reads the event stream over a blocking connection of its own, through reconnects. */
+import { defer } from "../shared/deferred.ts";
 import type { FleetError } from "../shared/errors.ts";
 import { closeRedis } from "../shared/redis/connect.ts";
 import { type FleetEvent, readEvents } from "../shared/state/events.ts";
@@ -24,7 +25,7 @@ export function openEventReader(link: Link, keys: Keys): EventReader {
   return {
     async read(after) {
       // ioredis sends the pending read again on the new connection, from the same cursor, so nothing is passed over.
-      const { promise: closed, reject } = Promise.withResolvers<never>();
+      const { promise: closed, reject } = defer<never>();
       breakOff = reject;
       const watchdog = setInterval(replaceIfSilent, 2 * BLOCK_MS);
       try {

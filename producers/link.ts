@@ -1,5 +1,6 @@
 /** A client's connections to Redis: opened on first use, closed at once. */
 import { Redis } from "ioredis";
+import { defer } from "../shared/deferred.ts";
 import { FleetError } from "../shared/errors.ts";
 import { closeRedis, connectRedis, type RedisConnection } from "../shared/redis/connect.ts";
 
@@ -33,7 +34,7 @@ export function createLink(target: string | RedisConnection, requestTimeoutMs: n
     redis,
     async request(run) {
       const connection = redis();
-      const { promise: expired, reject } = Promise.withResolvers<never>();
+      const { promise: expired, reject } = defer<never>();
       const timer = setTimeout(() => {
         // It says that it is up and does not answer: a half-open connection, which TCP would notice minutes later.
         if (connection === own && own.status === "ready") own.disconnect(true);
