@@ -77,7 +77,7 @@ function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, un
   if (kind !== "provision") {
     return { id, team, sandbox: SandboxId.parse(input["sandboxId"]), batch: false, newSandbox: undefined };
   }
-  const { template, metadata, ttlSeconds, priority } = input as ParsedInput<"provision">; // just parsed as that kind
+  const { template, metadata, ttlSeconds, ttlAction, wakeOnHttp, priority } = input as ParsedInput<"provision">; // just parsed as that kind
   const sandbox = newSandboxId();
   const newSandbox = {
     id: sandbox,
@@ -87,6 +87,8 @@ function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, un
     state: "placing" as const,
     metadata,
     ttlSeconds,
+    ttlAction,
+    wakeOnHttp,
     createdAt: parts.now(),
   };
   return { id, team, sandbox, batch: priority === "batch", newSandbox };

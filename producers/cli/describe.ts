@@ -86,7 +86,8 @@ export function toSandboxFacts(sandbox: SandboxRecord, paint: Paint): [string, s
     ["hostname", sandbox.hostname ?? NONE],
     ["address", sandbox.address ?? NONE],
     ["created", formatTime(sandbox.createdAt)],
-    ["expires", sandbox.expiresAt === undefined ? NONE : formatTime(sandbox.expiresAt)],
+    ["expires", sandbox.expiresAt === undefined ? NONE : `${formatTime(sandbox.expiresAt)} (${sandbox.ttlAction})`],
+    ["wake on HTTP", sandbox.wakeOnHttp ? "yes" : "no"],
     ["operation", sandbox.operation],
     ...Object.entries(sandbox.metadata).map(([key, value]): [string, string] => [`metadata ${key}`, value]),
     ...sandbox.services.map(({ name, port, url }): [string, string] => [`service ${name}`, `${url} (port ${port})`]),
@@ -154,6 +155,8 @@ function toDetail(event: FleetEvent, paint: Paint): string {
       const place = node === undefined ? "" : ` on ${node}${vmid === undefined ? "" : ` as ${vmid}`}`;
       return `${before} -> ${paint(colourOf(state), state)}${place}`;
     }
+    case "sandbox.updated":
+      return event.data.fields.join(", ");
     case "operation.accepted":
       return event.data.kind;
     case "operation.failed":

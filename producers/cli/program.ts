@@ -1,6 +1,6 @@
 /** The commands, wired. */
 import { Command, CommanderError } from "commander";
-import { addConfigure, addDestroy, addPower, addServices, addSnapshot } from "./commands/changes.ts";
+import { addConfigure, addDestroy, addPower, addServices, addSnapshot, addUpdate } from "./commands/changes.ts";
 import { addExec } from "./commands/exec.ts";
 import { addCancel, addEvents, addGet, addLs, addStatus } from "./commands/looks.ts";
 import { addNode } from "./commands/node.ts";
@@ -41,6 +41,7 @@ function createProgram(cli: Cli): Command {
   addSnapshot(program, cli);
   addPower(program, cli);
   addConfigure(program, cli);
+  addUpdate(program, cli);
   addDestroy(program, cli);
   addLs(program, cli);
   addGet(program, cli);

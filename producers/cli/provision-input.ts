@@ -1,3 +1,4 @@
+import type { TtlAction } from "../../shared/jobs/fields.ts";
 import { type ResourceOptions, toResources, withoutUndefined } from "./commands/shared-options.ts";
 import type { NamedPort } from "./parse-values.ts";
 
@@ -29,6 +30,8 @@ export interface ProvisionOptions extends ResourceOptions {
   setup?: string[];
   service?: NamedPort[];
   ttl?: number;
+  ttlAction?: TtlAction;
+  wakeOnHttp?: boolean;
 }
 
 /** A provision's input from a file's with the command line's options over it; still to be checked. Pure. */
@@ -71,6 +74,8 @@ export function toProvisionInput(
       setup: options.setup,
       services: options.service,
       ttlSeconds: options.ttl,
+      ttlAction: options.ttlAction,
+      wakeOnHttp: options.wakeOnHttp,
     }),
   };
 }

@@ -23,9 +23,19 @@ export const ExposedService = z.object({
 });
 export type ExposedService = z.infer<typeof ExposedService>;
 
+/** Half a surrogate pair is no text that every JSON parser takes. */
+const text = z.string().refine((value) => value.isWellFormed(), { error: "must be well-formed Unicode" });
+export const MetadataKey = text.min(1).max(64);
+export const MetadataValue = text.max(512);
+export const METADATA_LIMIT = 32;
 export const Metadata = z
-  .record(z.string().min(1).max(64), z.string().max(512))
-  .refine((data) => Object.keys(data).length <= 32, { error: "at most 32 entries" });
+  .record(MetadataKey, MetadataValue)
+  .refine((data) => Object.keys(data).length <= METADATA_LIMIT, { error: `at most ${METADATA_LIMIT} entries` });
+
+export const TtlSeconds = z.number().int().min(10).max(31_536_000);
+/** `stop` and `pause` end the TTL; `pause` stops where nothing can be frozen. */
+export const TtlAction = z.enum(["destroy", "stop", "pause"]);
+export type TtlAction = z.infer<typeof TtlAction>;
 
 /** Environment of a command; sealed, never in job data. */
 export const Env = z

@@ -10,8 +10,9 @@ import { power } from "./power.ts";
 import { sayIssue, toProblems } from "./problems.ts";
 import { findRootOnly, provision } from "./provision.ts";
 import { snapshot } from "./snapshot.ts";
+import { update } from "./update.ts";
 
-export const jobs = { provision, exec, expose, hide, snapshot, power, configure, destroy } as const;
+export const jobs = { provision, exec, expose, hide, snapshot, power, configure, update, destroy } as const;
 
 export type JobName = keyof typeof jobs;
 export const JOB_NAMES = Object.keys(jobs) as JobName[]; // Object.keys loses the literal keys

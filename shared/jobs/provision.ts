@@ -11,6 +11,8 @@ import {
   resources,
   Service,
   StorageName,
+  TtlAction,
+  TtlSeconds,
 } from "./fields.ts";
 
 /** A template's name or tag in PVE. A number is a VMID, `snap_…` a snapshot taken through the fleet. */
@@ -83,8 +85,11 @@ export const ProvisionInput = z
       .default([]),
     /** `address`: for templates without cmux-execd; such a sandbox can't exec or run `setup`. */
     waitFor: z.enum(["execd", "address"]).default("execd"),
-    /** Seconds from `running` until the sandbox is destroyed. */
-    ttlSeconds: z.number().int().min(10).max(31_536_000).optional(),
+    /** Seconds from `running` until `ttlAction`. */
+    ttlSeconds: TtlSeconds.optional(),
+    ttlAction: TtlAction.default("destroy"),
+    /** A request to one of its services wakes it when it is paused or stopped. */
+    wakeOnHttp: z.boolean().default(false),
     /** Batch work waits behind interactive work. */
     priority: z.enum(["interactive", "batch"]).default("interactive"),
   })

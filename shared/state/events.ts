@@ -49,6 +49,13 @@ const FleetEventSchema = z.discriminatedUnion("type", [
       vmid: z.number().optional(),
     }),
   }),
+  /** What is kept of it beside its state: `fields` of metadata, ttl, wakeOnHttp. */
+  z.object({
+    type: z.literal("sandbox.updated"),
+    ...base,
+    operation: OperationId,
+    data: z.object({ fields: z.array(z.string()) }),
+  }),
 ]);
 export type FleetEvent = z.output<typeof FleetEventSchema>;
 export type FleetEventType = FleetEvent["type"];

@@ -3,7 +3,7 @@ import { createHash, createHmac } from "node:crypto";
 import { z } from "zod";
 import { type ErrorRecord, FleetError, toErrorRecord } from "../errors.ts";
 import { type BatchId, OperationId, SandboxId, type ServiceName, TeamId, Vmid } from "../ids.ts";
-import { ExposedService } from "../jobs/fields.ts";
+import { ExposedService, METADATA_LIMIT, type TtlAction } from "../jobs/fields.ts";
 import { type JobName, jobs } from "../jobs/index.ts";
 import { LOCK_MS } from "../queues.ts";
 import type { RedisConnection } from "../redis/connect.ts";
@@ -16,10 +16,28 @@ import { ABORT, ACCEPT, CLAIM, CLAIM_ADDRESS, END, INSPECT, LEASE_ADDRESS, LEASE
 /** A Redis command that runs inside a fenced write. */
 export type Command = readonly (string | number)[];
 
+/** Changes that build on what the sandbox's record says at that moment. */
+export interface SandboxPatch {
+  /** null takes an entry away. */
+  metadata?: Readonly<Record<string, string | null>> | undefined;
+  /** Entries that `metadata` does not name go. */
+  replace?: boolean;
+  /** ms since the epoch. */
+  expiresAt?: number | "never" | undefined;
+  /** `expiresAt` may only move a time that is set, and only later. */
+  extend?: boolean;
+  /** TTL actions that have taken place: a TTL that is due and asks for one of them is over. */
+  settles?: readonly TtlAction[];
+  /** What the event `sandbox.updated` names; absent: no event. */
+  fields?: readonly string[];
+}
+
 /** Changes that hold together or not at all. `null` deletes a property. */
 export interface Write {
   operation?: Fields<OperationRecord>;
   sandbox?: Fields<z.output<typeof SandboxRecord>>;
+  /** Throws `invalid_input` where it leaves too much metadata. */
+  patch?: SandboxPatch;
   also?: readonly Command[];
   /** The operation has left the waiting line of `place`. */
   placed?: boolean;
@@ -195,7 +213,7 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
     async write(writer, write) {
       const { id, fence, revision } = writer;
       const outcome = await run(WRITE, id, fence, JSON.stringify(toWriteArgs(write)), now(), ttl, revision);
-      if (outcome !== "ok") throw lockLost(id, String(outcome));
+      if (outcome !== "ok") throw toRefusal(id, String(outcome));
       writer.revision++;
     },
 
@@ -208,7 +226,7 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
         event: end.status === "succeeded" ? {} : { code: end.error.code },
       };
       const [outcome, ...released] = await runList(END, id, fence, JSON.stringify(args), now(), ttl, revision);
-      if (outcome !== "ok") throw lockLost(id, outcome);
+      if (outcome !== "ok") throw toRefusal(id, outcome);
       return released as OperationId[]; // written by accept
     },
 
@@ -385,15 +403,28 @@ function toWriteArgs(write: Write) {
   return {
     operation: encodeFields(write.operation ?? {}),
     ...(write.sandbox ? { sandbox: encodeFields(write.sandbox) } : {}),
+    ...(write.patch ? { patch: toPatchArgs(write.patch) } : {}),
     also: (write.also ?? []).map((command) => command.map(String)),
     placed: write.placed === true,
     holds: write.holds ?? [],
   };
 }
 
+const toPatchArgs = ({ expiresAt, ...patch }: SandboxPatch) => ({
+  ...patch,
+  ...(expiresAt === undefined ? {} : { expiresAt: String(expiresAt) }), // Lua would round what it writes as a number
+});
+
 function toEndFields(end: OperationEnd): Fields<OperationRecord> & { status: OperationStatus } {
   if (end.status === "succeeded") return { status: end.status, result: end.result, lastError: null, abort: null };
   return { status: end.status, error: toErrorRecord(end.error) };
+}
+
+function toRefusal(id: OperationId, outcome: string): FleetError {
+  if (outcome !== "full") return lockLost(id, outcome);
+  return new FleetError("invalid_input", `metadata: at most ${METADATA_LIMIT} entries; take some away first`, {
+    facts: { fields: ["metadata"] },
+  });
 }
 
 function lockLost(id: OperationId, why: string): FleetError {

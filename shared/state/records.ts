@@ -3,7 +3,7 @@ import { z } from "zod";
 import type { FleetErrorCode } from "../errors.ts";
 import { POLICY } from "../errors.ts";
 import { BatchId, NodeName, OperationId, SandboxId, type ServiceName, SnapshotId, TeamId, Vmid } from "../ids.ts";
-import { type ExposedService, Metadata } from "../jobs/fields.ts";
+import { type ExposedService, Metadata, TtlAction } from "../jobs/fields.ts";
 import { type JobName, jobs } from "../jobs/index.ts";
 
 const Kind = z.enum(Object.keys(jobs) as [JobName, ...JobName[]]); // Object.keys loses the literal keys
@@ -114,7 +114,10 @@ export const SandboxRecord = z.object({
   leasedIp: z.string().optional(),
   metadata: Metadata.default({}),
   ttlSeconds: z.number().int().optional(),
+  ttlAction: TtlAction.default("destroy"),
+  /** Absent: never, or a stop or pause was its end. */
   expiresAt: z.number().optional(),
+  wakeOnHttp: z.boolean().default(false),
   createdAt: z.number(),
   runningAt: z.number().optional(),
   endedAt: z.number().optional(),

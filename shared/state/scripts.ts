@@ -2,6 +2,8 @@
  * The Lua behind operations and sandboxes: each script is one atomic step.
  * KEYS[1] is the key of open operations; ARGV[1] the prefix, from which the other keys are built (all in its hash tag).
  */
+
+import { METADATA_LIMIT } from "../jobs/fields.ts";
 import { defineScript } from "../redis/script.ts";
 import { GONE_STATES, PROVISIONAL_STATES } from "./records.ts";
 
@@ -303,24 +305,63 @@ end
 return {'claimed', redis.call('HGETALL', key), redis.call('HGETALL', sbxKey(redis.call('HGET', key, 'sandbox')))}
 `);
 
+/** Adds to a write what follows from the sandbox as it stands, so that two at once lose nothing; false: too much metadata. */
+const PATCH = `
+-- A TTL may have been found due by a clock that is ahead of the one of the run that did what it asks for.
+local SKEW_MS = 5000
+local function setExpiry(w, id, at)
+  local list = w.sandbox[at and 'set' or 'unset']
+  list[#list+1] = 'expiresAt'
+  if at then list[#list+1] = at end
+  w.also[#w.also+1] = at and {'ZADD', P..':expiries', at, id} or {'ZREM', P..':expiries', id}
+end
+local function patch(w, id, now)
+  local p = w.patch
+  if not p or not id then return true end
+  w.sandbox = w.sandbox or {set = {}, unset = {}}
+  local stored, expiresAt, action = unpack(redis.call('HMGET', sbxKey(id), 'metadata', 'expiresAt', 'ttlAction'))
+  local at = tonumber(expiresAt or nil)
+  if p.metadata then
+    local merged, count = p.replace and {} or cjson.decode(stored or '{}'), 0
+    for name, value in pairs(p.metadata) do merged[name] = value ~= cjson.null and value or nil end
+    for _ in pairs(merged) do count = count + 1 end
+    if count > ${METADATA_LIMIT} then return false end
+    local set = w.sandbox.set
+    set[#set+1] = 'metadata'
+    set[#set+1] = cjson.encode(merged)
+  end
+  if p.expiresAt == 'never' then setExpiry(w, id, nil)
+  elseif p.expiresAt and (not p.extend or (at and tonumber(p.expiresAt) > at)) then setExpiry(w, id, p.expiresAt) end
+  if p.settles and at and at <= tonumber(now) + SKEW_MS and matches(action, p.settles) then setExpiry(w, id, nil) end
+  return true
+end
+local function tell(w, id, op, now)
+  if not (w.patch and w.patch.fields) then return end
+  emit('sandbox.updated', now, op, id, redis.call('HGET', sbxKey(id), 'team'), cjson.encode({fields = w.patch.fields}))
+end
+`;
+
 /**
  * ARGV: id, fence, write JSON, now, ttl, revision → outcome.
- * write: { operation, sandbox?: {set, unset}, also: command[], placed?: true, holds: slot name[] }.
+ * write: { operation, sandbox?: {set, unset}, patch?, also: command[], placed?: true, holds: slot name[] }.
  */
-export const WRITE = withPrelude(`
+export const WRITE = withPrelude(`${PATCH}
 local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 local w = cjson.decode(ARGV[4])
 local key = opKey(id)
+local sandbox = redis.call('HGET', key, 'sandbox')
 -- A slot may be younger than the record's last write, and lost without it.
 for _, name in ipairs(w.holds) do
   if redis.call('HEXISTS', P..':slot:'..name, id) == 0 then return 'rewound' end
 end
+if not patch(w, sandbox, now) then return 'full' end
 local refused = revise(key, fence, ARGV[7])
 if refused then return refused end
 if w.placed then unplace(key, true) end
 applyOperation(key, w.operation)
 for _, command in ipairs(w.also) do redis.call(unpack(command)) end
-if w.sandbox then setSandbox(redis.call('HGET', key, 'sandbox'), w.sandbox, now, id, ttl) end
+if w.sandbox then setSandbox(sandbox, w.sandbox, now, id, ttl) end
+tell(w, sandbox, id, now)
 return 'ok'
 `);
 
@@ -328,17 +369,18 @@ return 'ok'
  * The end of an operation and its event, in one step → [outcome, released operation…].
  * ARGV as WRITE, with write.status and write.event besides.
  */
-export const END = withPrelude(`
+export const END = withPrelude(`${PATCH}
 local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 local w = cjson.decode(ARGV[4])
 local key = opKey(id)
+local sandbox, team, kind, idem, batch, item =
+  unpack(redis.call('HMGET', key, 'sandbox', 'team', 'kind', 'idempotency', 'batch', 'item'))
+if not patch(w, sandbox, now) then return {'full'} end
 local refused = revise(key, fence, ARGV[7])
 if refused then return {refused} end
 unplace(key, false)
 applyOperation(key, w.operation)
 for _, command in ipairs(w.also) do redis.call(unpack(command)) end
-local sandbox, team, kind, idem, batch, item =
-  unpack(redis.call('HMGET', key, 'sandbox', 'team', 'kind', 'idempotency', 'batch', 'item'))
 if w.sandbox then setSandbox(sandbox, w.sandbox, now, id, ttl) end
 redis.call('HSET', key, 'endedAt', now)
 redis.call('HDEL', key, 'waitingFor')
@@ -373,6 +415,7 @@ if batch then
     finishBatch(batch, now, ttl)
   end
 end
+tell(w, sandbox, id, now)
 emit('operation.'..w.status, now, id, sandbox, team, cjson.encode(w.event))
 redis.call('PUBLISH', P..':wake', 'ended '..id)
 return release(sandbox, {'ok'})

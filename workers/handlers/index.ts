@@ -9,8 +9,9 @@ import { hide } from "./hide.ts";
 import { power } from "./power.ts";
 import { provision } from "./provision.ts";
 import { snapshot } from "./snapshot.ts";
+import { update } from "./update.ts";
 
-const handlers = { provision, exec, expose, hide, snapshot, power, configure, destroy } satisfies {
+const handlers = { provision, exec, expose, hide, snapshot, power, configure, update, destroy } satisfies {
   [N in JobName]: Handler<N>;
 };
 

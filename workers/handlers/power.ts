@@ -85,7 +85,10 @@ async function freezeOrThaw(run: Run<"power">, place: Place, action: "pause" | "
   if (action === "pause") {
     await run.begin("pause");
     await run.context.shell?.run(place.node, { verb: "freeze", vmid: place.vmid }, run.writing);
-    return { result: { state: "paused", changed }, write: { sandbox: { state: "paused" } } };
+    return {
+      result: { state: "paused", changed },
+      write: { sandbox: { state: "paused" }, patch: { settles: ["pause"] } },
+    };
   }
   if (frozen) await thaw(run, place);
   if (changed) await awaitOwnReady(run);
@@ -113,7 +116,7 @@ async function awaitOwnReady(run: Run<"power">): Promise<void> {
 /** A stopped container has no address: DHCP may give it to another. */
 function stoppedWrite({ sandbox, context: { keys } }: Run): Write {
   const also = sandbox.address === undefined ? [] : [["HDEL", keys.addresses, sandbox.address]];
-  return { sandbox: { state: "stopped", address: null }, also };
+  return { sandbox: { state: "stopped", address: null }, also, patch: { settles: ["stop", "pause"] } };
 }
 
 async function act(

@@ -308,6 +308,7 @@ export function startRun<N extends JobName>(
 }
 
 function withoutNulls<T extends object>(fields: { [K in keyof T]?: T[K] | null | undefined } | undefined): Partial<T> {
-  const entries = Object.entries(fields ?? {}).map(([key, value]) => [key, value === null ? undefined : value]);
+  const given = Object.entries(fields ?? {}).filter(([, value]) => value !== undefined);
+  const entries = given.map(([key, value]) => [key, value === null ? undefined : value]);
   return Object.fromEntries(entries) as Partial<T>; // same keys, nulls as undefined
 }

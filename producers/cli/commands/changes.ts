@@ -1,8 +1,9 @@
 /** Commands that change a sandbox and wait for it. */
-import { Argument, type Command } from "commander";
+import { Argument, type Command, Option } from "commander";
+import type { TtlAction } from "../../../shared/jobs/fields.ts";
 import type { Handle, JobName, JobOutput, SandboxId } from "../../index.ts";
 import { EXIT, toExitCode } from "../exit-codes.ts";
-import { parseDurationSec, parseNumber } from "../parse-values.ts";
+import { collect, collectPairs, parseDurationSec, parseNumber } from "../parse-values.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
 import { type Cli, describeError, formatError, type Session } from "../session.ts";
 import {
@@ -10,7 +11,9 @@ import {
   addWaitOptions,
   type ResourceOptions,
   toResources,
+  ttlActionOption,
   type WaitOptions,
+  withoutUndefined,
 } from "./shared-options.ts";
 
 const SANDBOX = "sandbox id, or its VMID or hostname";
@@ -134,6 +137,67 @@ export function addConfigure(program: Command, cli: Cli): void {
         });
       });
     });
+}
+
+interface UpdateOptions {
+  metadata?: Record<string, string>;
+  removeMetadata?: string[];
+  replaceMetadata?: boolean;
+  ttl?: number | false;
+  extend?: number;
+  ttlAction?: TtlAction;
+  wakeOnHttp?: boolean;
+}
+
+export function addUpdate(program: Command, cli: Cli): void {
+  const command = addWaitOptions(program.command("update"))
+    .description("Change what is kept of a sandbox: metadata, TTL, wake-on-HTTP. Its container stays as it is.")
+    .argument("<sandbox>", SANDBOX)
+    .option("--metadata <key=value>", "set this entry; repeatable", collectPairs)
+    .option("--remove-metadata <key>", "take this entry away; repeatable", collect)
+    .option("--replace-metadata", "take away all entries that are not given")
+    .option("--ttl <duration>", "its time is up this long from now", parseDurationSec)
+    .option("--no-ttl", "its time is never up")
+    .addOption(
+      new Option("--extend <duration>", "as --ttl, but only ever later than it is")
+        .argParser(parseDurationSec)
+        .conflicts("ttl"),
+    )
+    .addOption(ttlActionOption())
+    .option("--wake-on-http", "requests wake it")
+    .option("--no-wake-on-http", "requests do not wake it")
+    .addHelpText("after", "\nExamples:\n  fleet update 20001 --metadata run=43\n  fleet update 20001 --extend 2h")
+    .action(async (sandbox: string) => {
+      const options = command.optsWithGlobals<WaitOptions & UpdateOptions>();
+      await cli.run(options, async (session) => {
+        const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
+        const ask = () => session.fleet.update({ sandboxId, ...toUpdate(options) }, keyOf(options));
+        return change(session, options, ask, ({ expiresAt, ttlAction }) =>
+          expiresAt === null ? "updated" : `updated; ${ttlAction} at ${new Date(expiresAt).toISOString()}`,
+        );
+      });
+    });
+}
+
+function toUpdate({
+  metadata,
+  removeMetadata = [],
+  replaceMetadata,
+  ttl,
+  extend,
+  ttlAction,
+  wakeOnHttp,
+}: UpdateOptions) {
+  const removed = Object.fromEntries(removeMetadata.map((key) => [key, null]));
+  const touched = metadata !== undefined || removeMetadata.length > 0 || replaceMetadata === true;
+  return withoutUndefined({
+    metadata: touched ? { ...metadata, ...removed } : undefined,
+    replaceMetadata,
+    ttlSeconds: ttl === false ? null : (ttl ?? extend),
+    extend: extend === undefined ? undefined : true,
+    ttlAction,
+    wakeOnHttp,
+  });
 }
 
 export function addDestroy(program: Command, cli: Cli): void {

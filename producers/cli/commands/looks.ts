@@ -88,6 +88,7 @@ const EVENT_TYPES = [
   "operation.failed",
   "operation.canceled",
   "sandbox.changed",
+  "sandbox.updated",
 ] as const satisfies readonly FleetEventType[];
 
 const EVENT_EXAMPLES = `

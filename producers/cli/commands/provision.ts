@@ -18,7 +18,7 @@ import { type ProvisionOptions, toProvisionInput } from "../provision-input.ts";
 import { readInput } from "../read-input.ts";
 import { type Cli, describeError, formatError, type Session } from "../session.ts";
 import { formatTable } from "../terminal.ts";
-import { addResourceOptions, addWaitOptions, type WaitOptions } from "./shared-options.ts";
+import { addResourceOptions, addWaitOptions, ttlActionOption, type WaitOptions } from "./shared-options.ts";
 
 type Options = ProvisionOptions & WaitOptions & { input?: string; count?: number };
 
@@ -89,7 +89,9 @@ function addContentOptions(command: Command, { env }: Cli): void {
     .option("-e, --env <key[=value]>", "variable for setup and every exec, sealed; repeatable", collectEnv(env))
     .option("--setup <command>", "run once before it is handed out; repeatable", collect)
     .option("--service <name:port>", "expose a port under a name; repeatable", collectServices)
-    .option("--ttl <duration>", "destroy this long after it runs", parseDurationSec);
+    .option("--ttl <duration>", "destroy this long after it runs", parseDurationSec)
+    .addOption(ttlActionOption())
+    .option("--wake-on-http", "requests to its services wake it when it is paused or stopped");
 }
 
 async function provision(session: Session, template: string | number | undefined, options: Options): Promise<number> {

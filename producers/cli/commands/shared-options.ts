@@ -1,5 +1,6 @@
 /** Options that several commands take. */
 import { type Command, Option } from "commander";
+import { TtlAction } from "../../../shared/jobs/fields.ts";
 import { parseDurationMs, parseNumber } from "../parse-values.ts";
 import type { GlobalOptions } from "../session.ts";
 
@@ -16,6 +17,11 @@ export function addWaitOptions(command: Command): Command {
     .option("--wait-timeout <duration>", "wait no longer than this, then end with 124; it goes on", parseDurationMs)
     .option("--idempotency-key <key>", "the same key with the same input never runs twice");
 }
+
+export const ttlActionOption = (): Option =>
+  new Option("--ttl-action <action>", "what happens then; pause stops where nothing can be frozen").choices(
+    TtlAction.options,
+  );
 
 export interface ResourceOptions {
   cores?: number;

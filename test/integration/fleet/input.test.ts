@@ -59,6 +59,15 @@ const BAD: [JobName, string, object, string[]][] = [
   ["power", "an unknown action", { action: "explode" }, ["action"]],
   ["power", "no grace", { action: "shutdown", graceSec: 0 }, ["graceSec"]],
   ["configure", "nothing to change", {}, ["configure"]],
+  ["update", "nothing to change", {}, ["update"]],
+  [
+    "update",
+    "metadata that is no text, and half a character",
+    { metadata: { a: 1, b: "\ud800" } },
+    ["metadata.a", "metadata.b"],
+  ],
+  ["update", "an extension of nothing", { wakeOnHttp: true, extend: true }, ["extend"]],
+  ["update", "a replacement by nothing", { wakeOnHttp: true, replaceMetadata: true }, ["replaceMetadata"]],
   ["configure", "ranges", { cores: 9_000, swapMib: -1 }, ["cores", "swapMib"]],
   ["configure", "cpuunits past the node's range", { cpuunits: 20_000 }, ["cpuunits"]],
   ["destroy", "an unknown field", { force: true }, ["force"]],
@@ -110,6 +119,10 @@ const PAIRS: { [N in JobName]: [JobInput<N>, JobInput<N>] } = {
   configure: [
     { sandboxId: "", cores: 1 },
     { sandboxId: "", cores: 2 },
+  ],
+  update: [
+    { sandboxId: "", metadata: { a: "1" } },
+    { sandboxId: "", metadata: { a: "2" } },
   ],
   destroy: [{ sandboxId: "" }, { sandboxId: "" }],
 };

@@ -32,6 +32,7 @@ const KINDS: { [N in JobName]: () => Promise<Handle<JobName>> } = {
   snapshot: async () => bed.fleet.snapshot({ ...(await one()), name: "once" }),
   power: async () => bed.fleet.power({ ...(await one()), action: "reboot" }),
   configure: async () => bed.fleet.configure({ ...(await one()), memoryMib: 1_024, diskGib: 6 }),
+  update: async () => bed.fleet.update({ ...(await one()), metadata: { a: "1" }, ttlSeconds: 600 }),
   destroy: async () => bed.fleet.destroy(await one()),
 };
 

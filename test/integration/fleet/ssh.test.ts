@@ -63,6 +63,18 @@ test("a paused one starts by going on, shuts down, stays paused over a snapshot 
   expect(containerOf(bed, other.vmid)).toBeUndefined();
 });
 
+test("a TTL with pause freezes it, and is over then", async () => {
+  const { sandboxId } = box;
+  const { expiresAt } = await run(bed.fleet, "update", { sandboxId, ttlSeconds: 60, ttlAction: "pause" });
+  const ago = (expiresAt ?? 0) - 61_000;
+  await bed.redis.hset(bed.keys.sandbox(sandboxId), "expiresAt", ago);
+  await bed.redis.zadd(bed.keys.expiries, ago, sandboxId);
+  await until(async () => (await stateOf()) === "paused", "the pause");
+  expect((await bed.fleet.sandboxes.get(sandboxId)).expiresAt).toBeUndefined();
+  expect(frozen()).toBe(true);
+  await power("resume");
+});
+
 test("a command runs on the node where there is no way to execd", async () => {
   const { sandboxId, vmid } = await provisionOne(bed.fleet, {
     template: "without-execd",

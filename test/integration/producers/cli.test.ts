@@ -377,6 +377,25 @@ describe("changing", () => {
         { sandboxId, cores: 4, onboot: false },
         "cores=4 onboot=false (swap at the next start)\n",
       ],
+      [
+        ["update", sandboxId, "--metadata", "a=1", "--remove-metadata", "b", "--extend", "1m", "--wake-on-http"],
+        { metadata: { a: "1" }, ttlAction: "stop", expiresAt: 0, wakeOnHttp: true },
+        {
+          sandboxId,
+          metadata: { a: "1", b: null },
+          replaceMetadata: false,
+          ttlSeconds: 60,
+          extend: true,
+          wakeOnHttp: true,
+        },
+        "updated; stop at 1970-01-01T00:00:00.000Z\n",
+      ],
+      [
+        ["update", sandboxId, "--no-ttl"],
+        { metadata: {}, ttlAction: "destroy", expiresAt: null, wakeOnHttp: false },
+        { sandboxId, replaceMetadata: false, ttlSeconds: null, extend: false },
+        "updated\n",
+      ],
     ];
     for (const [words, result, input, out] of cases) {
       const ran = run(rig, words);

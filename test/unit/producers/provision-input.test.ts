@@ -24,6 +24,8 @@ test("options become the input's fields", () => {
     setup: ["true"],
     service: [{ name: "web", port: 80 }],
     ttl: 60,
+    ttlAction: "stop",
+    wakeOnHttp: true,
   });
   expect(input).toEqual({
     template: 9_000,
@@ -44,6 +46,8 @@ test("options become the input's fields", () => {
     setup: ["true"],
     services: [{ name: "web", port: 80 }],
     ttlSeconds: 60,
+    ttlAction: "stop",
+    wakeOnHttp: true,
   });
   expect(parseInput("provision", input)).toMatchObject(input);
 });

@@ -59,6 +59,8 @@ const BAD: Record<string, [input: object, says: RegExp]> = {
   services: [{ services: [80, 81].map((port) => ({ name: "web", port })) }, /names must differ/],
   waitFor: [{ waitFor: "login" }, /one of execd, address/],
   ttlSeconds: [{ ttlSeconds: 9 }, /must be at least 10/],
+  ttlAction: [{ ttlAction: "explode" }, /one of destroy, stop, pause/],
+  wakeOnHttp: [{ wakeOnHttp: 1 }, /must be true or false/],
   priority: [{ priority: "high" }, /one of interactive, batch/],
 };
 

@@ -29,6 +29,8 @@ const sandboxOf = (state: SandboxState, at: Partial<typeof place> = {}): Sandbox
   template: "base",
   state,
   metadata: {},
+  ttlAction: "destroy",
+  wakeOnHttp: false,
   createdAt: AT,
   services: [],
   ...at,

@@ -1,0 +1,37 @@
+import { FleetError } from "../../shared/errors.ts";
+import type { Write } from "../../shared/state/operations.ts";
+import { isGone } from "../../shared/state/records.ts";
+import type { Run } from "../run/run.ts";
+import type { Handler } from "./handler.ts";
+
+/** Legal in every state of a live sandbox: it changes the record alone, in one step. */
+export const update: Handler<"update"> = {
+  async run(run) {
+    const { id, state } = run.sandbox;
+    const gone = new FleetError("sandbox_gone", `sandbox ${id} has ended`, { facts: { sandbox: id } });
+    if (isGone(state)) throw gone;
+    // Once: what came after it must not be undone by a run that is repeated.
+    if (run.operation.step?.name !== "written") await run.begin("written", toWrite(run));
+    const sandbox = await run.context.store.loadSandbox(id);
+    if (!sandbox) throw gone;
+    const { metadata, ttlAction, expiresAt = null, wakeOnHttp } = sandbox;
+    return { result: { metadata, ttlAction, expiresAt, wakeOnHttp } };
+  },
+};
+
+function toWrite({ input }: Run<"update">): Write {
+  const { metadata, replaceMetadata: replace, ttlSeconds, extend, ttlAction, wakeOnHttp } = input;
+  const expiresAt = typeof ttlSeconds === "number" ? Date.now() + ttlSeconds * 1_000 : ttlSeconds;
+  const ttl = [ttlSeconds, ttlAction].some((one) => one !== undefined);
+  const changed = { metadata: metadata !== undefined, ttl, wakeOnHttp: wakeOnHttp !== undefined };
+  return {
+    sandbox: { ttlAction, wakeOnHttp, ...(extend ? {} : { ttlSeconds }) },
+    patch: {
+      metadata,
+      replace,
+      expiresAt: expiresAt === null ? "never" : expiresAt,
+      extend,
+      fields: Object.entries(changed).flatMap(([name, is]) => (is ? [name] : [])),
+    },
+  };
+}
