@@ -12,6 +12,7 @@ export function assertRepeatable(input: JobInput<"provision">, count: number): v
     ...(ip?.includes("/") ? [{ field: "network.ip", way: 'take ip: "lease" or "dhcp"' }] : []),
     ...(ip6?.includes("/") ? [{ field: "network.ip6", way: 'take ip6: "auto" or "dhcp"' }] : []),
     ...(hwaddr === undefined ? [] : [{ field: "network.hwaddr", way: "leave it out, and PVE makes one each" }]),
+    ...(input.instanceId === undefined ? [] : [{ field: "instanceId", way: "leave it out, and each has its own id" }]),
     ...(input.hostname === undefined || /\{(vmid|id)\}/.test(input.hostname)
       ? []
       : [{ field: "hostname", way: "put {vmid} or {id} into it" }]),

@@ -2,7 +2,7 @@
 
 import { z } from "zod";
 import { FleetError } from "../shared/errors.ts";
-import { SandboxId } from "../shared/ids.ts";
+import { InstanceId, SandboxId } from "../shared/ids.ts";
 import { decodeSandbox } from "../shared/state/operations.ts";
 import type { SandboxRecord, SandboxState } from "../shared/state/records.ts";
 import type { Parts } from "./parts.ts";
@@ -15,7 +15,7 @@ export interface SandboxFilter {
 }
 
 export interface Sandboxes {
-  /** A sandbox, until some time after its end. Throws `sandbox_not_found`. */
+  /** A sandbox by its id, until some time after its end, or by its instance id while it lives. Throws `sandbox_not_found`. */
   get(id: string): Promise<SandboxRecord>;
   /** Sandboxes that have not ended, oldest first. */
   list(filter?: SandboxFilter): Promise<SandboxRecord[]>;
@@ -27,8 +27,11 @@ const Hash = z.record(z.string(), z.string());
 export function createSandboxes(parts: Parts): Sandboxes {
   return {
     async get(id) {
-      const known = SandboxId.safeParse(id);
-      const record = known.success ? await parts.link.request(() => parts.store.loadSandbox(known.data)) : null;
+      const record = await parts.link.request(async (redis) => {
+        const named = InstanceId.safeParse(id).success ? await redis.hget(parts.keys.instances, id) : id;
+        const known = SandboxId.safeParse(named);
+        return known.success ? parts.store.loadSandbox(known.data) : null;
+      });
       if (record === null || (parts.team !== undefined && record.team !== parts.team)) {
         throw new FleetError("sandbox_not_found", `there is no sandbox ${id}`, { facts: { sandbox: id } });
       }

@@ -77,12 +77,14 @@ function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, un
   if (kind !== "provision") {
     return { id, team, sandbox: SandboxId.parse(input["sandboxId"]), batch: false, newSandbox: undefined };
   }
-  const { template, metadata, ttlSeconds, ttlAction, wakeOnHttp, priority } = input as ParsedInput<"provision">; // just parsed as that kind
+  const { instanceId, template, metadata, ttlSeconds, ttlAction, wakeOnHttp, priority } =
+    input as ParsedInput<"provision">; // just parsed as that kind
   const sandbox = newSandboxId();
   const newSandbox = {
     id: sandbox,
     operation: id,
     team,
+    instanceId,
     template: String(template),
     state: "placing" as const,
     metadata,

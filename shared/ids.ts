@@ -23,6 +23,20 @@ export type BatchId = z.infer<typeof BatchId>;
 export const SandboxId = random("sbx").brand<"SandboxId">();
 export type SandboxId = z.infer<typeof SandboxId>;
 
+/**
+ * A name that the caller gives a sandbox: its host name, and unique among those that live. Short enough for a host name
+ * with a port in front; never what a sandbox's own id becomes there.
+ */
+export const InstanceId = z
+  .string()
+  .regex(
+    /^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$/,
+    "must be 1 to 40 lower-case letters, digits or inner hyphens, a letter first",
+  )
+  .refine((id) => !/^sbx-[0-9a-z]{16}$/.test(id), { error: "must not look like a sandbox id" })
+  .brand<"InstanceId">();
+export type InstanceId = z.infer<typeof InstanceId>;
+
 /** A PVE snapshot taken through the fleet; `provision` takes it as a template. */
 export const SnapshotId = random("snap").brand<"SnapshotId">();
 export type SnapshotId = z.infer<typeof SnapshotId>;

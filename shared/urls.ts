@@ -12,6 +12,8 @@ export interface UrlSettings {
 
 export interface UrlFacts {
   id: SandboxId;
+  /** The name that its caller gave it, for `{id}` in its id's place. */
+  instanceId?: string | undefined;
   vmid: number;
   hostname: string;
   /** Search domain of the node, from PVE's `/nodes/{node}/dns`. */
@@ -33,6 +35,12 @@ export function resolveUrl(
   const noPublic = "PVE_PUBLIC_DOMAIN is not set";
   if (settings.publicDomain !== undefined) {
     const host = fillPattern(settings.pattern, service, facts, settings.publicDomain);
+    const [long] = host.split(".").filter((label) => label.length > 63);
+    if (long !== undefined) {
+      throw new FleetError("url_unresolvable", `${long} is no host name: longer than 63; choose a shorter name`, {
+        facts: { sandbox: facts.id, service: name },
+      });
+    }
     return { name, port, url: `https://${host}`, level: "public" };
   }
   if (facts.dnsSearch) {
@@ -58,14 +66,14 @@ export function resolveUrl(
 export function fillPattern(
   pattern: string,
   service: { name: string; port: number },
-  facts: { id: string; vmid: number },
+  facts: { id: string; instanceId?: string | undefined; vmid: number },
   domain: string,
 ): string {
   const values: Record<string, string> = {
     service: service.name,
     port: String(service.port),
     vmid: String(facts.vmid),
-    id: hostLabel(facts.id),
+    id: facts.instanceId ?? hostLabel(facts.id),
     domain,
   };
   const host = pattern.replace(/\{(\w+)\}/g, (_, key: string) => values[key] ?? "");

@@ -78,6 +78,7 @@ export function toSandboxRow(sandbox: SandboxRecord, now: number, paint: Paint):
 export function toSandboxFacts(sandbox: SandboxRecord, paint: Paint): [string, string][] {
   return [
     ["sandbox", sandbox.id],
+    ["instance id", sandbox.instanceId ?? NONE],
     ["state", paint(colourOf(sandbox.state), sandbox.state)],
     ["team", sandbox.team],
     ["template", sandbox.template],

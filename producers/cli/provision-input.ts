@@ -21,6 +21,7 @@ export interface ProvisionOptions extends ResourceOptions {
   rate?: number;
   mtu?: number;
   firewall?: boolean;
+  instanceId?: string;
   hostname?: string;
   nesting?: boolean;
   description?: string;
@@ -65,6 +66,7 @@ export function toProvisionInput(
       bwlimitKib: options.bwlimit,
       priority: options.batch ? "batch" : undefined,
       network: Object.keys(network).length > 0 ? merge(base["network"], network) : undefined,
+      instanceId: options.instanceId,
       hostname: options.hostname,
       features: options.nesting ? merge(base["features"], { nesting: true }) : undefined,
       description: options.description,

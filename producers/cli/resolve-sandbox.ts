@@ -2,14 +2,16 @@ import { FleetError } from "../../shared/errors.ts";
 import { SandboxId } from "../../shared/ids.ts";
 import type { SandboxRecord } from "../index.ts";
 
-/** What people call a sandbox: its id, or its VMID or hostname among those that live. */
+/** What people call a sandbox: its id, or its VMID, hostname or instance id among those that live. */
 export async function resolveSandbox(
   text: string,
   sandboxes: { list(): Promise<SandboxRecord[]> },
 ): Promise<SandboxId> {
   const id = SandboxId.safeParse(text);
   if (id.success) return id.data;
-  const found = (await sandboxes.list()).filter(({ vmid, hostname }) => String(vmid) === text || hostname === text);
+  const found = (await sandboxes.list()).filter(
+    ({ vmid, hostname, instanceId }) => String(vmid) === text || hostname === text || instanceId === text,
+  );
   const [first, ...others] = found;
   if (!first) {
     throw new FleetError("sandbox_not_found", `there is no sandbox with the id, VMID or hostname ${text}`, {

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { NodeName, OperationId, SandboxId, SnapshotId, TeamId, Vmid } from "../ids.ts";
+import { InstanceId, NodeName, OperationId, SandboxId, SnapshotId, TeamId, Vmid } from "../ids.ts";
 import { defineJob } from "./define-job.ts";
 import {
   Command,
@@ -38,6 +38,11 @@ export const ProvisionInput = z
       .string()
       .regex(/^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$/, "must be a pool's name")
       .optional(),
+    /**
+     * A name to find it by, and its host name. While the sandbox lives, the same name with the same input of the same
+     * team gives that sandbox; else `idempotency_conflict`.
+     */
+    instanceId: InstanceId.optional(),
     /** May hold `{vmid}` and `{id}`. */
     hostname: z
       .string()

@@ -10,6 +10,8 @@ export interface Keys {
   readonly ips: string;
   readonly addresses: string;
   readonly expiries: string;
+  /** Sandboxes that live, by the names that their callers gave. Of all teams: the names are in URLs. */
+  readonly instances: string;
   readonly inventory: string;
   /** Nodes whose running tasks hold their slots, each with the id of the Redis server that knows it. */
   readonly adopted: string;
@@ -71,6 +73,7 @@ export function createKeys(prefix: string): Keys {
     ips: key("ips"),
     addresses: key("addresses"),
     expiries: key("expiries"),
+    instances: key("instances"),
     inventory: key("inventory"),
     adopted: key("adopted"),
     losses: key("losses"),

@@ -1,5 +1,6 @@
 /** Operations and the sandboxes they change: accepted, claimed, written and ended in atomic, fenced steps. */
 import { createHash, createHmac } from "node:crypto";
+import { isDeepStrictEqual } from "node:util";
 import { z } from "zod";
 import { type ErrorRecord, FleetError, toErrorRecord } from "../errors.ts";
 import { type BatchId, OperationId, SandboxId, type ServiceName, TeamId, Vmid } from "../ids.ts";
@@ -160,13 +161,23 @@ export interface StoreOptions {
  * With secrets they are keyed, one for each key: a plain hash of a short secret would give it away.
  */
 function hashInput(kind: JobName, input: unknown, secrets: unknown, keyring: readonly Buffer[]): string[] {
-  const text = `${kind} ${canonical(input)}`;
+  const text = `${kind} ${canonical(withoutDefaults(kind, input))}`;
   if (secrets === undefined) return [createHash("sha256").update(text).digest("base64url")];
   return keyring.map((key) =>
     createHmac("sha256", key)
       .update(`${text} ${canonical(secrets)}`)
       .digest("base64url"),
   );
+}
+
+/** What a later version adds with a default must not make the same input another: names outlive versions. */
+function withoutDefaults(kind: JobName, input: unknown): unknown {
+  const fields: Readonly<Record<string, unknown>> = jobs[kind].input.shape;
+  const isDefault = ([name, value]: [string, unknown]) => {
+    const field = fields[name];
+    return field instanceof z.ZodDefault && isDeepStrictEqual(field.def.defaultValue, value);
+  };
+  return Object.fromEntries(Object.entries(input ?? {}).filter((entry) => !isDefault(entry)));
 }
 
 function canonical(value: unknown): string {
@@ -320,6 +331,17 @@ function toAccepted(reply: unknown): Accepted {
         `this idempotency key belongs to ${id}, which had other input; use a new key`,
         { facts: { operation: id, sandbox } },
       );
+    case "instance_taken":
+    case "instance_conflict": {
+      const known = outcome === "instance_conflict";
+      const whose = known ? `belongs to sandbox ${sandbox}, which was asked for with other input` : "is taken";
+      const text = `this instance id ${whose}; choose another`;
+      throw new FleetError("idempotency_conflict", text, { facts: known ? { sandbox } : {} });
+    }
+    case "instance_going":
+      throw new FleetError("sandbox_gone", `sandbox ${sandbox}, which has this instance id, is being destroyed`, {
+        facts: { sandbox },
+      });
     case "item_conflict":
       throw itemConflict();
     case "batch_not_found":
@@ -393,6 +415,7 @@ function toAcceptArgs(request: AcceptRequest, now: number, keyring: readonly Buf
       request.idempotencyKey === undefined
         ? undefined
         : createHash("sha256").update(request.idempotencyKey).digest("base64url"),
+    instance: request.newSandbox?.instanceId,
     now,
     operationSet: encodeFields(operation).set,
     sandboxSet: encodeFields(request.newSandbox ?? {}).set,

@@ -2,7 +2,17 @@
 import { z } from "zod";
 import type { FleetErrorCode } from "../errors.ts";
 import { POLICY } from "../errors.ts";
-import { BatchId, NodeName, OperationId, SandboxId, type ServiceName, SnapshotId, TeamId, Vmid } from "../ids.ts";
+import {
+  BatchId,
+  InstanceId,
+  NodeName,
+  OperationId,
+  SandboxId,
+  type ServiceName,
+  SnapshotId,
+  TeamId,
+  Vmid,
+} from "../ids.ts";
 import { type ExposedService, Metadata, TtlAction } from "../jobs/fields.ts";
 import { type JobName, jobs } from "../jobs/index.ts";
 
@@ -102,6 +112,7 @@ export const SandboxRecord = z.object({
   /** The provision that made it. */
   operation: OperationId,
   team: TeamId,
+  instanceId: InstanceId.optional(),
   template: z.string(),
   state: z.enum(SANDBOX_STATES),
   node: NodeName.optional(),

@@ -63,6 +63,8 @@ local function setSandbox(id, change, now, op, ttl)
       redis.call('ZREM', P..':sandboxes', id)
       redis.call('ZREM', P..':team:'..team, id)
       redis.call('ZREM', P..':expiries', id)
+      local instance = redis.call('HGET', key, 'instanceId')
+      if instance and redis.call('HGET', P..':instances', instance) == id then redis.call('HDEL', P..':instances', instance) end
       redis.call('DEL', P..':secret:'..id)
       redis.call('EXPIRE', key, ttl)
     end
@@ -209,9 +211,23 @@ if idem then
     if hash then return {'conflict', known, sandbox} end
   end
 end
+local named = r.instance and redis.call('HGET', P..':instances', r.instance)
+local owner, made, hash, state
+if named then owner, made, hash, state = unpack(redis.call('HMGET', sbxKey(named), 'team', 'operation', 'inputHash', 'state')) end
+if owner then
+  if owner ~= r.team then return {'instance_taken', r.id, r.sandbox} end
+  if state == 'destroying' then return {'instance_going', r.id, named} end
+  if r.item or not matches(hash, r.hashes) then return {'instance_conflict', r.id, named} end
+  -- The operation's own record may be gone long before the sandbox.
+  return {'existing', made, named, '0', '', '0', owner}
+end
 local sk = sbxKey(r.sandbox)
 local parked = 0
 if r.route == 'place' then
+  if r.instance then
+    redis.call('HSET', P..':instances', r.instance, r.sandbox)
+    redis.call('HSET', sk, 'inputHash', r.hashes[1])
+  end
   redis.call('HSET', sk, unpack(r.sandboxSet))
   redis.call('ZADD', P..':sandboxes', r.now, r.sandbox)
   redis.call('ZADD', P..':team:'..r.team, r.now, r.sandbox)

@@ -251,7 +251,7 @@ function cloneParams(
   };
   return {
     newid: place.vmid,
-    hostname: hostnameFor(input.hostname ?? config.PVE_HOSTNAME_PATTERN, place.vmid, sandbox.id),
+    hostname: hostnameFor(input.hostname ?? input.instanceId ?? config.PVE_HOSTNAME_PATTERN, place.vmid, sandbox.id),
     description: formatDescription(stamp, { token: inDescription, text: input.description }),
     full,
     ...(pool === undefined ? {} : { pool }),

@@ -8,6 +8,7 @@ export function urlFacts(run: Run, address: string | undefined): UrlFacts {
   const node = run.context.inventory.current().nodes.find(({ name }) => name === place.node);
   return {
     id: run.sandbox.id,
+    instanceId: run.sandbox.instanceId,
     vmid: place.vmid,
     hostname: run.sandbox.hostname ?? `ct-${place.vmid}`,
     dnsSearch: node?.dnsSearch,

@@ -81,6 +81,10 @@ function addNetworkOptions(command: Command): void {
 
 function addContentOptions(command: Command, { env }: Cli): void {
   command
+    .option(
+      "--instance-id <name>",
+      "name to find it by, and its host name; the same name and input is the same sandbox",
+    )
     .option("--hostname <pattern>", "host name; may hold {vmid} and {id}")
     .option("--nesting", "allow containers inside")
     .option("--description <text>", "notes in PVE")

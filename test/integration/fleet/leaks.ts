@@ -59,6 +59,7 @@ async function leftLeases(
   alive: ReadonlyMap<string, SandboxRecord>,
 ): Promise<string[]> {
   const holders: [string, string[]][] = [
+    ["instance ids", await redis.hvals(keys.instances)],
     ["VMIDs", await redis.hvals(keys.vmids)],
     ["leased addresses", await redis.hvals(keys.ips)],
     ["addresses", await redis.hvals(keys.addresses)],

@@ -13,6 +13,7 @@ const BAD: Record<string, [input: object, says: RegExp]> = {
   node: [{ node: "pve_1" }, /./],
   storage: [{ storage: "../x", clone: "full" }, /storage's name, such as local-lvm/],
   pool: [{ pool: "a/b" }, /pool's name/],
+  instanceId: [{ instanceId: "sbx-0000000000000000" }, /must not look like a sandbox id/],
   hostname: [{ hostname: "Web" }, /lower-case letters, digits, hyphens, \{vmid\} or \{id\}/],
   cores: [{ cores: 0 }, /must be at least 1/],
   cpulimit: [{ cpulimit: -1 }, /must be at least 0/],

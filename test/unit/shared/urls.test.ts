@@ -29,6 +29,14 @@ describe("a service's URL", () => {
     });
   });
 
+  test("names the instance as its caller does; a name that no host can have is refused", () => {
+    const named = { ...facts, instanceId: "pvelxc-1a2b3c4d" };
+    const settings = { publicDomain: "s.example.com", pattern: "port-{port}-{id}.{domain}" };
+    expect(resolveUrl(service, named, settings).url).toBe("https://port-8000-pvelxc-1a2b3c4d.s.example.com");
+    const long = { ...named, instanceId: "x".repeat(60) };
+    expect(() => resolveUrl(service, long, settings)).toThrow(/url_unresolvable: port-8000-x+ is no host name/);
+  });
+
   test("of an IPv6 address has brackets", () => {
     const { url } = resolveUrl(service, { ...facts, dnsSearch: "", address: "fd00::5" }, none);
     expect(url).toBe("http://[fd00::5]:8000");
