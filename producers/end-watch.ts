@@ -22,6 +22,7 @@ const EndedOperation = OperationRecord.pick({
   status: true,
   result: true,
   error: true,
+  output: true,
 });
 export type EndedOperation = z.output<typeof EndedOperation>;
 const FIELDS = Object.keys(EndedOperation.shape);

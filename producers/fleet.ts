@@ -3,7 +3,7 @@ import type { TeamId } from "../shared/ids.ts";
 import { JOB_NAMES, type JobInput, type JobName } from "../shared/jobs/index.ts";
 import type { FleetEvent } from "../shared/state/events.ts";
 import { EndWatch } from "./end-watch.ts";
-import { type AnyHandle, createHandle, type Handle } from "./handle.ts";
+import { type AnyHandle, createHandle, type Handle, type HandleOf } from "./handle.ts";
 import { createNodes, type Nodes } from "./nodes.ts";
 import { checkOptions, type FleetOptions, toFleetOptions } from "./options.ts";
 import { createParts, type Parts } from "./parts.ts";
@@ -17,7 +17,7 @@ import { type EventOptions, watchEvents } from "./watch-events.ts";
  * Throws `invalid_input`, `idempotency_conflict`, `sandbox_not_found`, `sandbox_gone` or `redis_unavailable`.
  */
 export type JobMethods = {
-  readonly [N in JobName]: (input: JobInput<N>, options?: SubmitOptions) => Promise<Handle<N>>;
+  readonly [N in JobName]: (input: JobInput<N>, options?: SubmitOptions) => Promise<HandleOf<N>>;
 };
 
 export interface Fleet extends JobMethods, AsyncDisposable {
@@ -65,7 +65,7 @@ export function createFleetFromEnv(env: Readonly<Record<string, string | undefin
 
 function createMethods(parts: Parts, watch: EndWatch): JobMethods {
   const methodOf = <N extends JobName>(kind: N) => {
-    return async (input: JobInput<N>, options: SubmitOptions = {}): Promise<Handle<N>> => {
+    return async (input: JobInput<N>, options: SubmitOptions = {}): Promise<HandleOf<N>> => {
       const { id, sandbox } = await submit(parts, kind, input, options);
       return createHandle(parts, watch, { id, sandboxId: sandbox, kind });
     };

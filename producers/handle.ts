@@ -3,6 +3,7 @@ import { FleetError, fromErrorRecord } from "../shared/errors.ts";
 import type { OperationId, SandboxId } from "../shared/ids.ts";
 import { type JobName, type JobOutput, jobs } from "../shared/jobs/index.ts";
 import { type EndedOperation, type EndWatch, toUnknown, type Wait } from "./end-watch.ts";
+import { type OutputChunk, watchOutput } from "./output.ts";
 import type { Parts } from "./parts.ts";
 import { loadStatus, type OperationView } from "./status.ts";
 
@@ -22,16 +23,29 @@ export interface Handle<N extends JobName> {
   cancel(): Promise<boolean>;
 }
 
+/** What can be watched while it runs. */
+export interface Watchable {
+  /**
+   * What the command prints, as it comes; asked late or again, from the beginning, while the record is kept. Ends when
+   * the operation has ended, however it did: `result()` tells. The newest MiB is kept; what is missing is told in place.
+   * Throws `timeout` when `timeoutMs` passed first, `operation_unknown`, or `signal`'s reason.
+   */
+  output(options?: Wait): AsyncIterableIterator<OutputChunk>;
+}
+
+/** What a kind's operations are held by. */
+export type HandleOf<N extends JobName> = Handle<N> & (N extends "exec" ? Watchable : unknown);
+export type ExecHandle = HandleOf<"exec">;
+
 /** A handle of any kind; `kind` tells which result it has. */
-export type AnyHandle = { [N in JobName]: Handle<N> }[JobName];
+export type AnyHandle = { [N in JobName]: HandleOf<N> }[JobName];
 
 export function createHandle<N extends JobName>(
   parts: Parts,
   watch: EndWatch,
-  of: { id: OperationId; sandboxId: SandboxId; kind: N },
-): Handle<N> {
-  const { id, sandboxId, kind } = of;
-  return {
+  { id, sandboxId, kind }: { id: OperationId; sandboxId: SandboxId; kind: N },
+): HandleOf<N> {
+  const base: Handle<N> = {
     id,
     sandboxId,
     kind,
@@ -44,6 +58,8 @@ export function createHandle<N extends JobName>(
       return outcome === "ok";
     },
   };
+  const output = (options: Wait = {}) => watchOutput(parts, watch, id, options);
+  return (kind === "exec" ? { ...base, output } : base) as HandleOf<N>; // tsc does not narrow N by kind
 }
 
 function toResult<N extends JobName>(kind: N, ended: EndedOperation): JobOutput<N> {

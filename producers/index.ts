@@ -8,9 +8,10 @@ export type { OperationStatus, SandboxRecord, SandboxState } from "../shared/sta
 export { assertRepeatable } from "./assert-repeatable.ts";
 export type { Wait } from "./end-watch.ts";
 export { createFleet, createFleetFromEnv, type Fleet, type JobMethods } from "./fleet.ts";
-export type { AnyHandle, Handle } from "./handle.ts";
+export type { AnyHandle, ExecHandle, Handle, HandleOf } from "./handle.ts";
 export type { CordonOptions, DrainOptions, NodeRest, Nodes, NodeView, QueueCounts } from "./nodes.ts";
 export type { FleetOptions } from "./options.ts";
+export type { OutputChunk } from "./output.ts";
 export type { Sandboxes, SandboxFilter } from "./sandboxes.ts";
 export type { OperationView } from "./status.ts";
 export type { SubmitOptions } from "./submit.ts";

@@ -1,6 +1,7 @@
 /** What every part of a client works with. */
 import type { TeamId } from "../shared/ids.ts";
 import { createQueues, type Queues } from "../shared/queues.ts";
+import { Channels } from "../shared/redis/channels.ts";
 import { createKeys, type Keys } from "../shared/state/keys.ts";
 import { createNodeStateStore, type NodeStateStore } from "../shared/state/nodes.ts";
 import { createOperationStore, type OperationStore } from "../shared/state/operations.ts";
@@ -12,6 +13,7 @@ import type { CheckedOptions } from "./options.ts";
 export interface Parts {
   readonly link: Link;
   readonly keys: Keys;
+  readonly channels: Channels;
   /** Absent: every team is in reach. */
   readonly team: TeamId | undefined;
   readonly now: () => number;
@@ -27,6 +29,7 @@ export interface Parts {
 export function createParts(options: CheckedOptions): Parts {
   const link = createLink(options.redis, options.requestTimeoutMs);
   const keys = createKeys(options.prefix);
+  const channels = new Channels(() => link.openBlocking());
   let opened: Pick<Parts, "store" | "secrets" | "queues" | "slots" | "nodeStates"> | undefined;
   const open = () => {
     if (opened) return opened;
@@ -44,6 +47,7 @@ export function createParts(options: CheckedOptions): Parts {
   return {
     link,
     keys,
+    channels,
     team: options.team,
     now: Date.now,
     get store() {
@@ -62,6 +66,7 @@ export function createParts(options: CheckedOptions): Parts {
       return open().nodeStates;
     },
     async close() {
+      await channels.close();
       await opened?.queues.close();
       await link.close();
     },

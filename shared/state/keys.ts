@@ -44,6 +44,8 @@ export interface Keys {
   batchRejected(id: string): string;
   /** Sandboxes that the undo of a batch has yet to destroy. */
   batchUndo(id: string): string;
+  /** Live output of an operation, see `output.ts`; also the pub/sub channel that tells of more. */
+  output(operation: string): string;
   sandbox(id: string): string;
   teamSandboxes(team: string): string;
   snapshot(id: string): string;
@@ -91,6 +93,7 @@ export function createKeys(prefix: string): Keys {
     batchEnds: (id) => key("batch-ends", id),
     batchRejected: (id) => key("batch-rejected", id),
     batchUndo: (id) => key("batch-undo", id),
+    output: (operation) => key("output", operation),
     sandbox: (id) => key("sbx", id),
     teamSandboxes: (team) => key("team", team),
     snapshot: (id) => key("snap", id),

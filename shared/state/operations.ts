@@ -11,8 +11,20 @@ import type { RedisConnection } from "../redis/connect.ts";
 import { runScript, runScripts, type Script } from "../redis/script.ts";
 import { decodeHash, encodeFields, type Fields, toHash } from "./codec.ts";
 import type { Keys } from "./keys.ts";
+import { type OutputEntry, toOutputWords } from "./output.ts";
 import { OperationRecord, type OperationStatus, SandboxRecord, SnapshotRecord, serviceField } from "./records.ts";
-import { ABORT, ACCEPT, CLAIM, CLAIM_ADDRESS, END, INSPECT, LEASE_ADDRESS, LEASE_VMID, WRITE } from "./scripts.ts";
+import {
+  ABORT,
+  ACCEPT,
+  ADD_OUTPUT,
+  CLAIM,
+  CLAIM_ADDRESS,
+  END,
+  INSPECT,
+  LEASE_ADDRESS,
+  LEASE_VMID,
+  WRITE,
+} from "./scripts.ts";
 
 /** A Redis command that runs inside a fenced write. */
 export type Command = readonly (string | number)[];
@@ -40,6 +52,8 @@ export interface Write {
   /** Throws `invalid_input` where it leaves too much metadata. */
   patch?: SandboxPatch;
   also?: readonly Command[];
+  /** With an end only: the rest of the live output. */
+  output?: readonly OutputEntry[] | undefined;
   /** The operation has left the waiting line of `place`. */
   placed?: boolean;
   /** Slots that the run counts on: refused as `rewound` where Redis has lost one. */
@@ -116,6 +130,8 @@ export interface OperationStore {
    * run. One after the other: each builds on the one before.
    */
   write(writer: Writer, write: Write): Promise<void>;
+  /** Adds live output, and says how many listen to it; `refused` where this run may not write any more. */
+  addOutput(writer: Writer, entries: readonly OutputEntry[]): Promise<number | "refused">;
   /** Ends it; returns parked operations that may go now. Throws as `write`. */
   end(writer: Writer, end: OperationEnd, write?: Write): Promise<OperationId[]>;
   /** Asks the operation to undo and end. */
@@ -228,10 +244,16 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
       writer.revision++;
     },
 
+    async addOutput({ id, fence }, entries) {
+      const listeners = await run(ADD_OUTPUT, id, fence, JSON.stringify(entries.map(toOutputWords)), now());
+      return listeners === -1 ? "refused" : Number(listeners);
+    },
+
     async end({ id, fence, revision }, end, write = {}) {
       const changes = toEndFields(end);
       const args = {
         ...toWriteArgs({ ...write, operation: { ...write.operation, ...changes } }),
+        output: write.output?.map(toOutputWords),
         status: end.status,
         keepBytes: options.retentionBytes ?? 268_435_456,
         event: end.status === "succeeded" ? {} : { code: end.error.code },

@@ -79,6 +79,8 @@ export const OperationRecord = z.object({
   timings: z.record(z.string(), z.number()).default({}),
   result: z.unknown().optional(),
   error: ErrorRecordSchema.optional(),
+  /** How far its live output came, see `output.ts`; absent where all of it is in the result. */
+  output: z.string().optional(),
   acceptedAt: z.number(),
   startedAt: z.number().optional(),
   endedAt: z.number().optional(),

@@ -5,6 +5,7 @@
 
 import { METADATA_LIMIT } from "../jobs/fields.ts";
 import { defineScript } from "../redis/script.ts";
+import { OUTPUT_KEPT_BYTES, OUTPUT_KEPT_ENTRIES } from "./output.ts";
 import { GONE_STATES, PROVISIONAL_STATES } from "./records.ts";
 
 const luaSet = (names: readonly string[]) => `{${names.map((name) => `['${name}']=true`).join(",")}}`;
@@ -16,6 +17,7 @@ local GONE = ${luaSet(GONE_STATES)}
 local ENDED = ${luaSet(["succeeded", "failed", "canceled"])}
 local EVENTS_KEPT = 100000
 local function opKey(id) return P..':op:'..id end
+local function outputKey(id) return P..':output:'..id end
 local function sbxKey(id) return P..':sbx:'..id end
 -- An event's id ends in its number, so whoever reads on can tell when one before it is gone, however it went.
 local function emit(type, now, op, sandbox, team, data)
@@ -171,6 +173,27 @@ local function revise(key, fence, revision)
   local refused = mayWrite(key, fence, revision)
   if not refused then redis.call('HINCRBY', key, 'revision', 1) end
   return refused
+end
+-- Live output, see output.ts. What is there already was sent again after a lost reply. Returns how many listen.
+local function addOutput(id, fence, entries, now)
+  local key, stream = opKey(id), outputKey(id)
+  local run, at, writer = string.match(redis.call('HGET', key, 'output') or '', '^(%d+) (%d+) (.+)$')
+  if writer ~= fence then
+    redis.call('DEL', stream)
+    run, at = math.max(tonumber(now), tonumber(run or 0) + 1), 0
+  end
+  run, at = string.format('%.0f', run), tonumber(at)
+  for _, entry in ipairs(entries) do
+    if entry[1] > at then
+      at = entry[1]
+      redis.call('XADD', stream, 'MAXLEN', '~', ${OUTPUT_KEPT_ENTRIES}, run..'-'..string.format('%.0f', at), unpack(entry, 2))
+    end
+  end
+  if at > ${OUTPUT_KEPT_BYTES} then
+    redis.call('XTRIM', stream, 'MINID', run..'-'..string.format('%.0f', at - ${OUTPUT_KEPT_BYTES}))
+  end
+  redis.call('HSET', key, 'output', run..' '..string.format('%.0f', at)..' '..fence)
+  return redis.call('PUBLISH', stream, at)
 end
 `;
 
@@ -381,9 +404,17 @@ tell(w, sandbox, id, now)
 return 'ok'
 `);
 
+/** Live output of a run. ARGV: id, fence, entries JSON, now → how many listen; -1 when the run may not write any more. */
+export const ADD_OUTPUT = withPrelude(`
+local id, fence = ARGV[2], ARGV[3]
+local holder, status = unpack(redis.call('HMGET', opKey(id), 'fence', 'status'))
+if holder ~= fence or ENDED[status] then return -1 end
+return addOutput(id, fence, cjson.decode(ARGV[4]), ARGV[5])
+`);
+
 /**
  * The end of an operation and its event, in one step → [outcome, released operation…].
- * ARGV as WRITE, with write.status and write.event besides.
+ * ARGV as WRITE, with write.status, write.event and write.output (the rest of the live output) besides.
  */
 export const END = withPrelude(`${PATCH}
 local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
@@ -398,6 +429,7 @@ unplace(key, false)
 applyOperation(key, w.operation)
 for _, command in ipairs(w.also) do redis.call(unpack(command)) end
 if w.sandbox then setSandbox(sandbox, w.sandbox, now, id, ttl) end
+if w.output then addOutput(id, fence, w.output, now) end
 redis.call('HSET', key, 'endedAt', now)
 redis.call('HDEL', key, 'waitingFor')
 redis.call('ZREM', P..':open', id)
@@ -406,6 +438,10 @@ redis.call('DEL', P..':secret:'..id)
 redis.call('EXPIRE', key, ttl)
 -- Results are kept within a byte bound as well: the oldest go first.
 local size = redis.call('HSTRLEN', key, 'result') + redis.call('HSTRLEN', key, 'input') + 1024
+if redis.call('HEXISTS', key, 'output') == 1 then
+  size = size + (redis.call('MEMORY', 'USAGE', outputKey(id)) or 0)
+  redis.call('EXPIRE', outputKey(id), ttl)
+end
 redis.call('RPUSH', P..':ended', id..' '..size)
 local total = redis.call('INCRBY', P..':ended-bytes', size)
 for _ = 1, 20 do
@@ -415,7 +451,7 @@ for _ = 1, 20 do
   local oldKey = oldBatch and batchKey(oldBatch) or opKey(old)
   if old == id or (total <= tonumber(w.keepBytes) and redis.call('EXISTS', oldKey) == 1) then break end
   redis.call('LPOP', P..':ended')
-  redis.call('DEL', oldKey)
+  redis.call('DEL', oldKey, outputKey(old))
   if oldBatch then for _, part in ipairs({'items', 'ends', 'rejected'}) do redis.call('DEL', batchPart(oldBatch, part)) end end
   total = redis.call('DECRBY', P..':ended-bytes', bytes)
 end

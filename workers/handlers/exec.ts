@@ -1,8 +1,10 @@
 import { FleetError, type FleetErrorCode } from "../../shared/errors.ts";
 import { EXEC_OUTPUT_LIMIT } from "../../shared/jobs/exec.ts";
+import type { JobOutput } from "../../shared/jobs/index.ts";
 import { execQueue } from "../../shared/queues.ts";
 import { isGone } from "../../shared/state/records.ts";
 import type { ExecOutcome } from "../exec/execd.ts";
+import { createLiveOutput, type LiveOutput } from "../exec/live-output.ts";
 import { toScript } from "../exec/shell.ts";
 import type { Run } from "../run/run.ts";
 import { ownContainer } from "../sandbox/look.ts";
@@ -22,10 +24,26 @@ export const exec: Handler<"exec"> = {
       );
     }
     const begun = performance.now();
-    const outcome = await callExecd(run).catch((error: unknown) => callOverSsh(run, error));
-    return { result: { ...outcome, durationMs: Math.round(performance.now() - begun) } };
+    const live = createLiveOutput(run.addOutput);
+    try {
+      const outcome = await callExecd(run, live).catch((error: unknown) => callOverSsh(run, live, error));
+      const result = { ...outcome, durationMs: Math.round(performance.now() - begun) };
+      const rest = await live.close();
+      return { result, write: { output: needsLiveOutput(run, live, result) ? rest : undefined } };
+    } catch (error) {
+      const rest = await live.close();
+      // It tells more than the error does; a run that lost its lock is refused, and its successor says what there is.
+      if (rest.length > 0) await run.addOutput(rest).catch(() => {});
+      throw error;
+    }
   },
 };
+
+/** A result that holds all of one stream says all that a watcher would have seen, unless something is written already. */
+function needsLiveOutput({ operation }: Run, live: LiveOutput, result: JobOutput<"exec">): boolean {
+  const bothStreams = result.stdout !== "" && result.stderr !== "";
+  return live.written || bothStreams || result.truncated || operation.output !== undefined;
+}
 
 const DAEMON_GRACE_MS = 10_000;
 
@@ -43,7 +61,7 @@ export function stayWithNode(run: Run): void {
   if (run.operation.queue !== execQueue(node)) throw new Reroute(execQueue(node));
 }
 
-async function callExecd(run: Run<"exec">): Promise<ExecOutcome> {
+async function callExecd(run: Run<"exec">, live: LiveOutput): Promise<ExecOutcome> {
   const { secrets, execd } = run.context;
   const [owner, own] = await Promise.all([secrets.get(run.sandbox.id), secrets.get(run.id)]);
   let token = owner.execToken;
@@ -69,6 +87,7 @@ async function callExecd(run: Run<"exec">): Promise<ExecOutcome> {
         timeoutMs,
         keepBytes: EXEC_OUTPUT_LIMIT,
         signal,
+        onOutput: live.add,
         guard: run.check,
       });
     } catch (error) {
@@ -98,7 +117,7 @@ const NO_WAY_OVER_SSH: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
 ]);
 
 /** `pct exec` on the node, where execd can't be reached and SSH is set up; else throws `cause`. */
-async function callOverSsh(run: Run<"exec">, cause: unknown): Promise<ExecOutcome> {
+async function callOverSsh(run: Run<"exec">, live: LiveOutput, cause: unknown): Promise<ExecOutcome> {
   const { shell, secrets } = run.context;
   if (shell === null || !(cause instanceof FleetError) || !NO_WAY_TO_EXECD.has(cause.code)) throw cause;
   const { place } = await ownContainer(run); // the number alone could be another's by now
@@ -111,7 +130,7 @@ async function callOverSsh(run: Run<"exec">, cause: unknown): Promise<ExecOutcom
     const { code, stdout, stderr, stdoutBytes, stderrBytes, truncated } = await shell.run(
       place.node,
       { verb: "exec", vmid: place.vmid, script, timeoutMs },
-      { signal: run.signal, guard: run.check, keepBytes: EXEC_OUTPUT_LIMIT },
+      { signal: run.signal, guard: run.check, keepBytes: EXEC_OUTPUT_LIMIT, onOutput: live.add },
     );
     return { exitCode: code ?? KILLED, stdout, stderr, stdoutBytes, stderrBytes, truncated };
   } catch (error) {

@@ -7,6 +7,7 @@ import type { NodeName, OperationId, Vmid } from "../../shared/ids.ts";
 import { type JobName, jobs, type ParsedInput } from "../../shared/jobs/index.ts";
 import { LOCK_MS } from "../../shared/queues.ts";
 import type { AddressRange, OperationEnd, Write, Writer } from "../../shared/state/operations.ts";
+import type { OutputEntry } from "../../shared/state/output.ts";
 import { ErrorRecordSchema, type OperationRecord, type SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
 import { adoptNode } from "../control/adopt-node.ts";
@@ -44,6 +45,8 @@ export interface Run<N extends JobName = JobName> extends AsyncDisposable {
   write(write: Write): Promise<void>;
   /** The operation's last write, with its event; returns parked operations that may go now. */
   end(ended: OperationEnd, write: Write): Promise<OperationId[]>;
+  /** Adds live output, and says how many listen to it; `refused` when this run may not write any more. */
+  addOutput(entries: readonly OutputEntry[]): Promise<number | "refused">;
   /** A VMID for the sandbox, recorded with the lease; the one it had goes back. */
   leaseVmid(): Promise<Vmid>;
   /** An address of the range, with prefix length; the one it has, if any. */
@@ -238,6 +241,7 @@ export function startRun<N extends JobName>(
         sandbox = { ...sandbox, ...withoutNulls(write.sandbox) };
       }),
     end: (ended, write) => inOrder(() => store.end(writer, ended, write)),
+    addOutput: (entries) => store.addOutput(writer, entries),
     leaseVmid: () =>
       inOrder(async () => {
         const vmid = await store.leaseVmid(writer, context.config.PVE_VMID_RANGE);

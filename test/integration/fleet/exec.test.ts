@@ -1,10 +1,12 @@
 /** Commands in sandboxes: what comes back, what can go wrong, and what is never run twice. */
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { OutputChunk } from "../../../producers/index.ts";
 import { createSecretStore } from "../../../shared/state/secrets.ts";
 import { startExecd } from "../../pve/guest/execd.ts";
 import {
+  all,
   type Bed,
   containerOf,
   failure,
@@ -55,6 +57,52 @@ test("keeps 256 KiB of a stream and counts the rest", async () => {
   expect(result.stdoutBytes).toBeGreaterThan(1_000_000);
   expect(Buffer.byteLength(result.stdout)).toBeLessThanOrEqual(262_144);
   expect(result.stdout.length).toBeGreaterThan(262_000);
+});
+
+describe("live output", () => {
+  const untilGo = "until [ -e go ]; do read -t 0.02 < <(:) || true; done; rm go";
+  const go = () => writeFileSync(join(rootOf(box.vmid), "go"), "");
+  const text = (chunks: OutputChunk[], name: string) =>
+    chunks.map((chunk) => (chunk.stream === name && "text" in chunk ? chunk.text : "")).join("");
+
+  test("comes while the command runs, and again afterwards with the streams in their order", async () => {
+    const command = `echo one; ${untilGo}; echo two >&2; echo three`;
+    const handle = await bed.fleet.exec({ sandboxId: box.sandboxId, command });
+    const live = handle.output();
+    expect((await live.next()).value).toEqual({ stream: "stdout", text: "one\n" });
+    expect((await handle.status()).status).toBe("running");
+    go();
+    const rest = await all(live);
+    expect([text(rest, "stderr"), text(rest, "stdout")]).toEqual(["two\n", "three\n"]);
+    expect(await all(handle.output())).toEqual([{ stream: "stdout", text: "one\n" }, ...rest]);
+  });
+
+  test("short output costs no write of its own", async () => {
+    const before = await bed.redis.info("commandstats");
+    const calls = (stats: string) => Number(/cmdstat_publish:calls=(\d+)/.exec(stats)?.[1] ?? 0);
+    const handle = await bed.fleet.exec({ sandboxId: box.sandboxId, command: "echo out; echo err >&2" });
+    const chunks = await handle.result({ timeoutMs: 20_000 }).then(() => all(handle.output()));
+    expect([text(chunks, "stdout"), text(chunks, "stderr")]).toEqual(["out\n", "err\n"]);
+    // One for the rest of the output, one for the end; both in the same step.
+    expect(calls(await bed.redis.info("commandstats")) - calls(before)).toBe(2);
+  });
+
+  test("more than is kept: nothing is lost to who watches, and who comes late has the end", async () => {
+    const command = `echo up; ${untilGo}; seq -f %099.0f 1 20000; ${untilGo}`;
+    const handle = await bed.fleet.exec({ sandboxId: box.sandboxId, command });
+    const watched: OutputChunk[] = [];
+    for await (const chunk of handle.output()) {
+      watched.push(chunk);
+      if ("text" in chunk && /(up|020000)\n$/.test(chunk.text)) go();
+    }
+    const lines = Array.from({ length: 20_000 }, (_, at) => `${at + 1}\n`.padStart(100, "0"));
+    const expected = ["up\n", ...lines].join("");
+    expect(text(watched, "stdout") === expected).toBe(true);
+    const [gap, ...late] = await all(handle.output());
+    const kept = text(late, "stdout");
+    expect(gap).toEqual({ stream: "gap", bytes: expected.length - kept.length });
+    expect([kept.length > 1_000_000, expected.endsWith(kept)]).toEqual([true, true]);
+  });
 });
 
 test("a command out of its time ends with 124", async () => {

@@ -177,6 +177,12 @@ export async function useUpTime(bed: Bed, handle: Handle<JobName>, timeoutMs: nu
 
 export { until };
 
+export async function all<T>(items: AsyncIterable<T>): Promise<T[]> {
+  const seen: T[] = [];
+  for await (const item of items) seen.push(item);
+  return seen;
+}
+
 /** The stand-in's truth about a sandbox's container. */
 export function containerOf(bed: Bed, vmid: number) {
   return bed.pve.containers().find((one) => one.vmid === vmid);

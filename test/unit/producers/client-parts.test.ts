@@ -4,6 +4,7 @@ import {
   assertRepeatable,
   createFleet,
   createFleetFromEnv,
+  type ExecHandle,
   type Fleet,
   type Handle,
 } from "../../../producers/index.ts";
@@ -126,7 +127,8 @@ describe("resolveSandbox", () => {
 });
 
 test("each kind's method has its own input and result", () => {
-  expectTypeOf<Fleet["exec"]>().returns.resolves.toEqualTypeOf<Handle<"exec">>();
+  expectTypeOf<Fleet["exec"]>().returns.resolves.toEqualTypeOf<ExecHandle>();
+  expectTypeOf<Fleet["expose"]>().returns.resolves.toEqualTypeOf<Handle<"expose">>();
   expectTypeOf<Awaited<ReturnType<Handle<"exec">["result"]>>["exitCode"]>().toEqualTypeOf<number>();
   expectTypeOf<Parameters<Fleet["expose"]>[0]>().toEqualTypeOf<{ sandboxId: string; name: string; port: number }>();
 });
