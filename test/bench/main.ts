@@ -1,9 +1,10 @@
-/** `npm run bench`: what the fleet adds to what PVE itself takes. */
+/** `npm run bench`: what the fleet adds to what PVE and exec daemons take. */
 import { FleetError } from "../../shared/errors.ts";
 import type { Bench } from "./bench.ts";
+import { exec } from "./exec.ts";
 import { provision } from "./provision.ts";
 
-const BENCHES: Readonly<Record<string, Bench>> = { provision };
+const BENCHES: Readonly<Record<string, Bench>> = { provision, exec };
 
 const HELP = `npm run bench -- BENCH [options]
 

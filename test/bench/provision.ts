@@ -1,7 +1,8 @@
 /** The bench of provisions: one alone, a bulk, and today's client, in one run and in turns. */
 import { parseArgs } from "node:util";
-import { type Fleet, FleetError } from "../../producers/index.ts";
+import type { Fleet } from "../../producers/index.ts";
 import type { Bench } from "./bench.ts";
+import { quantile, round, spread, wholeNumber } from "./figures.ts";
 import { idealMs } from "./ideal.ts";
 import { countRequests, pveShareOf, totalMs } from "./record.ts";
 import { createToday, type Today } from "./today.ts";
@@ -187,8 +188,6 @@ function meanRequests(runs: readonly { requests: Map<string, number> }[], each: 
 const sum = (counts: Map<string, number>) => [...counts.values()].reduce((total, count) => total + count, 0);
 
 function toText(report: ProvisionReport, { singles, bulks, todayMs }: Measured): string {
-  const spread = (values: number[], digits = 0) =>
-    `${round(Math.min(...values), digits)} to ${round(Math.max(...values), digits)}`;
   const kinds = (of: Map<string, number>) =>
     [...of]
       .sort(([, a], [, b]) => b - a)
@@ -213,20 +212,4 @@ bulk of ${BULK}         ${bulks.map(({ tookMs }) => Math.round(tookMs)).join(", 
   requests         ${requestsPerProvision.bulk} each (10): ${kinds(meanRequests(bulks, BULK))}
 today's client     median ${today.provisionMs} ms of ${todayMs.length} (${spread(todayMs)}): ${today.times} times the fleet's
 `;
-}
-
-function quantile(values: readonly number[], share: number): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  const at = (sorted.length - 1) * share;
-  const low = sorted[Math.floor(at)] ?? Number.NaN;
-  const high = sorted[Math.ceil(at)] ?? Number.NaN;
-  return low + (high - low) * (at - Math.floor(at));
-}
-
-const round = (value: number, digits: number) => Number(value.toFixed(digits));
-
-function wholeNumber(name: string, text: string): number {
-  const value = Number(text);
-  if (Number.isInteger(value) && value >= 1) return value;
-  throw new FleetError("invalid_input", `${name} must be a whole number from 1 on`, { facts: { fields: [name] } });
 }

@@ -29,6 +29,9 @@ export interface Cluster extends AsyncDisposable {
 export interface World extends AsyncDisposable {
   readonly cluster: Cluster;
   readonly fleet: Fleet;
+  readonly redisUrl: string;
+  readonly prefix: string;
+  readonly secretKey: string;
 }
 
 export async function startWorld({ workers }: { workers: number }): Promise<World> {
@@ -61,47 +64,63 @@ export async function startWorld({ workers }: { workers: number }): Promise<Worl
   for (let at = 0; at < workers; at++) pids.push(stack.use(await startWorkerProcess(env)).pid);
   const fleet = stack.use(createFleet({ redis: redis.url, prefix, secretKey }));
   const resources = stack.move();
-  return { cluster, fleet, [Symbol.asyncDispose]: () => resources.disposeAsync() };
+  return {
+    cluster,
+    fleet,
+    redisUrl: redis.url,
+    prefix,
+    secretKey,
+    [Symbol.asyncDispose]: () => resources.disposeAsync(),
+  };
 }
 
-const STAND_IN = fileURLToPath(new URL("../pve/main.ts", import.meta.url));
-
 async function startCluster(): Promise<Cluster> {
-  const child = spawn(process.execPath, [STAND_IN, "--nodes", String(NODES.length), "--port", "0", "--json"], {
-    stdio: ["ignore", "pipe", "inherit"],
-  });
+  await using stack = new AsyncDisposableStack();
+  const args = ["--nodes", String(NODES.length), "--port", "0", "--json"];
+  const { told: env } = stack.use(await startProgram(new URL("../pve/main.ts", import.meta.url), args));
+  const controlUrl = env["PVE_CONTROL_URL"] ?? "";
+  const ask = async (path: string, body?: object): Promise<unknown> => {
+    const asked = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
+    const reply = await fetch(`${controlUrl}${path}`, asked);
+    if (!reply.ok) throw new Error(`stand-in, ${path}: ${reply.status} ${await reply.text()}`);
+    return reply.json();
+  };
+  // Each node has one of its own already.
+  for (const [at, node] of NODES.entries())
+    for (let more = 1; more < REPLICAS; more++)
+      await ask("/template", { name: TEMPLATE, node, vmid: 9_100 + 10 * at + more });
+  const resources = stack.move();
+  return {
+    url: env["PVE_API_URL"] ?? "",
+    token: env["PVE_API_TOKEN"] ?? "",
+    env,
+    record: async () => ({
+      requests: (await ask("/log")) as LogEntry[], // our own stand-in's view
+      tasks: (await ask("/tasks")) as TaskEntry[], // as above
+    }),
+    [Symbol.asyncDispose]: () => resources.disposeAsync(),
+  };
+}
+
+export interface Program extends AsyncDisposable {
+  /** What it printed first: one JSON object. */
+  readonly told: Record<string, string>;
+}
+
+/** A process of its own, once it has said where it is. */
+export async function startProgram(file: URL, args: readonly string[]): Promise<Program> {
+  const child = spawn(process.execPath, [fileURLToPath(file), ...args], { stdio: ["ignore", "pipe", "inherit"] });
   const kill = () => void child.kill("SIGKILL");
   process.on("exit", kill);
   const stop = async () => {
     process.off("exit", kill);
     if (!isAlive(child)) return;
-    // Politely: it removes its guests and their folders.
+    // Politely: the stand-in removes its guests and their folders.
     child.kill("SIGTERM");
     await once(child, "close");
   };
   try {
-    const env = await firstLine(child);
-    const controlUrl = env["PVE_CONTROL_URL"] ?? "";
-    const ask = async (path: string, body?: object): Promise<unknown> => {
-      const asked = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
-      const reply = await fetch(`${controlUrl}${path}`, asked);
-      if (!reply.ok) throw new Error(`stand-in, ${path}: ${reply.status} ${await reply.text()}`);
-      return reply.json();
-    };
-    // Each node has one of its own already.
-    for (const [at, node] of NODES.entries())
-      for (let more = 1; more < REPLICAS; more++)
-        await ask("/template", { name: TEMPLATE, node, vmid: 9_100 + 10 * at + more });
-    return {
-      url: env["PVE_API_URL"] ?? "",
-      token: env["PVE_API_TOKEN"] ?? "",
-      env,
-      record: async () => ({
-        requests: (await ask("/log")) as LogEntry[], // our own stand-in's view
-        tasks: (await ask("/tasks")) as TaskEntry[], // as above
-      }),
-      [Symbol.asyncDispose]: stop,
-    };
+    return { told: await firstLine(child), [Symbol.asyncDispose]: stop };
   } catch (error) {
     await stop();
     throw error;
@@ -109,12 +128,12 @@ async function startCluster(): Promise<Cluster> {
 }
 
 async function firstLine(child: ChildProcess): Promise<Record<string, string>> {
-  if (child.stdout === null) throw new Error("the stand-in has no output");
+  if (child.stdout === null) throw new Error("no output to read");
   const lines = createInterface(child.stdout);
-  const gone = once(child, "close").then(() => Promise.reject(new Error("the stand-in ended at once")));
+  const gone = once(child, "close").then(() => Promise.reject(new Error("a process of the bench ended at once")));
   gone.catch(() => {}); // later it is its usual end
   const [line] = await Promise.race([once(lines, "line"), gone]);
-  return JSON.parse(String(line)) as Record<string, string>; // its own --json
+  return JSON.parse(String(line)) as Record<string, string>; // our own programs
 }
 
 const isAlive = (child: ChildProcess) => child.exitCode === null && child.signalCode === null;
