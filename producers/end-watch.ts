@@ -7,9 +7,9 @@ import type { z } from "zod";
 import { type Deferred, defer } from "../shared/deferred.ts";
 import { FleetError } from "../shared/errors.ts";
 import { decodeHash, toHash } from "../shared/state/codec.ts";
+import { type EventReader, openEventReader } from "../shared/state/event-reader.ts";
 import { newestCursor } from "../shared/state/events.ts";
 import { isEnded, OperationRecord } from "../shared/state/records.ts";
-import { type EventReader, openEventReader } from "./event-reader.ts";
 import { closedError } from "./link.ts";
 import type { Parts } from "./parts.ts";
 
@@ -112,7 +112,7 @@ export class EndWatch {
 
   #startTail(after: string | undefined): void {
     if (this.#tail) return;
-    const reader = openEventReader(this.#parts.link, this.#parts.keys);
+    const reader = openEventReader(this.#parts.link.openBlocking(), this.#parts.keys);
     const tail = { reader, done: Promise.resolve() };
     this.#tail = tail;
     tail.done = this.#follow(reader, after).finally(() => {

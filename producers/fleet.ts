@@ -3,6 +3,13 @@ import type { TeamId } from "../shared/ids.ts";
 import { JOB_NAMES, type JobInput, type JobName } from "../shared/jobs/index.ts";
 import type { FleetEvent } from "../shared/state/events.ts";
 import { EndWatch } from "./end-watch.ts";
+import {
+  type ConsumeOptions,
+  consume,
+  createEventGroups,
+  type EventGroups,
+  type EventHandler,
+} from "./event-groups.ts";
 import { type AnyHandle, createHandle, type Handle, type HandleOf } from "./handle.ts";
 import { createNodes, type Nodes } from "./nodes.ts";
 import { checkOptions, type FleetOptions, toFleetOptions } from "./options.ts";
@@ -25,6 +32,12 @@ export interface Fleet extends JobMethods, AsyncDisposable {
   /** A handle of an operation that this or another process began. Throws `operation_unknown`. */
   operation(id: string): Promise<AnyHandle>;
   events(options?: EventOptions): AsyncIterableIterator<FleetEvent>;
+  /**
+   * Shares the events among all who consume with this group's name: each goes to one of them, again where that one dies.
+   * Resolves once `options.signal` aborts and the event in hand is done with; `close` does not wait for that one.
+   */
+  consume(group: string, handle: EventHandler, options?: ConsumeOptions): Promise<void>;
+  readonly eventGroups: EventGroups;
   readonly sandboxes: Sandboxes;
   readonly nodes: Nodes;
   /** Ends waits and iterators and closes the connections, at once; operations go on. */
@@ -51,6 +64,8 @@ export function createFleet(options: FleetOptions): Fleet {
       return toAnyHandle(parts, watch, record);
     },
     events: (eventOptions = {}) => watchEvents(parts, eventOptions, closing.signal),
+    consume: (group, handle, consumeOptions = {}) => consume(parts, group, handle, consumeOptions, closing.signal),
+    eventGroups: createEventGroups(parts),
     sandboxes,
     nodes: createNodes(parts, sandboxes, async (sandboxId) => (await methods.destroy({ sandboxId })).result()),
     close,

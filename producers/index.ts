@@ -3,10 +3,12 @@ export type { ErrorFacts, ErrorRecord, FleetErrorCode } from "../shared/errors.t
 export { FleetError } from "../shared/errors.ts";
 export type { OperationId, SandboxId, ServiceName, SnapshotId, TeamId } from "../shared/ids.ts";
 export type { JobInput, JobName, JobOutput } from "../shared/jobs/index.ts";
+export type { DeadEvent, GroupFacts } from "../shared/state/event-groups.ts";
 export type { FleetEvent, FleetEventType } from "../shared/state/events.ts";
 export type { OperationStatus, SandboxRecord, SandboxState } from "../shared/state/records.ts";
 export { assertRepeatable } from "./assert-repeatable.ts";
 export type { Wait } from "./end-watch.ts";
+export type { ConsumeOptions, EventGroups, EventHandler } from "./event-groups.ts";
 export { createFleet, createFleetFromEnv, type Fleet, type JobMethods } from "./fleet.ts";
 export type { AnyHandle, ExecHandle, Handle, HandleOf } from "./handle.ts";
 export type { CordonOptions, DrainOptions, NodeRest, Nodes, NodeView, QueueCounts } from "./nodes.ts";

@@ -1,5 +1,6 @@
 /** The event stream as an async iterator. */
-import { FleetError } from "../shared/errors.ts";
+
+import { openEventReader } from "../shared/state/event-reader.ts";
 import {
   assertKept,
   checkCursor,
@@ -8,7 +9,7 @@ import {
   type FleetEventType,
   newestCursor,
 } from "../shared/state/events.ts";
-import { openEventReader } from "./event-reader.ts";
+import { toTeam } from "./event-groups.ts";
 import type { Parts } from "./parts.ts";
 
 export interface EventOptions {
@@ -82,7 +83,7 @@ async function* follow(
   let { after } = begun;
   const isOver = () => signal.aborted || (until !== undefined && compareCursors(after, until) >= 0);
   if (isOver()) return;
-  const reader = openEventReader(parts.link, parts.keys);
+  const reader = openEventReader(parts.link.openBlocking(), parts.keys);
   const onAbort = () => void reader.close();
   signal.addEventListener("abort", onAbort, { once: true });
   try {
@@ -104,18 +105,11 @@ async function* follow(
   }
 }
 
-function toFilter(
-  { team }: Parts,
-  { sandbox, operation, team: asked, types }: EventOptions,
-): (event: FleetEvent) => boolean {
-  if (team !== undefined && asked !== undefined && asked !== team) {
-    throw new FleetError("invalid_input", `team: this client is team ${team}'s and sees no other`, {
-      facts: { fields: ["team"] },
-    });
-  }
-  const only = team ?? asked;
+function toFilter(parts: Parts, options: EventOptions): (event: FleetEvent) => boolean {
+  const { sandbox, operation, types } = options;
+  const team = toTeam(parts.team, options.team);
   return (event) =>
-    (only === undefined || event.team === only) &&
+    (team === undefined || event.team === team) &&
     (sandbox === undefined || event.sandbox === sandbox) &&
     (operation === undefined || event.operation === operation) &&
     (types === undefined || types.includes(event.type));

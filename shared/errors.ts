@@ -21,6 +21,7 @@ export const POLICY = {
   operation_unknown: "never",
   batch_not_found: "never",
   cursor_expired: "never",
+  group_not_found: "never",
   sandbox_not_found: "never",
   sandbox_gone: "never",
   service_not_found: "never",

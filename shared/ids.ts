@@ -62,6 +62,14 @@ export const TeamId = z
   .brand<"TeamId">();
 export type TeamId = z.infer<typeof TeamId>;
 
+/** Consumers that share events; a team's own are `team/name`. */
+export const GroupName = z
+  .string()
+  .regex(
+    /^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$/,
+    "must be 1 to 64 letters, digits, '_', '.' or '-', a letter or digit first",
+  );
+
 /** A named port of a sandbox; it becomes part of a host name. */
 export const ServiceName = z
   .string()

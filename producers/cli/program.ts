@@ -1,8 +1,9 @@
 /** The commands, wired. */
 import { Command, CommanderError } from "commander";
 import { addConfigure, addDestroy, addPower, addServices, addSnapshot, addUpdate } from "./commands/changes.ts";
+import { addEvents } from "./commands/events.ts";
 import { addExec } from "./commands/exec.ts";
-import { addCancel, addEvents, addGet, addLs, addStatus } from "./commands/looks.ts";
+import { addCancel, addGet, addLs, addStatus } from "./commands/looks.ts";
 import { addNode } from "./commands/node.ts";
 import { addNodes } from "./commands/nodes.ts";
 import { addProvision } from "./commands/provision.ts";

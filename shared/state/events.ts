@@ -103,14 +103,15 @@ export async function readEvents(
 function countUnbroken(after: string, entries: readonly [string, string[]][]): number {
   let before = after;
   const gap = entries.findIndex(([cursor]) => {
-    const follows = before === "0" || toNumbers(cursor)[1] === toNumbers(before)[1] + 1;
+    const follows = before === "0" || numberOf(cursor) === numberOf(before) + 1;
     before = cursor;
     return !follows;
   });
   return gap < 0 ? entries.length : gap;
 }
 
-function toEvent(cursor: string, fields: readonly string[]): FleetEvent | null {
+/** Null for what this version does not know. */
+export function toEvent(cursor: string, fields: readonly string[]): FleetEvent | null {
   const raw: Record<string, unknown> = { cursor };
   for (let at = 0; at + 1 < fields.length; at += 2) raw[fields[at] ?? ""] = fields[at + 1];
   try {
@@ -153,6 +154,9 @@ export function compareCursors(a: string, b: string): number {
   const [bMs, bNumber] = toNumbers(b);
   return aMs - bMs || aNumber - bNumber;
 }
+
+/** Events are numbered without gaps. */
+export const numberOf = (cursor: string): number => toNumbers(cursor)[1];
 
 /** Time in ms, and the event's number. */
 function toNumbers(cursor: string): [number, number] {

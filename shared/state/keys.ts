@@ -46,6 +46,8 @@ export interface Keys {
   batchUndo(id: string): string;
   /** Live output of an operation, see `output.ts`; also the pub/sub channel that tells of more. */
   output(operation: string): string;
+  /** Events that a consumer group gave up. */
+  deadEvents(group: string): string;
   sandbox(id: string): string;
   teamSandboxes(team: string): string;
   snapshot(id: string): string;
@@ -94,6 +96,7 @@ export function createKeys(prefix: string): Keys {
     batchRejected: (id) => key("batch-rejected", id),
     batchUndo: (id) => key("batch-undo", id),
     output: (operation) => key("output", operation),
+    deadEvents: (group) => key("dead-events", group),
     sandbox: (id) => key("sbx", id),
     teamSandboxes: (team) => key("team", team),
     snapshot: (id) => key("snap", id),

@@ -337,6 +337,20 @@ describe("looking", () => {
     expect(await once(child, "exit")).toEqual([141, null]);
   });
 
+  test("events: the groups that share them", async () => {
+    await using rig = createRig(server);
+    const red = rig.client({ team: "red" });
+    await rig.running({}, red);
+    const refuse = () => {
+      throw new Error("no");
+    };
+    const stop = new AbortController();
+    await red.consume("billing", refuse, { after: "0", attempts: 1, signal: stop.signal, onDead: () => stop.abort() });
+    expect((await run(rig, ["events", "groups"])).out).toMatch(/^GROUP .*\nred\/billing +2 +0 +1 +0 /);
+    expect((await run(rig, ["events", "dead", "red/billing"])).out).toContain("operation.accepted  provision");
+    expect((await run(rig, ["events", "forget", "billing"], { FLEET_TEAM: "red" })).out).toBe("billing is forgotten\n");
+  });
+
   test("nothing that could be read is no crash: Redis away is one line", async () => {
     await using rig = createRig(server);
     const { code, err } = await run(rig, ["ls"], { REDIS_URL: "" });
