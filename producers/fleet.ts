@@ -17,11 +17,12 @@ import { createParts, type Parts } from "./parts.ts";
 import { createSandboxes, type Sandboxes } from "./sandboxes.ts";
 import { loadOperation } from "./status.ts";
 import { type SubmitOptions, submit } from "./submit.ts";
+import { createTeamQuotas, type TeamQuotas } from "./team-quotas.ts";
 import { type EventOptions, watchEvents } from "./watch-events.ts";
 
 /**
  * One method a job kind. Each resolves once the operation is accepted: it will end, whatever happens to this process.
- * Throws `invalid_input`, `idempotency_conflict`, `sandbox_not_found`, `sandbox_gone` or `redis_unavailable`.
+ * Throws `invalid_input`, `idempotency_conflict`, `quota_exceeded`, `sandbox_not_found`, `sandbox_gone` or `redis_unavailable`.
  */
 export type JobMethods = {
   readonly [N in JobName]: (input: JobInput<N>, options?: SubmitOptions) => Promise<HandleOf<N>>;
@@ -40,6 +41,7 @@ export interface Fleet extends JobMethods, AsyncDisposable {
   readonly eventGroups: EventGroups;
   readonly sandboxes: Sandboxes;
   readonly nodes: Nodes;
+  readonly quotas: TeamQuotas;
   /** Ends waits and iterators and closes the connections, at once; operations go on. */
   close(): Promise<void>;
 }
@@ -68,6 +70,7 @@ export function createFleet(options: FleetOptions): Fleet {
     eventGroups: createEventGroups(parts),
     sandboxes,
     nodes: createNodes(parts, sandboxes, async (sandboxId) => (await methods.destroy({ sandboxId })).result()),
+    quotas: createTeamQuotas(parts),
     close,
     [Symbol.asyncDispose]: close,
   };

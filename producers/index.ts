@@ -17,4 +17,5 @@ export type { OutputChunk } from "./output.ts";
 export type { Sandboxes, SandboxFilter } from "./sandboxes.ts";
 export type { OperationView } from "./status.ts";
 export type { SubmitOptions } from "./submit.ts";
+export type { QuotaView, TeamLimits, TeamQuotas } from "./team-quotas.ts";
 export type { EventOptions } from "./watch-events.ts";

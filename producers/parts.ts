@@ -5,6 +5,7 @@ import { Channels } from "../shared/redis/channels.ts";
 import { createKeys, type Keys } from "../shared/state/keys.ts";
 import { createNodeStateStore, type NodeStateStore } from "../shared/state/nodes.ts";
 import { createOperationStore, type OperationStore } from "../shared/state/operations.ts";
+import { createQuotas, type Quotas } from "../shared/state/quotas.ts";
 import { createSecretStore, type SecretStore } from "../shared/state/secrets.ts";
 import { createSlots, type Slots } from "../shared/state/slots.ts";
 import { createLink, type Link } from "./link.ts";
@@ -22,6 +23,7 @@ export interface Parts {
   readonly queues: Queues;
   readonly slots: Slots;
   readonly nodeStates: NodeStateStore;
+  readonly quotas: Quotas;
   close(): Promise<void>;
 }
 
@@ -30,7 +32,7 @@ export function createParts(options: CheckedOptions): Parts {
   const link = createLink(options.redis, options.requestTimeoutMs);
   const keys = createKeys(options.prefix);
   const channels = new Channels(() => link.openBlocking());
-  let opened: Pick<Parts, "store" | "secrets" | "queues" | "slots" | "nodeStates"> | undefined;
+  let opened: Pick<Parts, "store" | "secrets" | "queues" | "slots" | "nodeStates" | "quotas"> | undefined;
   const open = () => {
     if (opened) return opened;
     const redis = link.redis();
@@ -41,6 +43,7 @@ export function createParts(options: CheckedOptions): Parts {
       queues: createQueues(redis, options.prefix),
       slots: createSlots(redis, keys),
       nodeStates: createNodeStateStore(redis, keys),
+      quotas: createQuotas(redis, keys),
     };
     return opened;
   };
@@ -64,6 +67,9 @@ export function createParts(options: CheckedOptions): Parts {
     },
     get nodeStates() {
       return open().nodeStates;
+    },
+    get quotas() {
+      return open().quotas;
     },
     async close() {
       await channels.close();

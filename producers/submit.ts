@@ -12,16 +12,22 @@ import { splitSecrets } from "./split-secrets.ts";
 export interface SubmitOptions {
   /** The same key with the same input gives the operation that exists; with other input `idempotency_conflict`. */
   idempotencyKey?: string | undefined;
+  /**
+   * Where the team has used up a quota: `refuse` (default) throws `quota_exceeded`; `wait` has it accepted and go when
+   * there is room, first come, first served; until then `status()` tells what it waits for.
+   */
+  onQuota?: "refuse" | "wait" | undefined;
 }
 
 /** Sealed values of a request that is never accepted go by themselves after this long. */
 const UNCLAIMED_SECRET_SEC = 86_400;
 const DEFAULT_TEAM = TeamId.parse("default");
 const IdempotencyKey = z.string().min(1).max(512).optional();
+const OnQuota = z.enum(["refuse", "wait"]).optional();
 
 /**
  * Accepts an operation. Resolves once it is stored, so it will end whatever happens to this process.
- * Throws `invalid_input`, `idempotency_conflict`, `sandbox_not_found`, `sandbox_gone`, `redis_unavailable`.
+ * Throws `invalid_input`, `idempotency_conflict`, `quota_exceeded`, `sandbox_not_found`, `sandbox_gone`, `redis_unavailable`.
  */
 export async function submit<N extends JobName>(
   parts: Parts,
@@ -31,13 +37,14 @@ export async function submit<N extends JobName>(
 ): Promise<Accepted> {
   const input: Record<string, unknown> = parseInput(kind, raw);
   const idempotencyKey = checkIdempotencyKey(options.idempotencyKey);
+  const onQuota = checkOnQuota(options.onQuota);
   await checkAgainstCluster(parts, input);
   const { stored, secrets } = splitSecrets(kind, input);
   const request = { ...toTarget(parts, kind, input), kind, scope: parts.team, input: stored, secrets };
   if (secrets) {
     await parts.link.request(() => parts.secrets.put(request.id, secrets, { expiresInSec: UNCLAIMED_SECRET_SEC }));
   }
-  const accepted = await accept(parts, { ...request, idempotencyKey }, secrets !== undefined);
+  const accepted = await accept(parts, { ...request, idempotencyKey, onQuota }, secrets !== undefined);
   if (!accepted.existing && !accepted.parked) await addJob(parts, kind, accepted);
   return accepted;
 }
@@ -132,4 +139,10 @@ function checkIdempotencyKey(key: string | undefined): string | undefined {
   throw new FleetError("invalid_input", "idempotencyKey: must be a text of 1 to 512 characters", {
     facts: { fields: ["idempotencyKey"] },
   });
+}
+
+function checkOnQuota(onQuota: unknown): "refuse" | "wait" | undefined {
+  const parsed = OnQuota.safeParse(onQuota);
+  if (parsed.success) return parsed.data;
+  throw new FleetError("invalid_input", 'onQuota: must be "refuse" or "wait"', { facts: { fields: ["onQuota"] } });
 }

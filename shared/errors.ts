@@ -18,6 +18,7 @@ export const POLICY = {
   // What the caller sent, or asked of a sandbox that can't do it
   invalid_input: "never",
   idempotency_conflict: "never",
+  quota_exceeded: "never",
   operation_unknown: "never",
   batch_not_found: "never",
   cursor_expired: "never",

@@ -7,6 +7,7 @@ import type { RedisConnection } from "../shared/redis/connect.ts";
 import type { Inventory } from "../shared/state/inventory.ts";
 import type { Keys } from "../shared/state/keys.ts";
 import type { OperationStore } from "../shared/state/operations.ts";
+import type { Quotas } from "../shared/state/quotas.ts";
 import type { SecretStore } from "../shared/state/secrets.ts";
 import type { Slots } from "../shared/state/slots.ts";
 import type { Strays } from "../shared/state/strays.ts";
@@ -23,6 +24,7 @@ export interface WorkerContext {
   readonly keys: Keys;
   readonly store: OperationStore;
   readonly slots: Slots;
+  readonly quotas: Quotas;
   readonly strays: Strays;
   /** As `strays` told it at the start. */
   readonly origin: string;

@@ -11,6 +11,7 @@ import type { Inventory } from "../shared/state/inventory.ts";
 import { createKeys } from "../shared/state/keys.ts";
 import { createNodeStateStore } from "../shared/state/nodes.ts";
 import { createOperationStore } from "../shared/state/operations.ts";
+import { createQuotas } from "../shared/state/quotas.ts";
 import { createSecretStore } from "../shared/state/secrets.ts";
 import { createSlots, slotOf } from "../shared/state/slots.ts";
 import { createStrays } from "../shared/state/strays.ts";
@@ -68,6 +69,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     keys,
     store: createOperationStore(redis, keys, { retentionSec: config.FLEET_RETENTION_HOURS * 3_600 }),
     slots,
+    quotas: createQuotas(redis, keys),
     strays,
     origin: await strays.origin(),
     secrets: createSecretStore(redis, keys, config.FLEET_SECRET_KEY),

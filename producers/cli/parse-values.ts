@@ -22,6 +22,13 @@ export function parseCount(text: string): number {
   return Number(text);
 }
 
+/** A whole number, or `none` as it is: commander makes an empty text of null. */
+export function parseLimit(text: string): number | "none" {
+  if (text === "none") return text;
+  if (!/^\d{1,9}$/.test(text)) throw new InvalidArgumentError("Give a whole number, or none.");
+  return Number(text);
+}
+
 /** Collects `KEY=VALUE`, given once for each. */
 export function collectPairs(text: string, before: Record<string, string> = {}): Record<string, string> {
   const at = text.indexOf("=");

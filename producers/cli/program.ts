@@ -7,6 +7,7 @@ import { addCancel, addGet, addLs, addStatus } from "./commands/looks.ts";
 import { addNode } from "./commands/node.ts";
 import { addNodes } from "./commands/nodes.ts";
 import { addProvision } from "./commands/provision.ts";
+import { addQuota } from "./commands/quota.ts";
 import { EXIT, EXIT_HELP } from "./exit-codes.ts";
 import type { Cli } from "./session.ts";
 
@@ -50,6 +51,7 @@ function createProgram(cli: Cli): Command {
   addCancel(program, cli);
   addEvents(program, cli);
   addNodes(program, addNode(program, cli), cli);
+  addQuota(program, cli);
   return program;
 }
 

@@ -1,4 +1,5 @@
 import type { z } from "zod";
+import type { QuotaClass } from "../state/quota-names.ts";
 
 /**
  * Which queue carries a kind (see `shared/queues.ts`):
@@ -17,6 +18,10 @@ export interface JobSpec<Input extends z.ZodType = z.ZodType, Output extends z.Z
   attempts: number;
   /** From the first run to the end, in ms; then the operation ends as `timeout` and is undone. */
   timeoutMs: number;
+  /** Which quotas of its team it needs room in: see `QUOTA_NEEDS`; `others` when absent. */
+  quotas?: QuotaClass;
+  /** It gives something back, so it counts for no quota and none holds it back; or only with such values of its fields. */
+  frees?: true | Readonly<Record<string, readonly string[]>>;
   /** Names of input fields that are sealed in Redis and never stored with the record. */
   secret?: readonly string[];
 }

@@ -8,6 +8,7 @@ export const destroy = defineJob({
   /** `existed` is false when there was no container (any more). */
   output: z.object({ destroyed: z.literal(true), existed: z.boolean() }),
   queue: "node",
+  frees: true,
   attempts: 12,
   timeoutMs: 900_000,
 });

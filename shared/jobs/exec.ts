@@ -34,6 +34,7 @@ export const exec = defineJob({
     durationMs: z.number(),
   }),
   queue: "exec",
+  quotas: "execs",
   attempts: 6,
   timeoutMs: 87_000_000,
   secret: ["env"],

@@ -8,6 +8,7 @@ export const hide = defineJob({
   /** `hidden` is false when there was no such service. */
   output: z.object({ name: ServiceName, hidden: z.boolean() }),
   queue: "exec",
+  frees: true,
   attempts: 5,
   timeoutMs: 60_000,
 });

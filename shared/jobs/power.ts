@@ -20,6 +20,7 @@ export const power = defineJob({
   }),
   output: z.object({ state: z.enum(["running", "stopped", "paused"]), changed: z.boolean() }),
   queue: "node",
+  frees: { action: ["stop", "shutdown", "pause"] },
   attempts: 6,
   timeoutMs: 900_000,
 });

@@ -175,6 +175,7 @@ export const provision = defineJob({
     timings: z.record(z.string(), z.number()),
   }),
   queue: "place",
+  quotas: "provisions",
   attempts: 8,
   timeoutMs: 600_000,
   secret: ["env"],

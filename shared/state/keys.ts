@@ -23,6 +23,12 @@ export interface Keys {
   readonly strays: string;
   /** Names of all nodes that ever had queues. */
   readonly nodes: string;
+  /** Hash: limits of a team, or of `*`. */
+  readonly quotas: string;
+  /** Teams of which operations wait for a quota. */
+  readonly quotaWaiting: string;
+  /** Teams that have, or lately had, something that counts for a quota. */
+  readonly teams: string;
   /** Pub/sub channel that wakes whoever waits for a slot, a cancel or a place. */
   readonly wake: string;
   /** Ids of all batches that are kept, by when they were opened. */
@@ -84,6 +90,9 @@ export function createKeys(prefix: string): Keys {
     origin: key("origin"),
     strays: key("strays"),
     nodes: key("nodes"),
+    quotas: key("quotas"),
+    quotaWaiting: key("quota-waiting"),
+    teams: key("teams"),
     wake: key("wake"),
     batches: key("batches"),
     batchesOpen: key("batches-open"),

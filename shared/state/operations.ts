@@ -4,6 +4,7 @@ import { isDeepStrictEqual } from "node:util";
 import { z } from "zod";
 import { type ErrorRecord, FleetError, toErrorRecord } from "../errors.ts";
 import { type BatchId, OperationId, SandboxId, type ServiceName, TeamId, Vmid } from "../ids.ts";
+import type { JobSpec } from "../jobs/define-job.ts";
 import { ExposedService, METADATA_LIMIT, type TtlAction } from "../jobs/fields.ts";
 import { type JobName, jobs } from "../jobs/index.ts";
 import { LOCK_MS } from "../queues.ts";
@@ -12,6 +13,7 @@ import { runScript, runScripts, type Script } from "../redis/script.ts";
 import { decodeHash, encodeFields, type Fields, toHash } from "./codec.ts";
 import type { Keys } from "./keys.ts";
 import { type OutputEntry, toOutputWords } from "./output.ts";
+import { QUOTA_NAMES, type QuotaClass } from "./quota-names.ts";
 import { OperationRecord, type OperationStatus, SandboxRecord, SnapshotRecord, serviceField } from "./records.ts";
 import {
   ABORT,
@@ -76,9 +78,17 @@ export interface AcceptRequest {
   batch: boolean;
   /** The item of a batch that it is; the same item is accepted once. */
   item?: { batch: BatchId; index: number };
+  /** Where a quota of the team has no room; refused with `quota_exceeded` when absent. */
+  onQuota?: OnQuota | undefined;
   /** For `provision`: the record to begin with. */
   newSandbox: Fields<z.output<typeof SandboxRecord>> | undefined;
 }
+
+/**
+ * `refuse`: throws `quota_exceeded`. `wait`: it is accepted, and goes when there is room, first come, first served.
+ * `ignore`: for the fleet's own operations; they count for no quota.
+ */
+export type OnQuota = "refuse" | "wait" | "ignore";
 
 export interface Accepted {
   id: OperationId;
@@ -87,7 +97,7 @@ export interface Accepted {
   team: TeamId;
   /** Another request with the same idempotency key made it. */
   existing: boolean;
-  /** It waits for another operation of its sandbox and has no job yet. */
+  /** It waits for another operation of its sandbox, or for a quota, and has no job yet. */
   parked: boolean;
   /** For its BullMQ job. */
   queue: string;
@@ -116,7 +126,7 @@ export type Claim =
   | { outcome: "stale" };
 
 export interface OperationStore {
-  /** Stores an operation once. Throws `idempotency_conflict`, `sandbox_not_found` or `sandbox_gone`. */
+  /** Stores an operation once. Throws `idempotency_conflict`, `quota_exceeded`, `sandbox_not_found` or `sandbox_gone`. */
   accept(request: AcceptRequest): Promise<Accepted>;
   /** Stores items of batches, in order and one step each, in one round trip. Throws nothing that is about an item. */
   acceptItems(requests: readonly AcceptRequest[]): Promise<ItemAcceptance[]>;
@@ -368,6 +378,8 @@ function toAccepted(reply: unknown): Accepted {
       throw itemConflict();
     case "batch_not_found":
       throw new FleetError("batch_not_found", "the batch is not known (any more)");
+    case "quota_exceeded":
+      throw toQuotaExceeded(facets[0] ?? "");
     case "sandbox_gone":
       throw new FleetError("sandbox_gone", `sandbox ${sandbox} has ended`, { facts: { sandbox } });
     default:
@@ -431,6 +443,8 @@ function toAcceptArgs(request: AcceptRequest, now: number, keyring: readonly Buf
     destroys: request.kind === "destroy",
     batch: request.batch,
     item: request.item,
+    onQuota: request.onQuota,
+    class: toQuotaClass(request),
     hashes,
     // Hashed, since a caller's key may hold anything and becomes part of a Redis key.
     idempotency:
@@ -442,6 +456,39 @@ function toAcceptArgs(request: AcceptRequest, now: number, keyring: readonly Buf
     operationSet: encodeFields(operation).set,
     sandboxSet: encodeFields(request.newSandbox ?? {}).set,
   };
+}
+
+/** What it counts for; undefined: nothing. */
+function toQuotaClass({ kind, input, onQuota }: AcceptRequest): QuotaClass | undefined {
+  const { frees, quotas = "others" }: JobSpec = jobs[kind];
+  const values = z.record(z.string(), z.unknown()).safeParse(input).data ?? {};
+  const isFreeing =
+    frees === true || Object.entries(frees ?? {}).some(([field, ones]) => ones.some((one) => one === values[field]));
+  return isFreeing || onQuota === "ignore" ? undefined : quotas;
+}
+
+const Shortage = z.object({
+  team: TeamId,
+  quota: z.enum(QUOTA_NAMES),
+  limit: z.number(),
+  used: z.number(),
+  /** Others of the team that wait for room and go first. */
+  waiting: z.number().optional(),
+  /** For the rate: when there will be room. */
+  retryAfterMs: z.number().optional(),
+});
+
+function toQuotaExceeded(json: string): FleetError {
+  const { team, quota, limit, used, waiting = 0, retryAfterMs } = Shortage.parse(JSON.parse(json));
+  const rate = quota === "rate";
+  const numbers = `${used} of ${limit} ${rate ? "operations a minute" : quota}`;
+  const others = waiting > 0 ? `, and ${waiting} of its operations wait for room` : "";
+  const soon = retryAfterMs === undefined ? "ask again later" : `ask again in ${Math.ceil(retryAfterMs / 1_000)} s`;
+  const way = rate ? soon : "ask again when some have ended";
+  const text = `team ${team} has ${numbers}${others}; ${way}, or let it wait with onQuota "wait"`;
+  return new FleetError("quota_exceeded", text, {
+    facts: { team, quota, limit, used, waiting, ...(retryAfterMs === undefined ? {} : { retryAfterMs }) },
+  });
 }
 
 function toWriteArgs(write: Write) {

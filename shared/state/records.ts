@@ -15,6 +15,7 @@ import {
 } from "../ids.ts";
 import { type ExposedService, Metadata, TtlAction } from "../jobs/fields.ts";
 import { type JobName, jobs } from "../jobs/index.ts";
+import { QUOTA_NAMES } from "./quota-names.ts";
 
 const Kind = z.enum(Object.keys(jobs) as [JobName, ...JobName[]]); // Object.keys loses the literal keys
 export const Code = z.enum(Object.keys(POLICY) as [FleetErrorCode, ...FleetErrorCode[]]); // as above
@@ -41,8 +42,10 @@ export const OperationRecord = z.object({
   job: z.string(),
   /** How often it moved to another queue. */
   seq: z.number().int(),
-  /** Set while it waits for another operation of its sandbox; it has no job then. */
+  /** Set while it waits for another operation of its sandbox, or for a quota; it has no job then. */
   parked: z.number().int(),
+  /** The quota of its team that it waits for. */
+  quota: z.enum(QUOTA_NAMES).optional(),
   priority: z.number().int(),
   /** The batch that it is an item of, and which one. */
   batch: BatchId.optional(),

@@ -6,6 +6,7 @@
 import { METADATA_LIMIT } from "../jobs/fields.ts";
 import { defineScript } from "../redis/script.ts";
 import { OUTPUT_KEPT_BYTES, OUTPUT_KEPT_ENTRIES } from "./output.ts";
+import { QUOTA_LUA } from "./quota-lua.ts";
 import { GONE_STATES, PROVISIONAL_STATES } from "./records.ts";
 
 const luaSet = (names: readonly string[]) => `{${names.map((name) => `['${name}']=true`).join(",")}}`;
@@ -38,11 +39,20 @@ local function apply(key, set, unset)
   if #unset > 0 then redis.call('HDEL', key, unpack(unset)) end
 end
 -- Fairness: a lane's waiting operations carry rising tags a team; a team with nothing waiting is forgotten.
-local function unplace(key, placed)
+local function place(key)
   local lane, team = unpack(redis.call('HMGET', key, 'lane', 'team'))
-  if not lane then return end
-  local tag = tonumber(redis.call('HGET', key, 'tag'))
-  redis.call('HDEL', key, 'lane', 'tag')
+  local v = P..':fair:'..lane
+  local tag = math.max(tonumber(redis.call('GET', v) or '0'), tonumber(redis.call('HGET', v..':last', team) or '0')) + 1
+  redis.call('HSET', v..':last', team, tag)
+  redis.call('HINCRBY', v..':waiting', team, 1)
+  -- BullMQ takes priorities up to 2^21; past 2^20 a lane that never ran empty goes on first come, first served.
+  redis.call('HSET', key, 'tag', tag, 'priority', math.min(tag, 1048575) + (lane == 'batch' and 1048576 or 0))
+end
+local function unplace(key, placed)
+  local lane, team, tag = unpack(redis.call('HMGET', key, 'lane', 'team', 'tag'))
+  if not tag then return end
+  tag = tonumber(tag)
+  redis.call('HDEL', key, 'tag')
   local v = P..':fair:'..lane
   if redis.call('HINCRBY', v..':waiting', team, -1) <= 0 then
     redis.call('HDEL', v..':waiting', team)
@@ -134,11 +144,29 @@ local function queueOf(route, sandbox)
   if not node then return 'place' end
   return route..'-'..node
 end
+-- An operation that no quota holds back stands in line for its place or its sandbox; whether it may go at once.
+local function enter(id)
+  local key = opKey(id)
+  local route, sandbox = unpack(redis.call('HMGET', key, 'route', 'sandbox'))
+  local parked = 0
+  if route == 'place' then place(key)
+  elseif route == 'node' then
+    if redis.call('LINDEX', P..':changes:'..sandbox, 0) ~= id then parked = 1 end
+  elseif PROVISIONAL[redis.call('HGET', sbxKey(sandbox), 'state')] then
+    redis.call('RPUSH', P..':waiting:'..sandbox, id)
+    parked = 1
+  end
+  redis.call('HSET', key, 'parked', parked, 'queue', queueOf(route, sandbox))
+  if parked == 1 then redis.call('HSET', key, 'waitingFor', 'an earlier operation of this sandbox')
+  else redis.call('HDEL', key, 'waitingFor') end
+  return parked == 0
+end
 -- Lets parked operations of a sandbox go: the head of its changes, and all that waited for it to be up.
 local function release(sandbox, out)
   local function go(id)
     local key = opKey(id)
-    if redis.call('HGET', key, 'parked') ~= '1' then return end
+    local parked, quota = unpack(redis.call('HMGET', key, 'parked', 'quota'))
+    if parked ~= '1' or quota then return end
     local queue = queueOf(redis.call('HGET', key, 'route'), sandbox)
     redis.call('HSET', key, 'parked', 0, 'queue', queue)
     redis.call('HDEL', key, 'waitingFor')
@@ -200,8 +228,11 @@ end
 /** A script with the functions that they all share. */
 export const withPrelude = (body: string) => defineScript(PRELUDE + body);
 
+/** As above, for what accepts and ends operations. */
+export const withQuotas = (body: string) => withPrelude(QUOTA_LUA + body);
+
 /** ARGV: request JSON → [outcome, operation, sandbox], and for accepted and existing: parked, queue, priority, team. */
-export const ACCEPT = withPrelude(`
+export const ACCEPT = withQuotas(`
 local r = cjson.decode(ARGV[2])
 local key = opKey(r.id)
 local function reply(outcome, id)
@@ -245,7 +276,18 @@ if owner then
   return {'existing', made, named, '0', '', '0', owner}
 end
 local sk = sbxKey(r.sandbox)
-local parked = 0
+if r.route ~= 'place' then
+  local team, state = unpack(redis.call('HMGET', sk, 'team', 'state'))
+  if not team or (r.scope and r.scope ~= team) then return {'sandbox_not_found', r.id, r.sandbox} end
+  if GONE[state] and not r.destroys then return {'sandbox_gone', r.id, r.sandbox} end
+  r.team = team
+end
+local limits = r.class and limitsOf(r.team)
+local short = limits and hindrance(r.team, r.class, limits)
+if short and r.onQuota ~= 'wait' then
+  short.team = r.team
+  return {'quota_exceeded', r.id, r.sandbox, cjson.encode(short)}
+end
 if r.route == 'place' then
   if r.instance then
     redis.call('HSET', P..':instances', r.instance, r.sandbox)
@@ -254,41 +296,29 @@ if r.route == 'place' then
   redis.call('HSET', sk, unpack(r.sandboxSet))
   redis.call('ZADD', P..':sandboxes', r.now, r.sandbox)
   redis.call('ZADD', P..':team:'..r.team, r.now, r.sandbox)
-  redis.call('RPUSH', P..':changes:'..r.sandbox, r.id)
-else
-  local team, state, node = unpack(redis.call('HMGET', sk, 'team', 'state', 'node'))
-  if not team or (r.scope and r.scope ~= team) then return {'sandbox_not_found', r.id, r.sandbox} end
-  if GONE[state] and not r.destroys then return {'sandbox_gone', r.id, r.sandbox} end
-  r.team = team
-  if r.route == 'node' then
-    local changes = P..':changes:'..r.sandbox
-    if r.destroys then
-      for _, id in ipairs(redis.call('LRANGE', changes, 0, -1)) do
-        -- An earlier destroy does what this one wants; it is waited for.
-        if redis.call('HGET', opKey(id), 'kind') ~= 'destroy' then
-          redis.call('HSETNX', opKey(id), 'abort', '{"code":"canceled","message":"the sandbox is being destroyed","facts":{}}')
-          redis.call('SADD', P..':aborting', id)
-          redis.call('PUBLISH', P..':wake', 'abort '..id)
-        end
+end
+if r.route ~= 'exec' then
+  local changes = P..':changes:'..r.sandbox
+  if r.destroys then
+    for _, id in ipairs(redis.call('LRANGE', changes, 0, -1)) do
+      -- An earlier destroy does what this one wants; it is waited for.
+      if redis.call('HGET', opKey(id), 'kind') ~= 'destroy' then
+        redis.call('HSETNX', opKey(id), 'abort', '{"code":"canceled","message":"the sandbox is being destroyed","facts":{}}')
+        redis.call('SADD', P..':aborting', id)
+        redis.call('PUBLISH', P..':wake', 'abort '..id)
       end
     end
-    if redis.call('RPUSH', changes, r.id) > 1 then parked = 1 end
-  elseif PROVISIONAL[state] then
-    redis.call('RPUSH', P..':waiting:'..r.sandbox, r.id)
-    parked = 1
   end
+  redis.call('RPUSH', changes, r.id)
 end
 redis.call('HSET', key, unpack(r.operationSet))
-redis.call('HSET', key, 'team', r.team, 'route', r.route, 'parked', parked, 'queue', queueOf(r.route, r.sandbox))
-if parked == 1 then redis.call('HSET', key, 'waitingFor', 'an earlier operation of this sandbox') end
-if r.route == 'place' then
-  local lane = r.batch and 'batch' or 'interactive'
-  local v = P..':fair:'..lane
-  local tag = math.max(tonumber(redis.call('GET', v) or '0'), tonumber(redis.call('HGET', v..':last', r.team) or '0')) + 1
-  redis.call('HSET', v..':last', r.team, tag)
-  redis.call('HINCRBY', v..':waiting', r.team, 1)
-  -- BullMQ takes priorities up to 2^21; past 2^20 a lane that never ran empty goes on first come, first served.
-  redis.call('HSET', key, 'lane', lane, 'tag', tag, 'priority', math.min(tag, 1048575) + (r.batch and 1048576 or 0))
+redis.call('HSET', key, 'team', r.team, 'route', r.route, 'queue', queueOf(r.route, r.sandbox))
+if r.route == 'place' then redis.call('HSET', key, 'lane', r.batch and 'batch' or 'interactive') end
+if r.class then redis.call('HSET', key, 'class', r.class) end
+if short then standInQuotaLine(r.id, r.team, r.class, short)
+else
+  if r.class then count(r.id, r.team, r.class, limits) end
+  enter(r.id)
 end
 if idem then
   redis.call('SET', idem, r.id)
@@ -416,22 +446,23 @@ return addOutput(id, fence, cjson.decode(ARGV[4]), ARGV[5])
  * The end of an operation and its event, in one step → [outcome, released operation…].
  * ARGV as WRITE, with write.status, write.event and write.output (the rest of the live output) besides.
  */
-export const END = withPrelude(`${PATCH}
+export const END = withQuotas(`${PATCH}
 local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 local w = cjson.decode(ARGV[4])
 local key = opKey(id)
-local sandbox, team, kind, idem, batch, item =
-  unpack(redis.call('HMGET', key, 'sandbox', 'team', 'kind', 'idempotency', 'batch', 'item'))
+local sandbox, team, class, idem, batch, item =
+  unpack(redis.call('HMGET', key, 'sandbox', 'team', 'class', 'idempotency', 'batch', 'item'))
 if not patch(w, sandbox, now) then return {'full'} end
 local refused = revise(key, fence, ARGV[7])
 if refused then return {refused} end
 unplace(key, false)
 applyOperation(key, w.operation)
 for _, command in ipairs(w.also) do redis.call(unpack(command)) end
+if class then uncount(id, team, class) end
 if w.sandbox then setSandbox(sandbox, w.sandbox, now, id, ttl) end
 if w.output then addOutput(id, fence, w.output, now) end
 redis.call('HSET', key, 'endedAt', now)
-redis.call('HDEL', key, 'waitingFor')
+redis.call('HDEL', key, 'waitingFor', 'quota')
 redis.call('ZREM', P..':open', id)
 redis.call('SREM', P..':aborting', id)
 redis.call('DEL', P..':secret:'..id)
@@ -470,7 +501,7 @@ end
 tell(w, sandbox, id, now)
 emit('operation.'..w.status, now, id, sandbox, team, cjson.encode(w.event))
 redis.call('PUBLISH', P..':wake', 'ended '..id)
-return release(sandbox, {'ok'})
+return admit(team, release(sandbox, {'ok'}))
 `);
 
 /** ARGV: id, error JSON, team scope or '' → outcome. */

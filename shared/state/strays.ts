@@ -8,7 +8,7 @@ import type { NodeName, OperationId, SandboxId, Vmid } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript, type Script } from "../redis/script.ts";
 import type { Keys } from "./keys.ts";
-import { withPrelude } from "./scripts.ts";
+import { withPrelude, withQuotas } from "./scripts.ts";
 
 /** Who has leased the VMID of a stray while it is removed, so that no provision gets it meanwhile. */
 export const STRAY = "stray";
@@ -33,7 +33,7 @@ return 'ok'
  * Gives a container to the provision of its stamp, if that has none and has asked for none as far as Redis knows.
  * A run that is at it loses its claim. ARGV: operation, sandbox, node, vmid, now → 1 or 0.
  */
-const ADOPT = withPrelude(`
+const ADOPT = withQuotas(`
 local id, sandbox, node, vmid, now = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local key, sk, leases = opKey(id), sbxKey(sandbox), P..':vmids'
 local status, kind, owned = unpack(redis.call('HMGET', key, 'status', 'kind', 'sandbox'))
@@ -50,6 +50,14 @@ if placed and placed ~= node then
   if demand then redis.call('HSET', P..':reserved:'..node, sandbox, demand) end
 end
 redis.call('HSET', key, 'step', cjson.encode({name = 'clone', at = tonumber(now), open = false}))
+-- Redis forgot that a quota had let it go; the sweeper sees that it has no job.
+if redis.call('HGET', key, 'parked') == '1' then
+  local team, class = unpack(redis.call('HMGET', key, 'team', 'class'))
+  uncount(id, team, class)
+  count(id, team, class)
+  redis.call('HDEL', key, 'quota')
+  enter(id)
+end
 -- By the fence: a revision that is just one newer would look like the run's own next write, sent again.
 redis.call('HDEL', key, 'fence')
 setSandbox(sandbox, {set = {'state', 'cloning', 'node', node, 'vmid', vmid}, unset = {}}, now, id, 0)

@@ -5,6 +5,7 @@ import { CONTROL, execQueue, nodeQueue, PLACE } from "../../shared/queues.ts";
 import { isConnectionError } from "../../shared/redis/connect.ts";
 import type { WorkerContext } from "../context.ts";
 import type { LiveInventory } from "../inventory/source.ts";
+import { admitWaiting } from "./admit.ts";
 import { evictFromBadNodes } from "./evict.ts";
 import { expireSandboxes } from "./expire.ts";
 import { withLock } from "./lock.ts";
@@ -21,6 +22,7 @@ interface Task {
 const TASKS = {
   expire: { everyMs: 1_000, run: (context) => expireSandboxes(context) },
   abort: { everyMs: 1_000, run: (context) => settleAborts(context) },
+  admit: { everyMs: 1_000, run: admitWaiting },
   sweep: {
     everyMs: 3_000,
     run: async (context, signal) => {
@@ -31,7 +33,13 @@ const TASKS = {
   reap: { everyMs: 5_000, run: reapSlots },
   reconcile: { everyMs: 5_000, run: reconcile },
   missing: { everyMs: 5_000, run: destroyMissing },
-  limits: { everyMs: 60_000, run: (context) => assertLimits(context) },
+  limits: {
+    everyMs: 60_000,
+    run: async (context) => {
+      await context.quotas.mend();
+      await assertLimits(context);
+    },
+  },
 } as const satisfies Record<string, Task>;
 
 /** How often each process writes down that Redis is written to: on its own, since jobs of `control` may be lost or late. */

@@ -66,7 +66,7 @@ async function help(context: WorkerContext, id: OperationId, state: "gone" | "jo
   return true;
 }
 
-/** An exec that waits for its sandbox to come up does so no longer than its own time limit. */
+/** An exec that waits for its sandbox to come up, or for a quota, does so no longer than its own time limit. */
 async function expireParked(context: WorkerContext, operation: OperationRecord): Promise<boolean> {
   const { input } = operation;
   const timeoutMs =
@@ -74,9 +74,11 @@ async function expireParked(context: WorkerContext, operation: OperationRecord):
       ? Number(input.timeoutMs)
       : Number.POSITIVE_INFINITY;
   if (operation.kind !== "exec" || Date.now() - operation.acceptedAt < timeoutMs) return false;
-  const error = new FleetError("not_ready", `sandbox ${operation.sandbox} was not up within ${timeoutMs} ms`, {
-    facts: { sandbox: operation.sandbox },
-  });
+  const { quota, team, sandbox, waitingFor = "" } = operation;
+  const error =
+    quota === undefined
+      ? new FleetError("not_ready", `sandbox ${sandbox} was not up within ${timeoutMs} ms`, { facts: { sandbox } })
+      : new FleetError("quota_exceeded", `no room within ${timeoutMs} ms (${waitingFor})`, { facts: { team, quota } });
   await endWithoutRun(context, operation.id, error);
   return true;
 }

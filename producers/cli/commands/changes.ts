@@ -11,6 +11,7 @@ import {
   addWaitOptions,
   type ResourceOptions,
   toResources,
+  toSubmitOptions,
   ttlActionOption,
   type WaitOptions,
   withoutUndefined,
@@ -34,8 +35,6 @@ async function change<N extends JobName>(
   session.print(result, `${describe(result)}\n`);
 }
 
-const keyOf = ({ idempotencyKey }: WaitOptions) => ({ idempotencyKey });
-
 export function addServices(program: Command, cli: Cli): void {
   const expose = addWaitOptions(program.command("expose"))
     .description("Give a port of a sandbox a name and a URL.")
@@ -47,7 +46,7 @@ export function addServices(program: Command, cli: Cli): void {
       const options = expose.optsWithGlobals<WaitOptions>();
       await cli.run(options, async (session) => {
         const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
-        const ask = () => session.fleet.expose({ sandboxId, name, port }, keyOf(options));
+        const ask = () => session.fleet.expose({ sandboxId, name, port }, toSubmitOptions(options));
         return change(session, options, ask, ({ url }) => url);
       });
     });
@@ -59,7 +58,7 @@ export function addServices(program: Command, cli: Cli): void {
       const options = hide.optsWithGlobals<WaitOptions>();
       await cli.run(options, async (session) => {
         const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
-        const ask = () => session.fleet.hide({ sandboxId, name }, keyOf(options));
+        const ask = () => session.fleet.hide({ sandboxId, name }, toSubmitOptions(options));
         return change(session, options, ask, ({ hidden }) => (hidden ? `hid ${name}` : `there was no service ${name}`));
       });
     });
@@ -85,7 +84,7 @@ export function addSnapshot(program: Command, cli: Cli): void {
         return change(
           session,
           options,
-          () => session.fleet.snapshot(input, keyOf(options)),
+          () => session.fleet.snapshot(input, toSubmitOptions(options)),
           ({ snapshotId }) => snapshotId,
         );
       });
@@ -116,7 +115,7 @@ export function addPower(program: Command, cli: Cli): void {
         const allow = allowStop === undefined ? {} : { allowStop };
         const input = { sandboxId, action, force, ...allow, ...(grace === undefined ? {} : { graceSec: grace }) };
         const describe = ({ state, changed }: JobOutput<"power">) => (changed ? state : `${state} already`);
-        return change(session, options, () => session.fleet.power(input, keyOf(options)), describe);
+        return change(session, options, () => session.fleet.power(input, toSubmitOptions(options)), describe);
       });
     });
 }
@@ -130,7 +129,7 @@ export function addConfigure(program: Command, cli: Cli): void {
       const options = command.optsWithGlobals<WaitOptions & ResourceOptions>();
       await cli.run(options, async (session) => {
         const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
-        const ask = () => session.fleet.configure({ sandboxId, ...toResources(options) }, keyOf(options));
+        const ask = () => session.fleet.configure({ sandboxId, ...toResources(options) }, toSubmitOptions(options));
         return change(session, options, ask, ({ applied, pendingUntilReboot: pending }) => {
           const now = Object.entries(applied).map(([name, value]) => `${name}=${value}`);
           return [...now, ...(pending.length > 0 ? [`(${pending.join(", ")} at the next start)`] : [])].join(" ");
@@ -171,7 +170,7 @@ export function addUpdate(program: Command, cli: Cli): void {
       const options = command.optsWithGlobals<WaitOptions & UpdateOptions>();
       await cli.run(options, async (session) => {
         const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
-        const ask = () => session.fleet.update({ sandboxId, ...toUpdate(options) }, keyOf(options));
+        const ask = () => session.fleet.update({ sandboxId, ...toUpdate(options) }, toSubmitOptions(options));
         return change(session, options, ask, ({ expiresAt, ttlAction }) =>
           expiresAt === null ? "updated" : `updated; ${ttlAction} at ${new Date(expiresAt).toISOString()}`,
         );

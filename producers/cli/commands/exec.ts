@@ -5,7 +5,7 @@ import { collectEnv, parseDurationMs } from "../parse-values.ts";
 import { quoteCommand } from "../quote-command.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
 import type { Cli, GlobalOptions, Session } from "../session.ts";
-import { withoutUndefined } from "./shared-options.ts";
+import { onQuotaOption, withoutUndefined } from "./shared-options.ts";
 
 interface Options extends GlobalOptions {
   timeout?: number;
@@ -13,6 +13,7 @@ interface Options extends GlobalOptions {
   cwd?: string;
   idempotent?: boolean;
   idempotencyKey?: string;
+  onQuota?: "refuse" | "wait";
 }
 
 const EXAMPLES = `
@@ -36,6 +37,7 @@ export function addExec(program: Command, cli: Cli): void {
     .option("--cwd <path>", "where it runs")
     .option("--idempotent", "it may run again when its worker dies in the middle")
     .option("--idempotency-key <key>", "the same key with the same input never runs twice")
+    .addOption(onQuotaOption())
     .addHelpText("after", EXAMPLES)
     .action(async (sandbox: string, words: string[]) => {
       const options = command.optsWithGlobals<Options>();
@@ -50,10 +52,10 @@ async function exec(session: Session, sandbox: string, words: readonly string[],
       facts: { fields: ["command"] },
     });
   }
-  const { timeout: timeoutMs, env, cwd, idempotent, idempotencyKey } = options;
+  const { timeout: timeoutMs, env, cwd, idempotent, idempotencyKey, onQuota } = options;
   const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
   const input = { sandboxId, command: text, ...withoutUndefined({ timeoutMs, env, cwd, idempotent }) };
-  const handle = await session.operations.begin(() => session.fleet.exec(input, { idempotencyKey }));
+  const handle = await session.operations.begin(() => session.fleet.exec(input, { idempotencyKey, onQuota }));
   const result = await session.operations.result(handle);
   if (session.json) session.print(result, "");
   else show(session, result);

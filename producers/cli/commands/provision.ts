@@ -131,12 +131,12 @@ type Provisioned = Made | { ok: false; error: unknown };
 async function provisionMany(
   { fleet, operations }: Session,
   input: JobInput<"provision">,
-  { count, wait, waitTimeout, idempotencyKey: key }: WaitOptions & { count: number },
+  { count, wait, waitTimeout, idempotencyKey: key, onQuota }: WaitOptions & { count: number },
 ): Promise<Provisioned[]> {
   const begun = await Promise.allSettled(
     Array.from({ length: count }, (_, index) => {
       const idempotencyKey = key === undefined || count === 1 ? key : `${key}/${index + 1}`;
-      return operations.begin(() => fleet.provision(input, { idempotencyKey }));
+      return operations.begin(() => fleet.provision(input, { idempotencyKey, onQuota }));
     }),
   );
   const handles = begun.flatMap((one) => (one.status === "fulfilled" ? [one.value] : []));

@@ -8,6 +8,7 @@ export interface WaitOptions extends GlobalOptions {
   wait: boolean;
   waitTimeout?: number;
   idempotencyKey?: string;
+  onQuota?: "refuse" | "wait";
 }
 
 export function addWaitOptions(command: Command): Command {
@@ -15,13 +16,20 @@ export function addWaitOptions(command: Command): Command {
     .option("--wait", "wait for the result", true)
     .option("--no-wait", "only have it accepted and print its operation; see fleet status")
     .option("--wait-timeout <duration>", "wait no longer than this, then end with 124; it goes on", parseDurationMs)
-    .option("--idempotency-key <key>", "the same key with the same input never runs twice");
+    .option("--idempotency-key <key>", "the same key with the same input never runs twice")
+    .addOption(onQuotaOption());
 }
 
 export const ttlActionOption = (): Option =>
   new Option("--ttl-action <action>", "what happens then; pause stops where nothing can be frozen").choices(
     TtlAction.options,
   );
+
+export const onQuotaOption = (): Option =>
+  new Option("--on-quota <what>", "where the team has used up a quota (refuse)").choices(["refuse", "wait"]);
+
+/** For the client, as these options say. */
+export const toSubmitOptions = ({ idempotencyKey, onQuota }: WaitOptions) => ({ idempotencyKey, onQuota });
 
 export interface ResourceOptions {
   cores?: number;

@@ -46,7 +46,8 @@ async function loadSandboxes(redis: RedisConnection, keys: Keys, all: readonly s
 function leftKeys(keys: Keys, all: readonly string[]): string[] {
   const passing = ["slot:", "slot-queue:", "held:", "changes:", "waiting:", "fair:", "secret:op_", "aborting"];
   const ofBatches = ["batch-live:", "batch-undo:", "batches-stopping"];
-  return [...passing, ...ofBatches].flatMap((name) =>
+  const ofQuotas = ["flight:", "quota-line:", "quota-waiting"];
+  return [...passing, ...ofBatches, ...ofQuotas].flatMap((name) =>
     all.filter((key) => key.startsWith(`${keys.prefix}:${name}`)).map((key) => `key ${key} outlived its operation`),
   );
 }

@@ -466,3 +466,36 @@ describe("node ssh-guard", () => {
     expect(err.split("\n")).toHaveLength(2);
   });
 });
+
+test("quotas: set, listed, looked at and taken back; a team changes none", async () => {
+  await using rig = createRig(server);
+  expect(await run(rig, ["quota", "set", "red", "--provisions", "0", "--rate", "none"])).toEqual({
+    code: 0,
+    out: "TEAM  SANDBOXES  PROVISIONS  EXECS  RATE\nred   -          0           -      none\n",
+    err: "",
+  });
+  const [refused, waits, foreign, nothing] = await Promise.all([
+    run(rig, ["provision", "base"], { FLEET_TEAM: "red" }),
+    run(rig, ["provision", "base", "--on-quota", "wait", "--no-wait", "--json"], { FLEET_TEAM: "red" }),
+    run(rig, ["quota", "set", "red", "--provisions", "9"], { FLEET_TEAM: "red" }),
+    run(rig, ["quota", "set", "red"]),
+  ]);
+  expect(refused).toMatchObject({
+    code: 1,
+    err: expect.stringContaining("quota_exceeded: team red has 0 of 0 provisions"),
+  });
+  expect(foreign).toMatchObject({ code: 1, err: expect.stringContaining("forbidden: quotas are set for teams") });
+  expect(nothing).toMatchObject({ code: 2, err: expect.stringContaining("nothing to set; give --sandboxes") });
+  const { operationId } = JSON.parse(waits.out) as { operationId: string };
+  const [status, got, ls, rm] = await Promise.all([
+    run(rig, ["status", operationId]),
+    run(rig, ["quota", "get", "red"], { FLEET_TEAM: "red" }),
+    run(rig, ["quota", "ls", "--json"]),
+    run(rig, ["quota", "rm", "blue"]),
+  ]);
+  expect(status.out).toMatch(/^waiting for +quota provisions of team red: 0 of 0$/m);
+  expect(got.out).toMatch(/^provisions {2}0 {5}0$/m);
+  expect(got.out).toMatch(/^waiting {5}1 {5}-$/m);
+  expect(JSON.parse(ls.out)).toEqual([{ team: "red", limits: { provisions: 0, rate: null } }]);
+  expect(rm.out).toBe("blue had no limits\n");
+});

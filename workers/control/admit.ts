@@ -1,0 +1,16 @@
+/** Operations that wait for a quota go when there is room: a minute has passed, or a limit was raised. */
+import type { WorkerContext } from "../context.ts";
+import { addReleased } from "../run/process-operation.ts";
+
+export async function admitWaiting(context: WorkerContext, signal: AbortSignal): Promise<void> {
+  const { quotas } = context;
+  for (const team of await quotas.waitingTeams()) {
+    // As many a step as Redis does at once.
+    for (let admitted = 1; admitted > 0; ) {
+      signal.throwIfAborted();
+      const ids = await quotas.admit(team);
+      await addReleased(context, ids);
+      admitted = ids.length;
+    }
+  }
+}
