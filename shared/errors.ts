@@ -51,6 +51,8 @@ export const POLICY = {
   execd_unauthorized: "never",
   execd_unreachable: "transport",
   exec_interrupted: "never",
+  user_not_found: "never",
+  input_refused: "never",
   setup_failed: "never",
   no_address: "never",
   url_unresolvable: "never",

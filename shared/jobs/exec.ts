@@ -1,10 +1,18 @@
 import { z } from "zod";
 import { SandboxId } from "../ids.ts";
 import { defineJob } from "./define-job.ts";
-import { Command, Env } from "./fields.ts";
+import { Command, Env, UserName } from "./fields.ts";
 
-/** Bytes of each stream that a result keeps; the rest is counted, not kept. */
-export const EXEC_OUTPUT_LIMIT = 262_144;
+/** Of what a command may read. */
+const STDIN_BYTES = 1_048_576;
+
+/** What a command reads; from here on in base64. */
+const Stdin = z
+  .union([z.string(), z.instanceof(Uint8Array)], { error: "must be a string or bytes" })
+  .refine((input) => Buffer.byteLength(input) <= STDIN_BYTES, {
+    error: `must have at most ${STDIN_BYTES} bytes; put more into a file of the sandbox first`,
+  })
+  .transform((input) => Buffer.from(input).toString("base64"));
 
 export const exec = defineJob({
   summary: "Run a command in a sandbox with /bin/bash -c and return its output and exit code",
@@ -18,6 +26,12 @@ export const exec = defineJob({
       .startsWith("/", "must be an absolute path")
       .refine((path) => !path.includes("\0"), { error: "must not hold a NUL byte" })
       .optional(),
+    /** Whom it runs as, with that user's HOME; root when absent. */
+    user: UserName.optional(),
+    /** What it reads, sealed like `env`; at most 1 MiB. */
+    stdin: Stdin.optional(),
+    /** Bytes of each stream that the result keeps; the rest is counted, and `output()` has it while it comes. */
+    outputLimitBytes: z.number().int().min(0).max(1_048_576).default(262_144),
     /** Of the command, in ms; it ends with exit code 124. Also the longest wait for a sandbox that is not up yet. */
     timeoutMs: z.number().int().min(1).max(86_400_000).default(300_000),
     /** The command may be run again when its worker died in the middle. */
@@ -27,7 +41,7 @@ export const exec = defineJob({
     exitCode: z.number().int(),
     stdout: z.string(),
     stderr: z.string(),
-    /** True where a stream was longer than is kept (256 KiB). */
+    /** True where a stream was longer than `outputLimitBytes`. */
     truncated: z.boolean(),
     stdoutBytes: z.number().int(),
     stderrBytes: z.number().int(),
@@ -37,5 +51,5 @@ export const exec = defineJob({
   quotas: "execs",
   attempts: 6,
   timeoutMs: 87_000_000,
-  secret: ["env"],
+  secret: ["env", "stdin"],
 });

@@ -48,6 +48,10 @@ export const Env = z
   )
   .refine((env) => Object.keys(env).length <= 128, { error: "at most 128 variables" });
 
+export const UserName = z
+  .string()
+  .regex(/^[A-Za-z_][A-Za-z0-9_.-]{0,31}$/, "must be a user's name: letters, digits, '_', '.' and '-', at most 32");
+
 export const Command = z
   .string()
   .min(1)

@@ -1,5 +1,5 @@
 /**
- * Secrets of operations and sandboxes (environment, exec token), sealed with AES-256-GCM under keys of their own in Redis.
+ * Secrets of operations and sandboxes (environment, input, exec token), sealed with AES-256-GCM under keys of their own in Redis.
  * They are deleted by the same atomic step that ends their owner.
  */
 import { createCipheriv, createDecipheriv, createHash, randomBytes } from "node:crypto";
@@ -12,6 +12,8 @@ import type { Command } from "./operations.ts";
 /** What is sealed for one owner. */
 const Sealed = z.object({
   env: z.record(z.string(), z.string()).optional(),
+  /** What a command reads, in base64. */
+  stdin: z.string().optional(),
   execToken: z.string().optional(),
 });
 export type SecretValues = z.output<typeof Sealed>;
@@ -41,7 +43,7 @@ export function createSecretStore(
     if (!key) {
       throw new FleetError(
         "not_configured",
-        "FLEET_SECRET_KEY is missing; it seals env and tokens (openssl rand -hex 32)",
+        "FLEET_SECRET_KEY is missing; it seals env, stdin and tokens (openssl rand -hex 32)",
         { facts: { variables: ["FLEET_SECRET_KEY"] } },
       );
     }

@@ -1,11 +1,11 @@
 import { FleetError, type FleetErrorCode } from "../../shared/errors.ts";
-import { EXEC_OUTPUT_LIMIT } from "../../shared/jobs/exec.ts";
 import type { JobOutput } from "../../shared/jobs/index.ts";
 import { execQueue } from "../../shared/queues.ts";
 import { isGone } from "../../shared/state/records.ts";
-import type { ExecOutcome } from "../exec/execd.ts";
+import { type Asked, readAsked } from "../exec/asked.ts";
+import type { ExecCall, ExecOutcome } from "../exec/execd.ts";
 import { createLiveOutput, type LiveOutput } from "../exec/live-output.ts";
-import { toScript } from "../exec/shell.ts";
+import { toDelivery, toScriptAs } from "../exec/shell.ts";
 import type { Run } from "../run/run.ts";
 import { ownContainer } from "../sandbox/look.ts";
 import { readAddress } from "../sandbox/ready.ts";
@@ -26,7 +26,9 @@ export const exec: Handler<"exec"> = {
     const begun = performance.now();
     const live = createLiveOutput(run.addOutput);
     try {
-      const outcome = await callExecd(run, live).catch((error: unknown) => callOverSsh(run, live, error));
+      const asked = await readAsked(run, live);
+      const outcome = await callExecd(run, asked).catch((error: unknown) => callOverSsh(run, asked, error));
+      asked.checkUser();
       const result = { ...outcome, durationMs: Math.round(performance.now() - begun) };
       const rest = await live.close();
       return { result, write: { output: needsLiveOutput(run, live, result) ? rest : undefined } };
@@ -61,36 +63,30 @@ export function stayWithNode(run: Run): void {
   if (run.operation.queue !== execQueue(node)) throw new Reroute(execQueue(node));
 }
 
-async function callExecd(run: Run<"exec">, live: LiveOutput): Promise<ExecOutcome> {
+async function callExecd(run: Run<"exec">, asked: Asked): Promise<ExecOutcome> {
   const { secrets, execd } = run.context;
-  const [owner, own] = await Promise.all([secrets.get(run.sandbox.id), secrets.get(run.id)]);
-  let token = owner.execToken;
+  let token = asked.execToken;
   if (token === undefined) {
     throw new FleetError("not_configured", 'this sandbox was made with waitFor: "address" and has no exec daemon', {
       facts: { sandbox: run.sandbox.id },
     });
   }
   let address = run.sandbox.address ?? (await addressNow(run));
-  const { command, cwd, timeoutMs, idempotent } = run.input;
+  const { command, timeoutMs, outputLimitBytes: keepBytes, idempotent } = run.input;
+  const { place, as, stdin, hear } = asked;
+  const { before, script, clean } = toDelivery(command, place, { as, stdin, name: `.fleet-${run.id}` });
   // execd ends the command itself; this is for a daemon that does not answer any more, such as that of a frozen guest.
   const signal = AbortSignal.any([run.signal, AbortSignal.timeout(timeoutMs + DAEMON_GRACE_MS)]);
-  const script = toScript(command, { env: { ...owner.env, ...own.env }, cwd });
   for (let fresh = false; ; fresh = true) {
     if (address === null)
       throw new FleetError("no_address", "the sandbox has no address", { facts: { sandbox: run.sandbox.id } });
-    if (!idempotent) await run.begin("sent");
+    const call = { address, token, guard: run.check };
     try {
-      return await execd.exec({
-        address,
-        token,
-        script,
-        timeoutMs,
-        keepBytes: EXEC_OUTPUT_LIMIT,
-        signal,
-        onOutput: live.add,
-        guard: run.check,
-      });
+      await sendBefore(run, before, { ...call, signal });
+      if (!idempotent) await run.begin("sent");
+      return await execd.exec({ ...call, script, timeoutMs, keepBytes, signal, onOutput: hear });
     } catch (error) {
+      if (clean !== undefined) await tidy(run, clean, call);
       const again =
         error instanceof FleetError && (error.code === "execd_unreachable" || error.code === "execd_unauthorized");
       if (!again) throw error;
@@ -101,6 +97,36 @@ async function callExecd(run: Run<"exec">, live: LiveOutput): Promise<ExecOutcom
       else token = (await secrets.get(run.sandbox.id)).execToken ?? token;
     }
   }
+}
+
+const DELIVERY_MS = 30_000;
+type DaemonCall = Pick<ExecCall, "address" | "token" | "guard">;
+
+/** What does not fit into the command's own text. Whatever goes wrong here, the command has not begun. */
+async function sendBefore(run: Run, scripts: readonly string[], call: DaemonCall & { signal: AbortSignal }) {
+  for (const script of scripts) {
+    const outcome = await run.context.execd
+      .exec({ ...call, script, timeoutMs: DELIVERY_MS, keepBytes: 1_024 })
+      .catch((error: unknown) => {
+        if (!(error instanceof FleetError) || error.code !== "exec_interrupted") throw error;
+        throw new FleetError("execd_unreachable", "the connection broke before the command was sent", { cause: error });
+      });
+    if (outcome.exitCode === 0) continue;
+    throw new FleetError(
+      "input_refused",
+      "the sandbox could not keep the command's input; is its memory or disk full?",
+      {
+        facts: { sandbox: run.sandbox.id, exitCode: outcome.exitCode },
+      },
+    );
+  }
+}
+
+/** As far as it goes; files that stay are root's alone, and the next try replaces them. */
+async function tidy(run: Run, script: string, { address, token }: DaemonCall): Promise<void> {
+  const signal = AbortSignal.timeout(3_000);
+  const call = { address, token, script, timeoutMs: 3_000, keepBytes: 0, signal };
+  await run.context.execd.exec(call).catch(() => {});
 }
 
 /** Causes that lie in the way to execd, not in it: none, no address, or nothing that takes a connection there. */
@@ -117,20 +143,20 @@ const NO_WAY_OVER_SSH: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
 ]);
 
 /** `pct exec` on the node, where execd can't be reached and SSH is set up; else throws `cause`. */
-async function callOverSsh(run: Run<"exec">, live: LiveOutput, cause: unknown): Promise<ExecOutcome> {
-  const { shell, secrets } = run.context;
+async function callOverSsh(run: Run<"exec">, asked: Asked, cause: unknown): Promise<ExecOutcome> {
+  const { shell } = run.context;
   if (shell === null || !(cause instanceof FleetError) || !NO_WAY_TO_EXECD.has(cause.code)) throw cause;
   const { place } = await ownContainer(run); // the number alone could be another's by now
-  const [owner, own] = await Promise.all([secrets.get(run.sandbox.id), secrets.get(run.id)]);
-  const { command, cwd, timeoutMs, idempotent } = run.input;
-  const script = toScript(command, { env: { ...owner.env, ...own.env }, cwd });
+  const { command, timeoutMs, outputLimitBytes: keepBytes, idempotent } = run.input;
+  const { stdin = Buffer.alloc(0), hear } = asked;
+  const script = toScriptAs(command, asked.place, asked.as);
   run.log.info({ code: cause.code, node: place.node }, "execd can't be reached; running the command over SSH");
   if (!idempotent) await run.begin("sent");
   try {
     const { code, stdout, stderr, stdoutBytes, stderrBytes, truncated } = await shell.run(
       place.node,
       { verb: "exec", vmid: place.vmid, script, timeoutMs },
-      { signal: run.signal, guard: run.check, keepBytes: EXEC_OUTPUT_LIMIT, onOutput: live.add },
+      { signal: run.signal, guard: run.check, stdin, keepBytes, onOutput: hear },
     );
     return { exitCode: code ?? KILLED, stdout, stderr, stdoutBytes, stderrBytes, truncated };
   } catch (error) {

@@ -1,5 +1,8 @@
 /** Commands in sandboxes: what comes back, what can go wrong, and what is never run twice. */
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { userInfo } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { OutputChunk } from "../../../producers/index.ts";
@@ -49,6 +52,80 @@ test("runs in the folder and with the environment asked for, over the sandbox's 
   const { stdout } = await exec('echo "$PWD $FROM $BOTH $OWN"', { cwd: "/tmp", env: { BOTH: "exec", OWN: "a'b\"$c" } });
   expect(stdout).toBe("/tmp provision exec a'b\"$c\n");
   expect((await exec("true", { cwd: "/no/such/folder" })).exitCode).toBe(1);
+});
+
+describe("input", () => {
+  const bytes = (count: number) => Buffer.from(Array.from({ length: count }, (_, index) => index % 256));
+  const md5 = (data: Buffer) => createHash("md5").update(data).digest("hex");
+
+  test.each([
+    ["in the text", 70_000],
+    ["through a file", 1_048_576],
+  ])("of any bytes, %s", async (_, count) => {
+    const stdin = bytes(count);
+    const { stdout } = await exec("head -c 3 | od -An -tu1; md5sum; cat", { stdin });
+    expect(stdout).toBe(`   0   1   2\n${md5(stdin.subarray(3))}  -\n`);
+    expect(readdirSync("/dev/shm").filter((name) => name.startsWith(".fleet-op_"))).toEqual([]);
+  });
+
+  test("text; none at all; and a command that does not read it", async () => {
+    expect(await exec("cat", { stdin: "grüße\n" })).toMatchObject({ stdout: "grüße\n" });
+    expect(await exec("cat; echo end")).toMatchObject({ stdout: "end\n" });
+    expect(await exec("sleep 30 >/dev/null 2>&1 & exit 5", { stdin: bytes(80_000) })).toMatchObject({ exitCode: 5 });
+  });
+
+  test("a command that is longer than an argument may be", async () => {
+    expect(await exec(`: ${"\\".repeat(900_000)}; echo $0`)).toMatchObject({ exitCode: 0, stdout: "/bin/bash\n" });
+  });
+
+  test("more than 1 MiB is refused, and says what to do", async () => {
+    const error = await failure(exec("cat", { stdin: Buffer.alloc(1_048_577) }), "invalid_input");
+    expect(error.text).toContain("stdin: must have at most 1048576 bytes");
+  });
+});
+
+describe("another user", () => {
+  // Who may become nobody, if he is root; else himself.
+  const me = userInfo();
+  const user = me.uid === 0 ? "nobody" : me.username;
+
+  test("has the home and the name that are his, reads the input, and /dev/stdin is his, too", async () => {
+    const home = execFileSync("/bin/bash", ["-c", `echo ~${user}`], { encoding: "utf8" });
+    const command = 'id -un; echo "$HOME"; echo "$USER $FROM $OWN"; cat /dev/stdin; exit 4';
+    const result = await exec(command, { user, stdin: "read\n", env: { OWN: "own" }, cwd: "/tmp" });
+    expect(result).toMatchObject({ exitCode: 4, stdout: `${user}\n${home}${user} provision own\nread\n`, stderr: "" });
+    const long = await exec("id -un; wc -c", { user, stdin: Buffer.alloc(500_000) });
+    expect(long.stdout).toBe(`${user}\n500000\n`);
+  });
+
+  test("who does not exist is an error of its own, and nothing is run", async () => {
+    const handle = await bed.fleet.exec({
+      sandboxId: box.sandboxId,
+      command: "touch never",
+      user: "no-such",
+      outputLimitBytes: 0,
+    });
+    const error = await failure(handle.result({ timeoutMs: 20_000 }), "user_not_found");
+    expect(error.facts).toMatchObject({ user: "no-such" });
+    expect([await all(handle.output()), existsSync(join(rootOf(box.vmid), "never"))]).toEqual([[], false]);
+    await failure(exec("true", { user: "root; id" }), "invalid_input");
+  });
+
+  test("is killed with all he began", async () => {
+    const handle = await bed.fleet.exec({ sandboxId: box.sandboxId, command: "sleep 61 & echo $! $$; wait", user });
+    const first = await handle.output().next();
+    const pids = first.value && "text" in first.value ? first.value.text.trim().split(" ") : [];
+    expect(pids).toHaveLength(2);
+    await handle.cancel();
+    await failure(handle.result({ timeoutMs: 10_000 }), "canceled");
+    for (const pid of pids) await until(() => !existsSync(`/proc/${pid}/cwd`) || null, `the end of ${pid}`);
+  });
+});
+
+test("keeps as much of a stream as asked for, never half a character, and counts the rest", async () => {
+  const result = await exec("printf 'ä%.0s' {1..50}; echo; echo oops >&2", { outputLimitBytes: 11 });
+  expect(result).toMatchObject({ stdout: "ääääää".slice(0, 5), stdoutBytes: 101, stderr: "oops\n", truncated: true });
+  await failure(exec("true", { outputLimitBytes: 1_048_577 }), "invalid_input");
 });
 
 test("keeps 256 KiB of a stream and counts the rest", async () => {
@@ -152,10 +229,6 @@ describe("refused", () => {
     await run(bed.fleet, "destroy", { sandboxId });
   });
 
-  test("a command that execd finds too long", async () => {
-    await failure(exec(`: ${"\\".repeat(900_000)}`), "invalid_input");
-  });
-
   test("a token that execd does not take, after it was read once more", async () => {
     const { sandboxId } = await provisionOne(bed.fleet);
     await secrets().put(sandboxId, { execToken: "0".repeat(64) }, { expiresInSec: 600 });
@@ -214,17 +287,27 @@ test("a connection that breaks in the middle ends as exec_interrupted: it may ha
   await run(bed.fleet, "destroy", { sandboxId });
 });
 
-test("cancel kills the command", async () => {
-  const handle = await bed.fleet.exec({
-    sandboxId: box.sandboxId,
-    command: "echo $$ > pid; sleep 60; touch survived",
-  });
-  const pidFile = join(rootOf(box.vmid), "pid");
-  await until(() => existsSync(pidFile) && readFileSync(pidFile, "utf8").endsWith("\n"), "the command to begin");
-  expect(await handle.cancel()).toBe(true);
-  await failure(handle.result({ timeoutMs: 10_000 }), "canceled");
-  const pid = Number(readFileSync(pidFile, "utf8"));
-  await until(() => !existsSync(`/proc/${pid}/cwd`) || null, "the command to be gone");
-  expect(existsSync(join(rootOf(box.vmid), "survived"))).toBe(false);
-  expect(await handle.cancel()).toBe(false);
-});
+test.each(["is heard of", "is written down only, as when the wake-up is lost"])(
+  "a cancel that %s kills the command",
+  async (how) => {
+    const pidFile = join(rootOf(box.vmid), "pid");
+    const handle = await bed.fleet.exec({
+      sandboxId: box.sandboxId,
+      command: "rm -f pid; echo $$ > pid; sleep 60; touch survived",
+    });
+    await until(async () => (await handle.status()).step === "sent", "the command to be sent");
+    await until(() => existsSync(pidFile) && readFileSync(pidFile, "utf8").endsWith("\n"), "the command to begin");
+    const begun = performance.now();
+    if (how === "is heard of") expect(await handle.cancel()).toBe(true);
+    else {
+      const abort = JSON.stringify({ code: "canceled", message: "canceled by its producer", facts: {} });
+      await bed.redis.hset(bed.keys.operation(handle.id), "abort", abort);
+    }
+    await failure(handle.result({ timeoutMs: 10_000 }), "canceled");
+    expect(performance.now() - begun).toBeLessThan(2_000);
+    const pid = Number(readFileSync(pidFile, "utf8"));
+    await until(() => !existsSync(`/proc/${pid}/cwd`) || null, "the command to be gone");
+    expect(existsSync(join(rootOf(box.vmid), "survived"))).toBe(false);
+    expect(await handle.cancel()).toBe(false);
+  },
+);

@@ -30,11 +30,12 @@ const readers: Record<string, (redis: RedisConnection, key: string) => Promise<u
   stream: (redis, key) => redis.xrange(key, "-", "+"),
 };
 
-test("env reaches setup and exec; env, exec token and PVE token are in no key, log or request in clear", async () => {
+test("env and stdin reach setup and exec; both, exec token and PVE token are in no key, log or request in clear", async () => {
   const planted = {
     OF_SANDBOX: "planted-0f5a-sandbox",
     OF_EXEC: "planted-77c1-exec",
     OF_FAILED: "planted-e10b-failed",
+    OF_STDIN: "planted-5d30-stdin",
   };
   const provision = await bed.fleet.provision({
     template: "cmux-base",
@@ -44,8 +45,9 @@ test("env reaches setup and exec; env, exec token and PVE token are in no key, l
   const { sandboxId, vmid } = await provision.result({ timeoutMs: 20_000 });
   const long = await bed.fleet.exec({
     sandboxId,
-    command: 'printf %s "$OF_SANDBOX$OF_EXEC" | wc -c; until test -e go; do read -t 0.02 < <(:) || true; done',
+    command: 'printf %s "$OF_SANDBOX$OF_EXEC$(cat)" | wc -c; until test -e go; do read -t 0.02 < <(:) || true; done',
     env: { OF_EXEC: planted.OF_EXEC },
+    stdin: planted.OF_STDIN,
   });
   const failing = await bed.fleet.provision({
     template: "cmux-base",
@@ -55,6 +57,7 @@ test("env reaches setup and exec; env, exec token and PVE token are in no key, l
   await failure(failing.result({ timeoutMs: 20_000 }), "setup_failed");
   const secrets = {
     ...planted,
+    ofStdinInBase64: Buffer.from(planted.OF_STDIN).toString("base64"),
     execToken: containerOf(bed, vmid)?.tokenInForce ?? "",
     pveToken: bed.pve.token.split("=")[1] ?? "",
     secretKey: String(bed.env["FLEET_SECRET_KEY"]),
@@ -63,7 +66,7 @@ test("env reaches setup and exec; env, exec token and PVE token are in no key, l
   const during = await dump(bed.redis);
   await run(bed.fleet, "exec", { sandboxId, command: "touch go" });
   const { stdout } = await long.result({ timeoutMs: 20_000 });
-  expect(Number(stdout)).toBe(planted.OF_SANDBOX.length + planted.OF_EXEC.length);
+  expect(Number(stdout)).toBe([planted.OF_SANDBOX, planted.OF_EXEC, planted.OF_STDIN].join("").length);
   const after = await dump(bed.redis);
   await run(bed.fleet, "destroy", { sandboxId });
   const places = {

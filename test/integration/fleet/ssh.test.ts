@@ -1,4 +1,6 @@
 /** What only the nodes themselves can do, over real SSH: pause and resume, commands past execd, stale locks. */
+import { existsSync } from "node:fs";
+import { userInfo } from "node:os";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { NodeName, newOperationId, Vmid } from "../../../shared/ids.ts";
 import { createPveApi, type PveApi } from "../../../workers/pve/api.ts";
@@ -90,10 +92,27 @@ test("a command runs on the node where there is no way to execd", async () => {
   expect(await run(bed.fleet, "exec", { sandboxId, command: "sleep 60", timeoutMs: 300 })).toMatchObject({
     exitCode: 124,
   });
-  const handle = await bed.fleet.exec({ sandboxId, command: "sleep 60" });
-  await until(async () => (await handle.status()).step === "sent", "the command");
-  await handle.cancel();
+  const { username, uid } = userInfo();
+  const user = uid === 0 ? "nobody" : username;
+  expect(await run(bed.fleet, "exec", { sandboxId, command: "id -un; cat", user, stdin: "grüße" })).toMatchObject({
+    stdout: `${user}\ngrüße`,
+  });
+  await failure(run(bed.fleet, "exec", { sandboxId, command: "true", user: "no-such" }), "user_not_found");
+  // Bytes that a packet cut in two are one character all the same; and a cancel kills the whole group.
+  const handle = await bed.fleet.exec({
+    sandboxId,
+    command: "printf '\\xc3'; sleep 0.1; printf '\\xa4\\n'; sleep 60 & echo $! $$; wait",
+    user,
+  });
+  let heard = "";
+  for await (const chunk of handle.output()) {
+    if ("text" in chunk) heard += chunk.text;
+    if (heard.split("\n").length === 3) await handle.cancel();
+  }
   await failure(handle.result({ timeoutMs: 10_000 }), "canceled");
+  const [text, pids = ""] = heard.split("\n");
+  expect(text).toBe("ä");
+  for (const pid of pids.split(" ")) await until(() => !existsSync(`/proc/${pid}/cwd`) || null, `the end of ${pid}`);
   // Gone, or stopped, and the cause is told instead.
   bed.pve.faults.crash(vmid);
   await failure(run(bed.fleet, "exec", { sandboxId, command: "true" }), "not_running");

@@ -1,5 +1,6 @@
 import { spawn } from "node:child_process";
 import { StringDecoder } from "node:string_decoder";
+import { setImmediate as nextTurn } from "node:timers/promises";
 
 export type ExecEvent =
   | { type: "stdout" | "stderr"; data: string }
@@ -89,7 +90,10 @@ export async function runCommand(
   const outcome = await exited;
   clearTimeout(timer);
   signal.removeEventListener("abort", kill);
-  if (!(outcome instanceof Error)) await within(closed, REST_MS);
+  if (!(outcome instanceof Error)) {
+    await within(closed, REST_MS);
+    await nextTurn(); // on a busy machine the timer comes before what is there to be read
+  }
   for (const flush of flushes) flush();
   child.stdout.destroy();
   child.stderr.destroy();
