@@ -2,6 +2,7 @@
 import type { TeamId } from "../shared/ids.ts";
 import { JOB_NAMES, type JobInput, type JobName } from "../shared/jobs/index.ts";
 import type { FleetEvent } from "../shared/state/events.ts";
+import { type Inventory, loadInventory } from "../shared/state/inventory.ts";
 import { EndWatch } from "./end-watch.ts";
 import {
   type ConsumeOptions,
@@ -11,6 +12,7 @@ import {
   type EventHandler,
 } from "./event-groups.ts";
 import { type AnyHandle, createHandle, type Handle, type HandleOf } from "./handle.ts";
+import { checkHealth, type Health } from "./health.ts";
 import { createNodes, type Nodes } from "./nodes.ts";
 import { checkOptions, type FleetOptions, toFleetOptions } from "./options.ts";
 import { createParts, type Parts } from "./parts.ts";
@@ -42,6 +44,10 @@ export interface Fleet extends JobMethods, AsyncDisposable {
   readonly sandboxes: Sandboxes;
   readonly nodes: Nodes;
   readonly quotas: TeamQuotas;
+  /** What workers last read of the cluster; null before any has. */
+  inventory(): Promise<Inventory | null>;
+  /** Whether work sent now would be done. Never throws. */
+  health(): Promise<Health>;
   /** Ends waits and iterators and closes the connections, at once; operations go on. */
   close(): Promise<void>;
 }
@@ -71,6 +77,8 @@ export function createFleet(options: FleetOptions): Fleet {
     sandboxes,
     nodes: createNodes(parts, sandboxes, async (sandboxId) => (await methods.destroy({ sandboxId })).result()),
     quotas: createTeamQuotas(parts),
+    inventory: () => parts.link.request((redis) => loadInventory(redis, parts.keys)),
+    health: () => checkHealth(parts),
     close,
     [Symbol.asyncDispose]: close,
   };

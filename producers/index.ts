@@ -5,12 +5,14 @@ export type { OperationId, SandboxId, ServiceName, SnapshotId, TeamId } from "..
 export type { JobInput, JobName, JobOutput } from "../shared/jobs/index.ts";
 export type { DeadEvent, GroupFacts } from "../shared/state/event-groups.ts";
 export type { FleetEvent, FleetEventType } from "../shared/state/events.ts";
+export type { Inventory } from "../shared/state/inventory.ts";
 export type { OperationStatus, SandboxRecord, SandboxState } from "../shared/state/records.ts";
 export { assertRepeatable } from "./assert-repeatable.ts";
 export type { Wait } from "./end-watch.ts";
 export type { ConsumeOptions, EventGroups, EventHandler } from "./event-groups.ts";
 export { createFleet, createFleetFromEnv, type Fleet, type JobMethods } from "./fleet.ts";
 export type { AnyHandle, ExecHandle, Handle, HandleOf } from "./handle.ts";
+export type { Health } from "./health.ts";
 export type { CordonOptions, DrainOptions, NodeRest, Nodes, NodeView, QueueCounts } from "./nodes.ts";
 export type { FleetOptions } from "./options.ts";
 export type { OutputChunk } from "./output.ts";

@@ -15,8 +15,11 @@ export interface SandboxFilter {
 }
 
 export interface Sandboxes {
-  /** A sandbox by its id, until some time after its end, or by its instance id while it lives. Throws `sandbox_not_found`. */
-  get(id: string): Promise<SandboxRecord>;
+  /**
+   * A sandbox by its id, until some time after its end; or while it lives by its instance id, or its VMID as a number.
+   * Throws `sandbox_not_found`.
+   */
+  get(id: string | number): Promise<SandboxRecord>;
   /** Sandboxes that have not ended, oldest first. */
   list(filter?: SandboxFilter): Promise<SandboxRecord[]>;
 }
@@ -28,8 +31,9 @@ export function createSandboxes(parts: Parts): Sandboxes {
   return {
     async get(id) {
       const record = await parts.link.request(async (redis) => {
-        const named = InstanceId.safeParse(id).success ? await redis.hget(parts.keys.instances, id) : id;
-        const known = SandboxId.safeParse(named);
+        const { vmids, instances } = parts.keys;
+        const index = typeof id === "number" ? vmids : InstanceId.safeParse(id).success ? instances : null;
+        const known = SandboxId.safeParse(index === null ? id : await redis.hget(index, String(id)));
         return known.success ? parts.store.loadSandbox(known.data) : null;
       });
       if (record === null || (parts.team !== undefined && record.team !== parts.team)) {

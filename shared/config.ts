@@ -149,7 +149,8 @@ const SharedEnv = z.object({
   FLEET_SECRET_KEY: SecretKeys.optional(),
 });
 
-const PatternText = z
+export const DEFAULT_URL_PATTERN = "{service}-{vmid}.{domain}";
+export const UrlPattern = z
   .string()
   .regex(
     /^([a-z0-9.-]|\{(service|port|vmid|id|domain)\})+$/,
@@ -160,7 +161,7 @@ const PatternText = z
   })
   .refine((text) => /\{vmid\}|\{id\}/.test(text), { error: "needs {vmid} or {id}, else two sandboxes share a host" });
 
-const Domain = z
+export const Domain = z
   .string()
   .regex(
     /^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}$|^localhost$/,
@@ -200,7 +201,7 @@ const WorkerEnv = SharedEnv.extend({
     .default("cmux-{vmid}"),
   PVE_ALLOW_PRIVILEGED: flag.default(false),
   PVE_PUBLIC_DOMAIN: Domain.optional(),
-  PVE_URL_PATTERN: PatternText.default("{service}-{vmid}.{domain}"),
+  PVE_URL_PATTERN: UrlPattern.default(DEFAULT_URL_PATTERN),
   SANDBOX_CIDRS: Cidrs.prefault("10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fd00::/8"),
   FLEET_NODE_SLOTS: integer(1, 64).default(4),
   FLEET_EXEC_SLOTS: integer(1, 4096).default(64),

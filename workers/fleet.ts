@@ -55,8 +55,10 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const execd = stack.use(createExecd());
   const shell = stack.use(createNodeShell(config, createAddressOf(pve)));
   const slots = createSlots(redis, keys);
+  const { PVE_PUBLIC_DOMAIN: publicDomain, PVE_URL_PATTERN: pattern } = config;
   const collector = createCollector(pve, {
     vmids: config.PVE_VMID_RANGE,
+    urls: { pattern, ...(publicDomain === undefined ? {} : { publicDomain }) },
     isCloning: async (node, vmid) => (await slots.taken([slotOf.replica(node, vmid)]))[0] !== 0,
   });
   const inventory = stack.use(createInventorySource(redis, keys, collector));

@@ -52,6 +52,8 @@ export type Replica = z.output<typeof Replica>;
 
 export const Inventory = z.object({
   at: z.number(),
+  /** What the worker that read it makes URLs from: PVE_PUBLIC_DOMAIN and PVE_URL_PATTERN. */
+  urls: z.object({ publicDomain: z.string().optional(), pattern: z.string() }).optional(),
   /** PVE's version, e.g. "8.4.1". */
   version: z.string(),
   nodes: z.array(NodeInventory),

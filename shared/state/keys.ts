@@ -15,6 +15,8 @@ export interface Keys {
   readonly inventory: string;
   /** Nodes whose running tasks hold their slots, each with the id of the Redis server that knows it. */
   readonly adopted: string;
+  /** When a worker last wrote (`at`), to which server. */
+  readonly pulse: string;
   /** Times from which on Redis may have lost writes. */
   readonly losses: string;
   /** An id that the first worker made up: the same for as long as Redis keeps its data. */
@@ -86,6 +88,7 @@ export function createKeys(prefix: string): Keys {
     instances: key("instances"),
     inventory: key("inventory"),
     adopted: key("adopted"),
+    pulse: key("pulse"),
     losses: key("losses"),
     origin: key("origin"),
     strays: key("strays"),

@@ -118,7 +118,7 @@ export function createStrays(redis: RedisConnection, keys: Keys, now: () => numb
       z.coerce
         .number()
         .optional()
-        .parse((await redis.hget(`${keys.prefix}:pulse`, "lostAt")) ?? undefined),
+        .parse((await redis.hget(keys.pulse, "lostAt")) ?? undefined),
     lease: async (vmid) => (await run(LEASE, vmid)) === 1,
     async forget(vmid) {
       await run(FORGET, vmid);

@@ -1,16 +1,10 @@
 /** The catalog of job kinds and its users hold together at compile time: tsc is run on variants of the real files. */
-import { execFile } from "node:child_process";
-import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { beforeAll, describe, expect, test } from "vitest";
 import { JOB_NAMES } from "../../shared/jobs/index.ts";
+import { compile, ROOT } from "./compile.ts";
 
-const ROOT = fileURLToPath(new URL("../..", import.meta.url));
-const TSC = join(ROOT, "node_modules", ".bin", "tsc");
-
-let folder: string;
 /** Errors by file name. */
 let errors: Map<string, string[]>;
 
@@ -32,34 +26,8 @@ beforeAll(async () => {
   files["swapped.ts"] = index.replace(handlers, handlers.replace("hide,", "hide: expose,"));
   files["unknown.ts"] = index.replace(handlers, `${handlers}, explode: hide `);
   for (const [name, lines] of Object.entries(CALLS)) files[`call-${name}.ts`] = toCall(lines);
-  folder = await mkdtemp(join(tmpdir(), "fleet-types-"));
-  await Promise.all(Object.entries(files).map(([name, text]) => writeFile(join(folder, name), text)));
-  const config = {
-    extends: join(ROOT, "tsconfig.json"),
-    // The variants lie outside and name the real files by their full paths.
-    compilerOptions: { rewriteRelativeImportExtensions: false, typeRoots: [join(ROOT, "node_modules", "@types")] },
-    include: [],
-    files: Object.keys(files),
-  };
-  await writeFile(join(folder, "package.json"), JSON.stringify({ type: "module" }));
-  await writeFile(join(folder, "tsconfig.json"), JSON.stringify(config));
-  errors = await compile(join(folder, "tsconfig.json"));
+  errors = await compile(files);
 }, 60_000);
-afterAll(() => rm(folder, { recursive: true, force: true }));
-
-/** tsc's errors, with their explanations, by the file that they are in. */
-async function compile(project: string): Promise<Map<string, string[]>> {
-  const output = await new Promise<string>((resolve) => {
-    execFile(TSC, ["--noEmit", "--pretty", "false", "-p", project], { cwd: folder }, (_, out) => resolve(out));
-  });
-  const found = new Map<string, string[]>();
-  let file = "";
-  for (const line of output.split("\n").filter(Boolean)) {
-    file = /^([^\s(][^(]*)\(\d+,\d+\): error/.exec(line)?.[1] ?? file;
-    found.set(file, [...(found.get(file) ?? []), line]);
-  }
-  return found;
-}
 
 const CALLS: Record<string, string> = {
   good: 'const done = await (await fleet.exec({ sandboxId, command: "true" })).result(); const code: number = done.exitCode;',

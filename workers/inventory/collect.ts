@@ -20,10 +20,12 @@ export interface CollectorOptions {
   vmids: { first: number; last: number };
   /** Whether the fleet itself clones from this template just now. */
   isCloning: (node: NodeName, vmid: Vmid) => Promise<boolean>;
+  /** For producers, who have no such settings of their own. */
+  urls: NonNullable<Inventory["urls"]>;
   now?: () => number;
 }
 
-export function createCollector(pve: PveApi, { vmids, isCloning, now = Date.now }: CollectorOptions): Collector {
+export function createCollector(pve: PveApi, { vmids, isCloning, urls, now = Date.now }: CollectorOptions): Collector {
   const configs = createCache<LxcConfig>(now);
   const searches = createCache<string>(now);
   const versions = createCache<string>(now);
@@ -55,7 +57,7 @@ export function createCollector(pve: PveApi, { vmids, isCloning, now = Date.now 
       const replicas = await Promise.all(
         guests.map((one) => replicaOf(one, { nodes, vmids, before, readConfig, isLocked })),
       );
-      return { at: now(), version, nodes, replicas: replicas.filter((one) => one !== null) };
+      return { at: now(), urls, version, nodes, replicas: replicas.filter((one) => one !== null) };
     },
   };
 }

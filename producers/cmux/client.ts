@@ -1,0 +1,187 @@
+/** The client that the cmux backend codes against, on the fleet. It needs Redis alone: no credentials of PVE. */
+import { DEFAULT_URL_PATTERN } from "../../shared/config.ts";
+import { FleetError } from "../../shared/errors.ts";
+import type { SandboxId } from "../../shared/ids.ts";
+import { isGone, isProvisional, type SandboxRecord } from "../../shared/state/records.ts";
+import type { UrlSettings } from "../../shared/urls.ts";
+import { createFleet, type Fleet } from "../fleet.ts";
+import type { Health } from "../health.ts";
+import { type FleetOptions, toFleetOptions } from "../options.ts";
+import { findSandbox, get, type InstanceQuery } from "./find.ts";
+import { CmuxInstance, type ExecResult, execIn, type InstanceContext } from "./instance.ts";
+import { checkUrlSettings, SERVICES, toHostId, toPublicUrl } from "./services.ts";
+import { resolveTemplate, type Snapshots } from "./snapshots.ts";
+
+export interface CmuxClientOptions extends Partial<FleetOptions> {
+  /** Where snapshot ids such as `snapshot_3c251d7c` are looked up: cmux's manifest, the path of its file, or a function. */
+  snapshots?: Snapshots | undefined;
+  /** Today's client's name for `snapshots`. */
+  snapshotResolver?: Snapshots | undefined;
+  /** Longest wait for an operation in ms, a day when absent; after it `timeout` is thrown, and the operation goes on. */
+  waitMs?: number | undefined;
+  /** For `getPublicServiceUrl`; PVE_PUBLIC_DOMAIN and PVE_URL_PATTERN when absent, else as the workers are set. */
+  publicDomain?: string | undefined;
+  urlPattern?: string | undefined;
+  /** In place of `process.env`, which is read here for what is not given; of the fleet's own only where `redis` is not. */
+  env?: Readonly<Record<string, string | undefined>> | undefined;
+}
+
+export interface StartOptions {
+  /** An id of the manifest or of the fleet, or a template's name. */
+  snapshotId?: string | undefined;
+  /** Goes over `snapshotId`. */
+  templateVmid?: number | undefined;
+  /** Its host name, and what it is found by again, from any process. The same id and options give the same instance. */
+  instanceId?: string | undefined;
+  ttlSeconds?: number | undefined;
+  /** What happens when the time is up: `stop` when absent. A pause is a stop where nothing can be frozen. */
+  ttlAction?: "pause" | "stop" | undefined;
+  metadata?: Readonly<Record<string, string | undefined>> | undefined;
+  /** Whom it counts for; the client's team when absent. */
+  team?: string | undefined;
+}
+
+export interface Instances {
+  /** A new instance, once its services answer. Throws why it could not be made; then nothing of it is left. */
+  start(options: StartOptions): Promise<CmuxInstance>;
+  /** One that lives; of one that is being made, once it is. Throws `sandbox_not_found`, `sandbox_gone`. */
+  get(query: InstanceQuery): Promise<CmuxInstance>;
+  /** Those that have a container, oldest first; with all of `metadata`, if given. */
+  list(filter?: { metadata?: Readonly<Record<string, string>> | undefined }): Promise<CmuxInstance[]>;
+}
+
+export interface CmuxClient extends AsyncDisposable {
+  readonly instances: Instances;
+  execInContainer(
+    vmid: number,
+    command: string,
+    options?: { timeoutMs?: number | undefined; instanceId?: string | undefined; hostname?: string | undefined },
+  ): Promise<ExecResult>;
+  /**
+   * The public URL of a port of an instance, exposed or not; null where there is no public domain. Where neither options
+   * nor environment name the domain it is known after the first call that asks Redis, `healthCheck` among them.
+   */
+  getPublicServiceUrl(port: number, hostId: string): string | null;
+  /** Whether Redis, workers and PVE are there. Never throws. */
+  healthCheck(): Promise<Health>;
+  /** At once; nothing keeps the process alive after it, and operations go on. */
+  close(): Promise<void>;
+}
+
+/**
+ * A client of the fleet behind REDIS_URL, or `options.redis`. Connects on first use, so it may be made anywhere.
+ * Throws `not_configured`.
+ */
+export function createCmuxClient(options: CmuxClientOptions = {}): CmuxClient {
+  const { env = process.env, waitMs, snapshots = options.snapshotResolver } = options;
+  const fleet = createFleet(toOptions(options, env));
+  const own = checkUrlSettings({
+    publicDomain: options.publicDomain ?? (env["PVE_PUBLIC_DOMAIN"] || undefined),
+    pattern: options.urlPattern ?? (env["PVE_URL_PATTERN"] || undefined),
+  });
+  let published: UrlSettings | undefined;
+  const readInventory = async () => {
+    const inventory = await fleet.inventory();
+    published = inventory?.urls ? { publicDomain: undefined, ...inventory.urls } : published;
+    return inventory;
+  };
+  const load = async (id: SandboxId, as?: string) => {
+    const [record, inventory] = await Promise.all([fleet.sandboxes.get(id), readInventory()]);
+    return new CmuxInstance(context, record, { inventory, ...(as === undefined ? {} : { id: as }) });
+  };
+  const context: InstanceContext = {
+    fleet,
+    done: async (asked) => (await asked).result({ timeoutMs: waitMs }),
+    load: (id) => load(id),
+  };
+  return {
+    instances: {
+      start: async (start) => startInstance(context, start, await resolveTemplate(start, snapshots)),
+      async get(query) {
+        const record = await findSandbox(fleet, query);
+        await untilMade(context, record);
+        return load(record.id, query.instanceId);
+      },
+      async list(filter = {}) {
+        const [records, inventory] = await Promise.all([fleet.sandboxes.list(filter), readInventory()]);
+        const made = records.filter(({ vmid }) => vmid !== undefined);
+        return made.map((record) => new CmuxInstance(context, record, { inventory }));
+      },
+    },
+    async execInContainer(vmid, command, { timeoutMs, instanceId } = {}) {
+      const record = await findByVmid(fleet, vmid, instanceId);
+      return execIn(context, record.id, command, timeoutMs);
+    },
+    getPublicServiceUrl(port, hostId) {
+      const publicDomain = own.publicDomain ?? published?.publicDomain;
+      return toPublicUrl(port, hostId, {
+        publicDomain,
+        pattern: own.pattern ?? published?.pattern ?? DEFAULT_URL_PATTERN,
+      });
+    },
+    async healthCheck() {
+      const health = await fleet.health();
+      if (health.redis.ok) await readInventory().catch(() => null); // told by the next one
+      return health;
+    },
+    close: fleet.close,
+    [Symbol.asyncDispose]: fleet.close,
+  };
+}
+
+function toOptions(options: CmuxClientOptions, env: Readonly<Record<string, string | undefined>>): FleetOptions {
+  const { redis, prefix, team, secretKey, requestTimeoutMs } = options;
+  if (redis !== undefined) return { redis, prefix, team, secretKey, requestTimeoutMs };
+  const known = toFleetOptions(env);
+  return {
+    ...known,
+    prefix: prefix ?? known.prefix,
+    team: team ?? known.team,
+    secretKey: secretKey ?? known.secretKey,
+    requestTimeoutMs,
+  };
+}
+
+async function startInstance(
+  context: InstanceContext,
+  { instanceId, ttlSeconds, ttlAction = "stop", metadata = {}, team }: StartOptions,
+  template: number | string,
+): Promise<CmuxInstance> {
+  const { fleet } = context;
+  const handle = await fleet.provision({
+    template,
+    services: [...SERVICES],
+    // Entries of `undefined` are what today's callers pass for what they do not know.
+    metadata: Object.fromEntries(
+      Object.entries(metadata).flatMap(([key, value]) => (value === undefined ? [] : [[key, value]])),
+    ),
+    ttlAction,
+    ...(instanceId === undefined ? {} : { instanceId: toHostId(instanceId) }),
+    ...(ttlSeconds === undefined ? {} : { ttlSeconds }),
+    ...(team === undefined ? {} : { team }),
+  });
+  await made(context, Promise.resolve(handle));
+  return context.load(handle.sandboxId);
+}
+
+/** Waits for one that is still being made. Throws why it was not. */
+async function untilMade(context: InstanceContext, { state, operation }: SandboxRecord): Promise<void> {
+  if (isProvisional(state)) await made(context, context.fleet.operation(operation));
+}
+
+/** The record of the operation that made an instance may be gone long before the instance. */
+async function made({ done }: InstanceContext, asked: Parameters<InstanceContext["done"]>[0]): Promise<void> {
+  await done(asked).catch((error: unknown) => {
+    if (!(error instanceof FleetError) || error.code !== "operation_unknown") throw error;
+  });
+}
+
+/** `instanceId`: whose container it is to be, since VMIDs are used again. */
+async function findByVmid(fleet: Fleet, vmid: number, instanceId: string | undefined): Promise<SandboxRecord> {
+  const record = await get(fleet, vmid);
+  const names = [record?.id, record?.instanceId, record?.hostname];
+  const isOther = instanceId !== undefined && !names.includes(instanceId) && !names.includes(toHostId(instanceId));
+  if (record && !isGone(record.state) && !isOther) return record;
+  const whose = instanceId === undefined ? "" : ` of instance ${instanceId}`;
+  throw new FleetError("sandbox_not_found", `there is no container ${vmid}${whose}`, { facts: { vmid } });
+}

@@ -1,0 +1,195 @@
+/** What a caller holds of a workspace. All of it is in the registry: any process may get the same instance at any time. */
+import { FleetError } from "../../shared/errors.ts";
+import type { SandboxId } from "../../shared/ids.ts";
+import type { JobInput } from "../../shared/jobs/index.ts";
+import type { Inventory } from "../../shared/state/inventory.ts";
+import type { SandboxRecord, SandboxState } from "../../shared/state/records.ts";
+import type { Wait } from "../end-watch.ts";
+import type { Fleet } from "../fleet.ts";
+
+export type InstanceStatus = "running" | "stopped" | "paused" | "unknown";
+
+export interface HttpService {
+  name: string;
+  port: number;
+  url: string;
+}
+
+export interface Networking {
+  httpServices: HttpService[];
+  hostname?: string;
+  /** Where its node has a DNS search domain. */
+  fqdn?: string;
+}
+
+export interface ExecResult {
+  /** 124 after a timeout. */
+  exit_code: number;
+  /** Up to 256 KiB each, without the white space at the end. */
+  stdout: string;
+  stderr: string;
+}
+
+/** How a pause ended: `stopped` where the fleet can't freeze (no SSH to the nodes), and the memory is lost. */
+export interface PauseOutcome {
+  status: "paused" | "stopped";
+  memoryKept: boolean;
+}
+
+/** For callers who know these methods as `Promise<void>`, and those who want to know more. */
+// biome-ignore lint/suspicious/noConfusingVoidType: only void itself is assignable to a caller's `Promise<void>`
+type VoidAnd<T> = void & Readonly<T>;
+
+export interface InstanceSnapshot {
+  /** For `start({ snapshotId })`. */
+  id: string;
+  instanceId: string;
+}
+
+/** What instances need of their client. */
+export interface InstanceContext {
+  readonly fleet: Fleet;
+  /** The result of an operation that is asked for, within the client's patience. */
+  done<R>(asked: Promise<{ result(options: Wait): Promise<R> }>): Promise<R>;
+  /** As the registry has it now. Throws `sandbox_not_found`. */
+  load(id: SandboxId): Promise<CmuxInstance>;
+}
+
+export class CmuxInstance {
+  readonly id: string;
+  readonly vmid: number;
+  /** The fleet's own id of it. */
+  readonly sandboxId: SandboxId;
+  /** These three are as they were when last read: by the client, by a method that changes them, or by `refresh`. */
+  status: InstanceStatus;
+  metadata: Record<string, string>;
+  networking: Networking;
+  readonly #context: InstanceContext;
+
+  /** `id`: what its caller knows it by, where the registry does not. */
+  constructor(
+    context: InstanceContext,
+    record: SandboxRecord,
+    { inventory, id }: { inventory: Inventory | null; id?: string },
+  ) {
+    if (record.vmid === undefined) {
+      throw new FleetError("not_ready", `sandbox ${record.id} has no container yet`, { facts: { sandbox: record.id } });
+    }
+    this.#context = context;
+    this.id = record.instanceId ?? id ?? record.id;
+    this.vmid = record.vmid;
+    this.sandboxId = record.id;
+    this.status = toStatus(record.state);
+    this.metadata = record.metadata;
+    this.networking = toNetworking(record, inventory);
+  }
+
+  /** Runs in `/bin/bash -c`. A command that fails is a result; throws where it could not be run. */
+  async exec(command: string, { timeoutMs }: { timeoutMs?: number | undefined } = {}): Promise<ExecResult> {
+    return execIn(this.#context, this.sandboxId, command, timeoutMs);
+  }
+
+  /** Also resumes one that is paused. */
+  async start(): Promise<void> {
+    await this.#power({ action: "start" });
+  }
+
+  /** Hard and at once. */
+  async stop(): Promise<void> {
+    await this.#power({ action: "stop" });
+  }
+
+  /** Asks the guest, and stops it hard after a minute. */
+  async shutdown(): Promise<void> {
+    await this.#power({ action: "shutdown", graceSec: 60 });
+  }
+
+  /** Freezes it with its memory, or stops it where that can't be done: see the outcome, and `status`. */
+  async pause(): Promise<VoidAnd<PauseOutcome>> {
+    const state = await this.#power({ action: "pause", allowStop: true });
+    const outcome: PauseOutcome = { status: state === "paused" ? state : "stopped", memoryKept: state === "paused" };
+    return outcome as unknown as VoidAnd<PauseOutcome>; // no value is both; callers see either
+  }
+
+  /** Lets a paused one go on, and starts one that a pause stopped. */
+  async resume(): Promise<void> {
+    await this.#power({ action: "resume", allowStop: true });
+  }
+
+  /** Destroys it and everything of it, whatever it is doing. */
+  async delete(): Promise<void> {
+    const { fleet, done } = this.#context;
+    await done(fleet.destroy({ sandboxId: this.sandboxId }));
+    this.status = "unknown";
+    this.networking = { ...this.networking, httpServices: [] };
+  }
+
+  async exposeHttpService(name: string, port: number): Promise<VoidAnd<HttpService>> {
+    const { fleet, done } = this.#context;
+    const { url } = await done(fleet.expose({ sandboxId: this.sandboxId, name, port }));
+    await this.refresh();
+    const service: HttpService = { name, port, url };
+    return service as unknown as VoidAnd<HttpService>; // as above
+  }
+
+  async hideHttpService(name: string): Promise<void> {
+    const { fleet, done } = this.#context;
+    await done(fleet.hide({ sandboxId: this.sandboxId, name }));
+    await this.refresh();
+  }
+
+  /** Whether requests wake it when it is paused or stopped. Throws `unsupported` where SSH is to wake it. */
+  async setWakeOn(http: boolean, ssh: boolean): Promise<void> {
+    if (ssh) {
+      throw new FleetError("unsupported", "nothing listens for SSH in a sandbox's place; only HTTP can wake it", {
+        facts: { sandbox: this.sandboxId },
+      });
+    }
+    const { fleet, done } = this.#context;
+    await done(fleet.update({ sandboxId: this.sandboxId, wakeOnHttp: http }));
+  }
+
+  /** Its disk as it is now; goes with the instance. */
+  async snapshot(): Promise<InstanceSnapshot> {
+    const { fleet, done } = this.#context;
+    const { snapshotId } = await done(fleet.snapshot({ sandboxId: this.sandboxId }));
+    return { id: snapshotId, instanceId: this.id };
+  }
+
+  /** Reads status, metadata and services anew. Throws `sandbox_not_found`. */
+  async refresh(): Promise<void> {
+    const { status, metadata, networking } = await this.#context.load(this.sandboxId);
+    Object.assign(this, { status, metadata, networking });
+  }
+
+  async #power(how: Omit<JobInput<"power">, "sandboxId">): Promise<"running" | "stopped" | "paused"> {
+    const { fleet, done } = this.#context;
+    const { state } = await done(fleet.power({ sandboxId: this.sandboxId, ...how }));
+    await this.refresh();
+    return state;
+  }
+}
+
+export async function execIn(
+  { fleet }: InstanceContext,
+  sandboxId: SandboxId,
+  command: string,
+  timeoutMs: number | undefined,
+): Promise<ExecResult> {
+  const handle = await fleet.exec({ sandboxId, command, ...(timeoutMs === undefined ? {} : { timeoutMs }) });
+  const { exitCode, stdout, stderr } = await handle.result();
+  return { exit_code: exitCode, stdout: stdout.trimEnd(), stderr: stderr.trimEnd() };
+}
+
+function toStatus(state: SandboxState): InstanceStatus {
+  return state === "running" || state === "stopped" || state === "paused" ? state : "unknown";
+}
+
+function toNetworking({ services, hostname, node }: SandboxRecord, inventory: Inventory | null): Networking {
+  const search = inventory?.nodes.find(({ name }) => name === node)?.dnsSearch;
+  return {
+    httpServices: services.map(({ name, port, url }) => ({ name, port, url })),
+    ...(hostname === undefined ? {} : { hostname }),
+    ...(hostname === undefined || !search ? {} : { fqdn: `${hostname}.${search}` }),
+  };
+}

@@ -1,0 +1,48 @@
+/** The services of a cmux workspace, and the public URLs that their ports have. */
+import { z } from "zod";
+import { Domain, UrlPattern } from "../../shared/config.ts";
+import { FleetError } from "../../shared/errors.ts";
+import { fillPattern, hostLabel } from "../../shared/urls.ts";
+
+export const SERVICES = [
+  { name: "vscode", port: 39_378 },
+  { name: "worker", port: 39_376 },
+  { name: "vnc", port: 39_380 },
+  { name: "xterm", port: 39_383 },
+] as const;
+
+const Settings = z.object({ publicDomain: Domain.optional(), pattern: UrlPattern.optional() });
+
+const NAMES: Record<string, string> = { publicDomain: "PVE_PUBLIC_DOMAIN", pattern: "PVE_URL_PATTERN" };
+
+/** Throws `not_configured` that names what is wrong. */
+export function checkUrlSettings(
+  raw: Record<"publicDomain" | "pattern", string | undefined>,
+): z.output<typeof Settings> {
+  const parsed = Settings.safeParse(raw);
+  if (parsed.success) return parsed.data;
+  const problems = parsed.error.issues.map(({ path, message }) => ({ name: NAMES[String(path[0])] ?? "", message }));
+  const text = problems.map(({ name, message }) => `${name} ${message}`).join("; ");
+  throw new FleetError("not_configured", text, { facts: { variables: problems.map(({ name }) => name) } });
+}
+
+/**
+ * The public URL of a port, as the workers make it; null where there is no public domain, or the pattern asks for what the
+ * port or the host id does not tell. Pure.
+ */
+export function toPublicUrl(
+  port: number,
+  hostId: string,
+  { publicDomain, pattern }: { publicDomain?: string | undefined; pattern: string },
+): string | null {
+  if (publicDomain === undefined) return null;
+  const service = SERVICES.find((one) => one.port === port);
+  const id = toHostId(hostId);
+  const vmid = /^(?:cmux-)?(\d+)$/.exec(id)?.[1];
+  if (pattern.includes("{service}") && service === undefined) return null;
+  if (pattern.includes("{vmid}") && vmid === undefined) return null;
+  return `https://${fillPattern(pattern, { name: service?.name ?? "", port }, { id, vmid: Number(vmid) }, publicDomain)}`;
+}
+
+/** An instance id as host names have it. */
+export const toHostId = (id: string): string => hostLabel(id.trim());
