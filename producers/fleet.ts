@@ -17,6 +17,7 @@ import { createNodes, type Nodes } from "./nodes.ts";
 import { checkOptions, type FleetOptions, toFleetOptions } from "./options.ts";
 import { createParts, type Parts } from "./parts.ts";
 import { createSandboxes, type Sandboxes } from "./sandboxes.ts";
+import type { ContentSource } from "./spool.ts";
 import { loadOperation } from "./status.ts";
 import { type SubmitOptions, submit } from "./submit.ts";
 import { createTeamQuotas, type TeamQuotas } from "./team-quotas.ts";
@@ -27,11 +28,16 @@ import { type EventOptions, watchEvents } from "./watch-events.ts";
  * Throws `invalid_input`, `idempotency_conflict`, `quota_exceeded`, `sandbox_not_found`, `sandbox_gone` or `redis_unavailable`.
  */
 export type JobMethods = {
-  readonly [N in JobName]: (input: JobInput<N>, options?: SubmitOptions) => Promise<HandleOf<N>>;
+  readonly [N in Exclude<JobName, "upload">]: (input: JobInput<N>, options?: SubmitOptions) => Promise<HandleOf<N>>;
 };
 
 export interface Fleet extends JobMethods, AsyncDisposable {
   readonly team: TeamId | undefined;
+  /**
+   * As the other methods, with the content beside the input: read to its end, at most 64 MiB, and kept sealed before the
+   * operation is asked for. Throws also `content_too_large`, `transfers_full`, `not_configured`, and what a stream throws.
+   */
+  upload(input: JobInput<"upload">, content: ContentSource, options?: SubmitOptions): Promise<Handle<"upload">>;
   /** A handle of an operation that this or another process began. Throws `operation_unknown`. */
   operation(id: string): Promise<AnyHandle>;
   events(options?: EventOptions): AsyncIterableIterator<FleetEvent>;
@@ -89,15 +95,25 @@ export function createFleetFromEnv(env: Readonly<Record<string, string | undefin
   return createFleet(toFleetOptions(env));
 }
 
-function createMethods(parts: Parts, watch: EndWatch): JobMethods {
-  const methodOf = <N extends JobName>(kind: N) => {
-    return async (input: JobInput<N>, options: SubmitOptions = {}): Promise<HandleOf<N>> => {
-      const { id, sandbox } = await submit(parts, kind, input, options);
-      return createHandle(parts, watch, { id, sandboxId: sandbox, kind });
-    };
+function createMethods(parts: Parts, watch: EndWatch): JobMethods & Pick<Fleet, "upload"> {
+  const begin = async <N extends JobName>(
+    kind: N,
+    input: JobInput<N>,
+    options: SubmitOptions = {},
+    content?: ContentSource,
+  ): Promise<HandleOf<N>> => {
+    const { id, sandbox } = await submit(parts, kind, input, options, content);
+    return createHandle(parts, watch, { id, sandboxId: sandbox, kind });
   };
-  // Object.fromEntries loses which kind has which method; the keys are the catalog's.
-  return Object.fromEntries(JOB_NAMES.map((kind) => [kind, methodOf(kind)])) as unknown as JobMethods;
+  const methodOf =
+    <N extends JobName>(kind: N) =>
+    (input: JobInput<N>, options?: SubmitOptions) =>
+      begin(kind, input, options);
+  return {
+    // Object.fromEntries loses which kind has which method; the keys are the catalog's.
+    ...(Object.fromEntries(JOB_NAMES.map((kind) => [kind, methodOf(kind)])) as unknown as JobMethods),
+    upload: (input, content, options) => begin("upload", input, options, content),
+  };
 }
 
 function toAnyHandle(

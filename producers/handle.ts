@@ -2,6 +2,7 @@
 import { FleetError, fromErrorRecord } from "../shared/errors.ts";
 import type { OperationId, SandboxId } from "../shared/ids.ts";
 import { type JobName, type JobOutput, jobs } from "../shared/jobs/index.ts";
+import { type Content, createContent } from "./content.ts";
 import { type EndedOperation, type EndWatch, toUnknown, type Wait } from "./end-watch.ts";
 import { type OutputChunk, watchOutput } from "./output.ts";
 import type { Parts } from "./parts.ts";
@@ -33,9 +34,22 @@ export interface Watchable {
   output(options?: Wait): AsyncIterableIterator<OutputChunk>;
 }
 
+/** What fetches something. */
+export interface Fetching {
+  /**
+   * What was fetched, once it is. It may be asked for late and from another process, for as long as the operation's
+   * record is kept, within a bound (512 MiB of all transfers; the oldest go first), and for 5 minutes after it was read
+   * to its end. Reading throws as `result` does, then `content_gone`, `content_damaged` or `not_configured` (it needs
+   * `secretKey`).
+   */
+  content(options?: Wait): Content;
+}
+
 /** What a kind's operations are held by. */
-export type HandleOf<N extends JobName> = Handle<N> & (N extends "exec" ? Watchable : unknown);
+export type HandleOf<N extends JobName> = Handle<N> &
+  (N extends "exec" ? Watchable : N extends "download" ? Fetching : unknown);
 export type ExecHandle = HandleOf<"exec">;
+export type DownloadHandle = HandleOf<"download">;
 
 /** A handle of any kind; `kind` tells which result it has. */
 export type AnyHandle = { [N in JobName]: HandleOf<N> }[JobName];
@@ -59,7 +73,10 @@ export function createHandle<N extends JobName>(
     },
   };
   const output = (options: Wait = {}) => watchOutput(parts, watch, id, options);
-  return (kind === "exec" ? { ...base, output } : base) as HandleOf<N>; // tsc does not narrow N by kind
+  const content = (options: Wait = {}) =>
+    createContent(parts, id, { ended: () => base.result(options), signal: options.signal });
+  const more = kind === "exec" ? { output } : kind === "download" ? { content } : {};
+  return { ...base, ...more } as unknown as HandleOf<N>; // tsc does not narrow N by kind
 }
 
 function toResult<N extends JobName>(kind: N, ended: EndedOperation): JobOutput<N> {

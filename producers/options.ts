@@ -12,7 +12,7 @@ export interface FleetOptions {
   prefix?: string | undefined;
   /** Whom operations count for. With a team, other teams' sandboxes and operations are out of reach. */
   team?: string | undefined;
-  /** Seals env and stdin: as FLEET_SECRET_KEY, or the 32-byte keys themselves. Needed only where one of them is given. */
+  /** Seals env, stdin and files: as FLEET_SECRET_KEY, or the 32-byte keys themselves. Needed only where there are some. */
   secretKey?: string | readonly Buffer[] | undefined;
   /** Longest wait for Redis to answer one request, in ms (15,000); waiting for results is not bounded by it. */
   requestTimeoutMs?: number | undefined;

@@ -2,6 +2,7 @@
 import type { TeamId } from "../shared/ids.ts";
 import { createQueues, type Queues } from "../shared/queues.ts";
 import { Channels } from "../shared/redis/channels.ts";
+import { type ContentStore, createContentStore } from "../shared/state/contents.ts";
 import { createKeys, type Keys } from "../shared/state/keys.ts";
 import { createNodeStateStore, type NodeStateStore } from "../shared/state/nodes.ts";
 import { createOperationStore, type OperationStore } from "../shared/state/operations.ts";
@@ -20,6 +21,7 @@ export interface Parts {
   readonly now: () => number;
   readonly store: OperationStore;
   readonly secrets: SecretStore;
+  readonly contents: ContentStore;
   readonly queues: Queues;
   readonly slots: Slots;
   readonly nodeStates: NodeStateStore;
@@ -53,6 +55,7 @@ export function createParts(options: CheckedOptions): Parts {
     channels,
     team: options.team,
     now: Date.now,
+    contents: createContentStore(keys, options.keyring),
     get store() {
       return open().store;
     },

@@ -8,6 +8,7 @@ import { loadInventory } from "../shared/state/inventory.ts";
 import type { Accepted, AcceptRequest } from "../shared/state/operations.ts";
 import type { Parts } from "./parts.ts";
 import { splitSecrets } from "./split-secrets.ts";
+import { assertSandbox, type ContentSource, spool } from "./spool.ts";
 
 export interface SubmitOptions {
   /** The same key with the same input gives the operation that exists; with other input `idempotency_conflict`. */
@@ -34,6 +35,7 @@ export async function submit<N extends JobName>(
   kind: N,
   raw: unknown,
   options: SubmitOptions,
+  content?: ContentSource,
 ): Promise<Accepted> {
   const input: Record<string, unknown> = parseInput(kind, raw);
   const idempotencyKey = checkIdempotencyKey(options.idempotencyKey);
@@ -44,25 +46,38 @@ export async function submit<N extends JobName>(
   if (secrets) {
     await parts.link.request(() => parts.secrets.put(request.id, secrets, { expiresInSec: UNCLAIMED_SECRET_SEC }));
   }
-  const accepted = await accept(parts, { ...request, idempotencyKey, onQuota }, secrets !== undefined);
+  const asked = { ...request, idempotencyKey, onQuota };
+  const forget = async () => {
+    if (secrets) await parts.link.request(() => parts.secrets.remove(request.id));
+  };
+  const accepted = await (kind === "upload" ? acceptUpload(parts, asked, content) : accept(parts, asked, forget));
   if (!accepted.existing && !accepted.parked) await addJob(parts, kind, accepted);
   return accepted;
 }
 
-async function accept(parts: Parts, request: AcceptRequest, sealed: boolean): Promise<Accepted> {
-  const forget = async () => {
-    // Should this fail, they still expire.
-    if (sealed) await parts.link.request(() => parts.secrets.remove(request.id)).catch(() => {});
-  };
+/** `forget`: removes what was kept for a request that comes to nothing. Should it fail, that still expires. */
+async function accept(parts: Parts, request: AcceptRequest, forget: () => Promise<void>): Promise<Accepted> {
   try {
     const accepted = await parts.link.request(() => parts.store.accept(request));
-    if (accepted.existing) await forget();
+    if (accepted.existing) await forget().catch(() => {});
     return accepted;
   } catch (error) {
     // After a lost reply the operation may exist, and needs its secrets; only a refusal is certain.
-    if (error instanceof FleetError && error.policy === "never") await forget();
+    if (error instanceof FleetError && error.policy === "never") await forget().catch(() => {});
     throw error;
   }
+}
+
+/** What the content was tells requests apart, as a secret does: a plain hash of a short one would give it away. */
+async function acceptUpload(parts: Parts, request: AcceptRequest, content: ContentSource | undefined) {
+  const { id, sandbox } = request;
+  const forget = () => parts.contents.remove(id, parts.link.request);
+  await assertSandbox(parts, sandbox);
+  const digest = await spool(parts, id, content).catch(async (error: unknown) => {
+    await forget().catch(() => {});
+    throw error;
+  });
+  return accept(parts, { ...request, secrets: digest }, forget);
 }
 
 /** A failure here is no failure of the request: the workers' sweeper adds the job of an accepted operation that has none. */

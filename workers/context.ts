@@ -4,6 +4,7 @@ import type { WorkerConfig } from "../shared/config.ts";
 import type { FleetError } from "../shared/errors.ts";
 import type { Queues } from "../shared/queues.ts";
 import type { RedisConnection } from "../shared/redis/connect.ts";
+import type { ContentStore } from "../shared/state/contents.ts";
 import type { Inventory } from "../shared/state/inventory.ts";
 import type { Keys } from "../shared/state/keys.ts";
 import type { OperationStore } from "../shared/state/operations.ts";
@@ -29,6 +30,7 @@ export interface WorkerContext {
   /** As `strays` told it at the start. */
   readonly origin: string;
   readonly secrets: SecretStore;
+  readonly contents: ContentStore;
   readonly queues: Queues;
   readonly wake: Wake;
   readonly pve: PveApi;

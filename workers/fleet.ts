@@ -7,6 +7,7 @@ import { FleetError, isAboutAccess, toFleetError } from "../shared/errors.ts";
 import { NodeName, OperationId } from "../shared/ids.ts";
 import { createQueues, execQueue, nodeQueue, PLACE } from "../shared/queues.ts";
 import { closeRedis, connectRedis } from "../shared/redis/connect.ts";
+import { createContentStore } from "../shared/state/contents.ts";
 import type { Inventory } from "../shared/state/inventory.ts";
 import { createKeys } from "../shared/state/keys.ts";
 import { createNodeStateStore } from "../shared/state/nodes.ts";
@@ -75,6 +76,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     strays,
     origin: await strays.origin(),
     secrets: createSecretStore(redis, keys, config.FLEET_SECRET_KEY),
+    contents: createContentStore(keys, config.FLEET_SECRET_KEY),
     queues,
     wake,
     pve,

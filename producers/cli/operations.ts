@@ -32,7 +32,7 @@ export class Operations {
     return this.#begun > 0;
   }
 
-  async begin<N extends JobName>(ask: () => Promise<Handle<N>>): Promise<Handle<N>> {
+  async begin<H extends Handle<JobName>>(ask: () => Promise<H>): Promise<H> {
     this.#interrupt.throwIfAborted();
     this.#begun++;
     try {

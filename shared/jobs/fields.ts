@@ -58,6 +58,19 @@ export const Command = z
   .max(1_000_000, "at most 1,000,000 characters (execd takes 1 MiB)")
   .refine((text) => !text.includes("\0"), { error: "must not hold a NUL byte" });
 
+/** Of a file or folder in a sandbox. */
+export const FilePath = z
+  .string()
+  .max(4_096)
+  .startsWith("/", "must be an absolute path")
+  .refine((path) => !path.includes("\0"), { error: "must not hold a NUL byte" });
+
+/** Bytes of one upload or download; how they travel is not made for more. */
+export const TRANSFER_LIMIT = 67_108_864;
+
+/** What a transfer's content is: one file's bytes, or a tar of a folder's files. */
+export const TransferFormat = z.enum(["file", "tar"]).default("file");
+
 /** Resources of a container; the same for `provision` and `configure`. */
 export const resources = {
   cores: z.number().int().min(1).max(8192).optional(),

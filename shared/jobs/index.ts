@@ -3,6 +3,7 @@ import type { z } from "zod";
 import { FleetError } from "../errors.ts";
 import { configure } from "./configure.ts";
 import { destroy } from "./destroy.ts";
+import { download } from "./download.ts";
 import { exec } from "./exec.ts";
 import { expose } from "./expose.ts";
 import { hide } from "./hide.ts";
@@ -11,8 +12,21 @@ import { sayIssue, toProblems } from "./problems.ts";
 import { findRootOnly, provision } from "./provision.ts";
 import { snapshot } from "./snapshot.ts";
 import { update } from "./update.ts";
+import { upload } from "./upload.ts";
 
-export const jobs = { provision, exec, expose, hide, snapshot, power, configure, update, destroy } as const;
+export const jobs = {
+  provision,
+  exec,
+  upload,
+  download,
+  expose,
+  hide,
+  snapshot,
+  power,
+  configure,
+  update,
+  destroy,
+} as const;
 
 export type JobName = keyof typeof jobs;
 export const JOB_NAMES = Object.keys(jobs) as JobName[]; // Object.keys loses the literal keys

@@ -62,6 +62,10 @@ export interface Keys {
   /** Ids of the snapshots taken of a sandbox. */
   sandboxSnapshots(sandbox: string): string;
   secret(owner: string): string;
+  /** What an upload brings or a download has fetched; `contents` and `contentBytes` are about all of them: see `contents.ts`. */
+  content(operation: string): string;
+  readonly contents: string;
+  readonly contentBytes: string;
   slot(name: string): string;
   slotQueue(name: string): string;
   /** Names of the slots that an operation holds. */
@@ -114,6 +118,9 @@ export function createKeys(prefix: string): Keys {
     snapshot: (id) => key("snap", id),
     sandboxSnapshots: (sandbox) => key("snaps-of", sandbox),
     secret: (owner) => key("secret", owner),
+    content: (operation) => key("content", operation),
+    contents: key("contents"),
+    contentBytes: key("content-bytes"),
     slot: (name) => key("slot", name),
     slotQueue: (name) => key("slot-queue", name),
     held: (operation) => key("held", operation),

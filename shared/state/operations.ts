@@ -11,6 +11,7 @@ import { LOCK_MS } from "../queues.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript, runScripts, type Script } from "../redis/script.ts";
 import { decodeHash, encodeFields, type Fields, toHash } from "./codec.ts";
+import { contentGone } from "./contents.ts";
 import type { Keys } from "./keys.ts";
 import { type OutputEntry, toOutputWords } from "./output.ts";
 import { QUOTA_NAMES, type QuotaClass } from "./quota-names.ts";
@@ -380,6 +381,8 @@ function toAccepted(reply: unknown): Accepted {
       throw new FleetError("batch_not_found", "the batch is not known (any more)");
     case "quota_exceeded":
       throw toQuotaExceeded(facets[0] ?? "");
+    case "content_gone":
+      throw contentGone(id);
     case "sandbox_gone":
       throw new FleetError("sandbox_gone", `sandbox ${sandbox} has ended`, { facts: { sandbox } });
     default:

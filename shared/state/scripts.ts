@@ -135,6 +135,15 @@ local function endItem(id, item, operation, status, detail)
     stopBatch(id, policy, cjson.encode(why))
   end
 end
+-- The content of a transfer goes, and is not counted any more.
+local function dropContent(id)
+  local bytes = redis.call('HGET', P..':content-bytes', id)
+  if not bytes then return end
+  redis.call('UNLINK', P..':content:'..id)
+  redis.call('ZREM', P..':contents', id)
+  redis.call('HDEL', P..':content-bytes', id)
+  redis.call('HINCRBY', P..':content-bytes', 'all', -tonumber(bytes))
+end
 local function matches(one, list)
   for _, other in ipairs(list) do if one == other then return true end end
   return false
@@ -265,6 +274,7 @@ if idem then
     if hash then return {'conflict', known, sandbox} end
   end
 end
+if r.kind == 'upload' and redis.call('EXISTS', P..':content:'..r.id) == 0 then return {'content_gone', r.id, r.sandbox} end
 local named = r.instance and redis.call('HGET', P..':instances', r.instance)
 local owner, made, hash, state
 if named then owner, made, hash, state = unpack(redis.call('HMGET', sbxKey(named), 'team', 'operation', 'inputHash', 'state')) end
@@ -338,6 +348,10 @@ redis.call('ZADD', P..':open', r.now, r.id)
 emit('operation.accepted', r.now, r.id, r.sandbox, r.team, cjson.encode(about))
 -- Sealed just before, with an expiry in case this step had never come.
 redis.call('PERSIST', P..':secret:'..r.id)
+if r.kind == 'upload' then
+  redis.call('PERSIST', P..':content:'..r.id)
+  redis.call('ZADD', P..':contents', '+inf', r.id)
+end
 return reply('accepted', r.id)
 `);
 
@@ -450,8 +464,8 @@ export const END = withQuotas(`${PATCH}
 local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 local w = cjson.decode(ARGV[4])
 local key = opKey(id)
-local sandbox, team, class, idem, batch, item =
-  unpack(redis.call('HMGET', key, 'sandbox', 'team', 'class', 'idempotency', 'batch', 'item'))
+local sandbox, team, kind, class, idem, batch, item =
+  unpack(redis.call('HMGET', key, 'sandbox', 'team', 'kind', 'class', 'idempotency', 'batch', 'item'))
 if not patch(w, sandbox, now) then return {'full'} end
 local refused = revise(key, fence, ARGV[7])
 if refused then return {refused} end
@@ -467,6 +481,11 @@ redis.call('ZREM', P..':open', id)
 redis.call('SREM', P..':aborting', id)
 redis.call('DEL', P..':secret:'..id)
 redis.call('EXPIRE', key, ttl)
+if kind == 'upload' or (kind == 'download' and w.status ~= 'succeeded') then dropContent(id)
+elseif kind == 'download' then
+  redis.call('EXPIRE', P..':content:'..id, ttl)
+  redis.call('ZADD', P..':contents', now, id)
+end
 -- Results are kept within a byte bound as well: the oldest go first.
 local size = redis.call('HSTRLEN', key, 'result') + redis.call('HSTRLEN', key, 'input') + 1024
 if redis.call('HEXISTS', key, 'output') == 1 then
@@ -594,6 +613,43 @@ if before and before ~= address and redis.call('HGET', claims, before) == sandbo
 redis.call('HSET', claims, address, sandbox)
 redis.call('HSET', sk, 'address', address)
 redis.call('HINCRBY', key, 'revision', 1)
+return 'ok'
+`);
+
+/**
+ * Adds a sealed piece to a transfer's content, under a field of its own: the first begins it anew.
+ * ARGV: operation, fence of its run or '' before it is accepted, field, piece, now, seconds until it goes by itself,
+ * bytes that all may have together → outcome.
+ * When they are too many, those go first that were fetched or given up first; what is on its way stays.
+ */
+export const ADD_CONTENT = withPrelude(`
+local id, fence, field, piece, now, expiresIn, most = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
+local key, all, sizes = P..':content:'..id, P..':contents', P..':content-bytes'
+if fence ~= '' and redis.call('HGET', opKey(id), 'fence') ~= fence then return 'fenced' end
+if field == '0' then
+  dropContent(id)
+  for _, other in ipairs(redis.call('ZRANGE', all, 0, 19)) do
+    if redis.call('EXISTS', P..':content:'..other) == 0 then dropContent(other) end
+  end
+elseif redis.call('EXISTS', key) == 0 then return 'gone' end
+-- The same piece again, after a lost reply, counts once.
+local size = #piece - redis.call('HSTRLEN', key, field)
+while tonumber(redis.call('HGET', sizes, 'all') or '0') + size > most do
+  local oldest, since = unpack(redis.call('ZRANGE', all, 0, 0, 'WITHSCORES'))
+  if not oldest or tonumber(since) > now then return 'full' end
+  dropContent(oldest)
+end
+redis.call('HSET', key, field, piece)
+redis.call('EXPIRE', key, expiresIn)
+redis.call('ZADD', all, now + expiresIn * 1000, id)
+redis.call('HINCRBY', sizes, id, size)
+redis.call('HINCRBY', sizes, 'all', size)
+return 'ok'
+`);
+
+/** ARGV: operation. For content that nobody will ask for. */
+export const DROP_CONTENT = withPrelude(`
+dropContent(ARGV[2])
 return 'ok'
 `);
 

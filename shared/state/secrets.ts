@@ -38,17 +38,8 @@ export function createSecretStore(
   keys: Keys,
   keyring: readonly Buffer[] | undefined,
 ): SecretStore {
-  const sealed = (owner: string, values: SecretValues): string => {
-    const [key] = keyring ?? [];
-    if (!key) {
-      throw new FleetError(
-        "not_configured",
-        "FLEET_SECRET_KEY is missing; it seals env, stdin and tokens (openssl rand -hex 32)",
-        { facts: { variables: ["FLEET_SECRET_KEY"] } },
-      );
-    }
-    return seal(key, owner, JSON.stringify(values));
-  };
+  const sealed = (owner: string, values: SecretValues): string =>
+    seal(sealingKey(keyring), owner, JSON.stringify(values));
   return {
     async put(owner, values, { expiresInSec }) {
       await redis.set(keys.secret(owner), sealed(owner, values), "EX", expiresInSec);
@@ -69,21 +60,49 @@ const keyId = (key: Buffer) => createHash("sha256").update(key).digest("hex").sl
 
 /** keyId.nonce.tag.text; the owner is authenticated with it, so that one's secret can't be put under another's name. */
 export function seal(key: Buffer, owner: string, text: string): string {
-  const nonce = randomBytes(12);
-  const cipher = createCipheriv("aes-256-gcm", key, nonce).setAAD(Buffer.from(owner));
-  const body = Buffer.concat([cipher.update(text, "utf8"), cipher.final()]);
-  return [keyId(key), ...[nonce, cipher.getAuthTag(), body].map((part) => part.toString("base64url"))].join(".");
+  const sealed = sealBytes(key, owner, Buffer.from(text));
+  const parts = [sealed.subarray(ID, NONCE), sealed.subarray(NONCE, TAG), sealed.subarray(TAG)];
+  return [keyId(key), ...parts.map((part) => part.toString("base64url"))].join(".");
 }
 
 export function open(keyring: readonly Buffer[], owner: string, sealed: string): string {
-  const [id, ...parts] = sealed.split(".");
-  const [nonce, tag, body] = parts.map((part) => Buffer.from(part, "base64url"));
+  const [id = "", ...parts] = sealed.split(".");
+  const bytes = [Buffer.from(id, "hex"), ...parts.map((part) => Buffer.from(part, "base64url"))];
+  return openBytes(keyring, owner, Buffer.concat(bytes)).toString("utf8");
+}
+
+/** Where the key's id, the nonce and the tag end in sealed bytes; the text follows. */
+const [ID, NONCE, TAG] = [4, 16, 32];
+
+/** As `seal`, for bytes, and as compact as they. */
+export function sealBytes(key: Buffer, owner: string, bytes: Uint8Array): Buffer {
+  const nonce = randomBytes(NONCE - ID);
+  const cipher = createCipheriv("aes-256-gcm", key, nonce).setAAD(Buffer.from(owner));
+  const body = [cipher.update(bytes), cipher.final()];
+  return Buffer.concat([Buffer.from(keyId(key), "hex"), nonce, cipher.getAuthTag(), ...body]);
+}
+
+export function openBytes(keyring: readonly Buffer[], owner: string, sealed: Buffer): Buffer {
+  const id = sealed.subarray(0, ID).toString("hex");
   const key = keyring.find((one) => keyId(one) === id);
-  if (!key || !nonce || !tag || !body) {
+  if (!key || sealed.length < TAG) {
     throw new FleetError("not_configured", "a secret was sealed with another FLEET_SECRET_KEY; list that key too", {
       facts: { variables: ["FLEET_SECRET_KEY"], owner },
     });
   }
-  const decipher = createDecipheriv("aes-256-gcm", key, nonce).setAAD(Buffer.from(owner)).setAuthTag(tag);
-  return Buffer.concat([decipher.update(body), decipher.final()]).toString("utf8");
+  const decipher = createDecipheriv("aes-256-gcm", key, sealed.subarray(ID, NONCE))
+    .setAAD(Buffer.from(owner))
+    .setAuthTag(sealed.subarray(NONCE, TAG));
+  return Buffer.concat([decipher.update(sealed.subarray(TAG)), decipher.final()]);
+}
+
+/** The key that seals. Throws `not_configured` without one. */
+export function sealingKey(keyring: readonly Buffer[] | undefined): Buffer {
+  const [key] = keyring ?? [];
+  if (key) return key;
+  throw new FleetError(
+    "not_configured",
+    "FLEET_SECRET_KEY is missing; it seals env, stdin, tokens and files (openssl rand -hex 32)",
+    { facts: { variables: ["FLEET_SECRET_KEY"] } },
+  );
 }

@@ -46,7 +46,11 @@ export function startTraffic({ random, teams, operations, producers, signal }: T
   const { promise: nearlyOver, resolve: endNearly } = Promise.withResolvers<void>();
 
   /** Null when it was refused, or when there is nothing more to send. */
-  async function send<N extends JobName>(fleet: Fleet, kind: N, input: JobInput<N>): Promise<Handle<N> | null> {
+  async function send<N extends keyof JobMethods>(
+    fleet: Fleet,
+    kind: N,
+    input: JobInput<N>,
+  ): Promise<Handle<N> | null> {
     if (started >= operations || signal.aborted) return null;
     started += 1;
     asked += 1;
@@ -130,7 +134,7 @@ function provisionInput(random: Random): JobInput<"provision"> {
 }
 
 /** As a producer should: asks again with the same key while Redis is away. Null when the fleet refuses. */
-async function submit<N extends JobName>(
+async function submit<N extends keyof JobMethods>(
   fleet: Fleet,
   kind: N,
   { input, key }: { input: JobInput<N>; key: string },

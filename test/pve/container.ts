@@ -23,7 +23,13 @@ export interface Seen {
   startedAt: number | undefined;
 }
 
-export const DEFAULT_TRAITS: GuestTraits = { execd: true, bootMs: -1, ignoresShutdown: false, exitsAfterStart: false };
+export const DEFAULT_TRAITS: GuestTraits = {
+  execd: true,
+  files: true,
+  bootMs: -1,
+  ignoresShutdown: false,
+  exitsAfterStart: false,
+};
 
 /** A container as its node knows it. */
 export class Container {

@@ -47,6 +47,8 @@ export interface StorageSpec {
 export interface GuestTraits {
   /** false: execd never opens. */
   execd: boolean;
+  /** false: an execd from before it had `/files`. */
+  files: boolean;
   /** After the start task's end, until the address and execd appear. */
   bootMs: number;
   /** The guest's init ignores a shutdown. */

@@ -58,7 +58,7 @@ const LINE_LIMIT = 8 * 1_048_576;
 const PROBE_MS = 3_000;
 
 /** A guest that comes up answers a connect at once or not at all. */
-const CONNECT_MS = 3_000;
+export const CONNECT_MS = 3_000;
 
 export function createExecd(): Execd {
   // For probes alone. A connection that is kept can belong to a container before its reboot, or to the address's last owner.
@@ -119,7 +119,7 @@ export function createExecd(): Execd {
   };
 }
 
-const originOf = (address: string) => `http://${address.includes(":") ? `[${address}]` : address}:${EXECD_PORT}`;
+export const originOf = (address: string) => `http://${address.includes(":") ? `[${address}]` : address}:${EXECD_PORT}`;
 
 interface Post {
   address: string;
@@ -156,7 +156,7 @@ async function execOn(client: Client, call: ExecCall): Promise<ExecOutcome> {
 }
 
 /** Runs the guard when the connection stands and the request is about to be written; tells whether it was. */
-function createGate(guard: (() => void) | undefined) {
+export function createGate(guard: (() => void) | undefined) {
   let passed = false;
   let refusal: { by: unknown } | undefined;
   const open = () => {
@@ -260,7 +260,7 @@ function createKeeper(limit: number) {
   };
 }
 
-function refused(status: number): FleetError {
+export function refused(status: number): FleetError {
   if (status === 401) return new FleetError("execd_unauthorized", "the exec daemon does not take the sandbox's token");
   return new FleetError("invalid_input", `the exec daemon refused the command (${status})`, { facts: { status } });
 }

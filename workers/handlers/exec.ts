@@ -130,13 +130,13 @@ async function tidy(run: Run, script: string, { address, token }: DaemonCall): P
 }
 
 /** Causes that lie in the way to execd, not in it: none, no address, or nothing that takes a connection there. */
-const NO_WAY_TO_EXECD: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
+export const NO_WAY_TO_EXECD: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
   "not_configured",
   "no_address",
   "execd_unreachable",
 ]);
 /** Without having begun; then what is wrong with execd is the better news. */
-const NO_WAY_OVER_SSH: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
+export const NO_WAY_OVER_SSH: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
   "ssh_unreachable",
   "ssh_refused",
   "ssh_host_key_refused",
@@ -170,7 +170,7 @@ async function callOverSsh(run: Run<"exec">, asked: Asked, cause: unknown): Prom
 const KILLED = 137;
 
 /** A container that is found stopped or gone was made so behind our back: trying again would not bring it back. */
-async function addressNow(run: Run<"exec">): Promise<string | null> {
+export async function addressNow(run: Run): Promise<string | null> {
   await ownContainer(run);
   try {
     return await readAddress(run);

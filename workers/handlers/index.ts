@@ -2,6 +2,7 @@
 import type { JobName } from "../../shared/jobs/index.ts";
 import { configure } from "./configure.ts";
 import { destroy } from "./destroy.ts";
+import { download } from "./download.ts";
 import { exec } from "./exec.ts";
 import { expose } from "./expose.ts";
 import type { Handler } from "./handler.ts";
@@ -10,8 +11,21 @@ import { power } from "./power.ts";
 import { provision } from "./provision.ts";
 import { snapshot } from "./snapshot.ts";
 import { update } from "./update.ts";
+import { upload } from "./upload.ts";
 
-const handlers = { provision, exec, expose, hide, snapshot, power, configure, update, destroy } satisfies {
+const handlers = {
+  provision,
+  exec,
+  upload,
+  download,
+  expose,
+  hide,
+  snapshot,
+  power,
+  configure,
+  update,
+  destroy,
+} satisfies {
   [N in JobName]: Handler<N>;
 };
 

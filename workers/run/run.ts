@@ -26,6 +26,8 @@ export interface Run<N extends JobName = JobName> extends AsyncDisposable {
   readonly context: WorkerContext;
   readonly kind: N;
   readonly id: OperationId;
+  /** Shown where something is written that is not the record. */
+  readonly fence: string;
   readonly input: ParsedInput<N>;
   readonly log: Logger;
   /** As last read or written by this run. */
@@ -221,6 +223,7 @@ export function startRun<N extends JobName>(
     context,
     kind: claim.kind,
     id,
+    fence: writer.fence,
     input: operation.input as ParsedInput<N>, // parsed by the producer and unchanged since; handlers of an older schema parse again
     log,
     signal: stop.signal,

@@ -257,6 +257,7 @@ describe("a daemon that can't be reached", () => {
       address,
       token: "a".repeat(64),
       workspace: root,
+      files: true,
       shell: { cwd: root, env: { PATH: String(process.env["PATH"]) } },
       thawed: () => Promise.resolve(),
       onCommand: () => {},

@@ -148,7 +148,7 @@ export async function provisionOne(fleet: Fleet, input: Partial<JobInput<"provis
 }
 
 /** Sends one operation and waits for its result. */
-export async function run<N extends JobName>(fleet: Fleet, kind: N, input: JobInput<N>) {
+export async function run<N extends keyof JobMethods>(fleet: Fleet, kind: N, input: JobInput<N>) {
   const methods: JobMethods = fleet;
   const handle = await methods[kind](input);
   return handle.result(PATIENCE);

@@ -18,7 +18,10 @@ const stored = async () => {
 
 type Send = (input: unknown, options?: { idempotencyKey?: string }) => Promise<{ id: string }>;
 /** As a caller without types sends it. */
-const send = (kind: JobName): Send => bed.fleet[kind] as unknown as Send;
+const send = (kind: JobName): Send =>
+  kind === "upload"
+    ? (input, options) => bed.fleet.upload(input as never, "content", options)
+    : (bed.fleet[kind] as unknown as Send);
 
 const TEMPLATE = { template: "cmux-base" };
 const BAD: [JobName, string, object, string[]][] = [
@@ -50,6 +53,11 @@ const BAD: [JobName, string, object, string[]][] = [
   ["exec", "a relative folder", { command: "true", cwd: "tmp" }, ["cwd"]],
   ["exec", "no time", { command: "true", timeoutMs: 0 }, ["timeoutMs"]],
   ["exec", "no sandbox", { command: "true", sandboxId: "box" }, ["sandboxId"]],
+  ["upload", "a relative path", { path: "tmp/x" }, ["path"]],
+  ["upload", "a mode that is none", { path: "/tmp/x", mode: 0o17777 }, ["mode"]],
+  ["upload", "an owner that is shell text", { path: "/tmp/x", owner: "root;id" }, ["owner"]],
+  ["download", "no path", {}, ["path"]],
+  ["download", "an unknown format", { path: "/tmp", format: "zip" }, ["format"]],
   ["expose", "a name in capitals", { name: "Web", port: 80 }, ["name"]],
   ["expose", "a port that is none", { name: "web", port: 70_000 }, ["port"]],
   ["expose", "execd's port", { name: "web", port: 39_375 }, ["port"]],
@@ -99,6 +107,14 @@ const PAIRS: { [N in JobName]: [JobInput<N>, JobInput<N>] } = {
   exec: [
     { sandboxId: "", command: "echo ran >> once.log", env: { A: "1" } },
     { sandboxId: "", command: "echo ran >> once.log", env: { A: "2" } },
+  ],
+  upload: [
+    { sandboxId: "", path: "/workspace/once" },
+    { sandboxId: "", path: "/workspace/twice" },
+  ],
+  download: [
+    { sandboxId: "", path: "/bin/sh" },
+    { sandboxId: "", path: "/etc", format: "tar" },
   ],
   expose: [
     { sandboxId: "", name: "web", port: 80 },

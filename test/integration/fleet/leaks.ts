@@ -29,6 +29,7 @@ export async function leaksOfFleet(
     ...open.map((id) => `operation ${id} has not ended`),
     ...leftKeys(keys, all),
     ...(await leftLeases(redis, keys, all, alive)),
+    ...(await leftContents(redis, keys)),
     ...differences(pve, [...alive.values()]),
   ];
 }
@@ -50,6 +51,12 @@ function leftKeys(keys: Keys, all: readonly string[]): string[] {
   return [...passing, ...ofBatches, ...ofQuotas].flatMap((name) =>
     all.filter((key) => key.startsWith(`${keys.prefix}:${name}`)).map((key) => `key ${key} outlived its operation`),
   );
+}
+
+/** What uploads brought goes with them; only what downloads fetched may be there, and go at any time. */
+async function leftContents(redis: RedisConnection, keys: Keys): Promise<string[]> {
+  const left = await redis.zrangebyscore(keys.contents, Date.now() + 1_000, "+inf");
+  return left.map((id) => `the content of ${id} outlived its operation`);
 }
 
 /** Leases whose sandbox has ended. */

@@ -23,6 +23,8 @@ const KINDS: { [N in JobName]: () => Promise<Handle<JobName>> } = {
   provision: () =>
     bed.fleet.provision({ template: "cmux-base", ttlSeconds: 3_600, services: [{ name: "web", port: 80 }] }),
   exec: async () => bed.fleet.exec({ ...(await one()), command: "echo ran >> ran.log; wc -l < ran.log" }),
+  upload: async () => bed.fleet.upload({ ...(await one()), path: "/workspace/once" }, "once"),
+  download: async () => bed.fleet.download({ ...(await one()), path: "/bin/sh" }),
   expose: async () => bed.fleet.expose({ ...(await one()), name: "web", port: 80 }),
   hide: async () => {
     const sandbox = await one();

@@ -12,6 +12,8 @@ export interface ExecdSetup {
   token: string | undefined;
   shell: Shell;
   workspace: string;
+  /** Whether it has `/files`. */
+  files: boolean;
   /** Resolves at once unless the guest is frozen. */
   thawed: () => Promise<void>;
   onCommand: () => void;
@@ -36,7 +38,7 @@ async function route(setup: ExecdSetup, request: IncomingMessage, response: Serv
     response.end("ok");
     return;
   }
-  if (path !== "/exec" && path !== "/files") return plain(response, 404, "404 page not found");
+  if (path !== "/exec" && !(path === "/files" && setup.files)) return plain(response, 404, "404 page not found");
   if (request.method !== "POST") return plain(response, 405, "Method Not Allowed");
   if (setup.token !== undefined && request.headers.authorization !== `Bearer ${setup.token}`) {
     return plain(response, 401, "Unauthorized");
@@ -60,7 +62,7 @@ async function exec(setup: ExecdSetup, request: IncomingMessage, response: Serve
   response.once("close", () => gone.abort());
   response.writeHead(200, { "Content-Type": "application/jsonlines", "Cache-Control": "no-store" });
   response.flushHeaders();
-  await runCommand(asked.command, setup.shell, {
+  await runCommand(inWorkspace(asked.command, setup.workspace), setup.shell, {
     timeoutMs: asked.timeoutMs,
     sink: toSink(response),
     signal: gone.signal,
@@ -68,13 +70,21 @@ async function exec(setup: ExecdSetup, request: IncomingMessage, response: Serve
   response.end();
 }
 
+/** Guests have this machine's file system, so `/workspace` in a command is made the guest's own, as `/files` has it. */
+function inWorkspace(command: string, workspace: string): string {
+  return command.replace(/(?<![\w./~})-])\/workspace(?![\w.-])/g, workspace);
+}
+
 export function toSink(response: ServerResponse): Sink {
   return {
     write: (event: ExecEvent) => response.destroyed || response.write(`${JSON.stringify(event)}\n`),
     drained: () =>
       new Promise((resolve) => {
-        response.once("drain", resolve);
-        response.once("close", resolve);
+        const done = () => {
+          response.off("drain", done).off("close", done);
+          resolve();
+        };
+        response.on("drain", done).on("close", done);
       }),
   };
 }

@@ -126,6 +126,7 @@ export class Guests {
       address,
       token: inside.guest.token,
       workspace: this.workspace(container),
+      files: container.traits.files,
       shell: this.shell(container, address),
       thawed: () => inside.thaw?.promise ?? Promise.resolve(),
       onCommand: () => {
