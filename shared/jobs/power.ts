@@ -11,7 +11,7 @@ export const power = defineJob({
      * lets them go on: both need SSH to the node. `start` also resumes one that is paused.
      */
     action: z.enum(["start", "stop", "shutdown", "reboot", "pause", "resume"]),
-    /** Without SSH: `pause` stops the sandbox instead, which loses its memory, and `resume` starts it again. */
+    /** Without SSH, or where a node refuses it: `pause` stops the sandbox instead, which loses its memory, and `resume` starts it again. */
     allowStop: z.boolean().default(false),
     /** For shutdown and reboot: seconds that the guest gets. */
     graceSec: z.number().int().min(1).max(600).default(30),

@@ -19,20 +19,14 @@ export const power: Handler<"power"> = {
     const { place, lxc } = await ownContainer(run);
     const { status } = await lxc.status(run.call);
     const action = asPossible(run, status);
-    if (action === "pause" || action === "resume") return freezeOrThaw(run, place, action);
-    const wanted = action === "start" || action === "reboot" ? "running" : "stopped";
-    const begun = run.operation.step !== undefined;
-    const changed = begun || action === "reboot" || status !== wanted;
-    if (changed) {
-      await run.withSlot(slotOf.node(place.node), run.context.config.FLEET_NODE_SLOTS, async () => {
-        // A frozen guest can't obey; a stop kills it as it is.
-        if (run.sandbox.state === "paused" && status === "running" && action !== "stop") await thaw(run, place);
-        await act(run, lxc, { action, status });
-      });
+    if (action !== "pause" && action !== "resume") return drive(run, { place, lxc }, { action, status });
+    try {
+      return await freezeOrThaw(run, place, action);
+    } catch (error) {
+      if (!mayStopInstead(run, action, error)) throw error;
+      run.log.warn({ node: place.node }, "the node lets nothing be frozen over SSH; stopping instead");
+      return drive(run, { place, lxc }, { action: "stop", status });
     }
-    if (wanted === "running" && changed) await awaitOwnReady(run);
-    const result: JobOutput<"power"> = { state: wanted, changed };
-    return { result, write: wanted === "running" ? { sandbox: { state: wanted } } : stoppedWrite(run) };
   },
 
   /** The task ends with its operation, since the sandbox's next one may begin at once; the record says what stands. */
@@ -76,6 +70,33 @@ function asPossible(run: Run<"power">, status: "running" | "stopped"): Action {
     `${action} keeps the memory and so needs SSH to the nodes: set FLEET_SSH_KEY, or allow a stop in its place (allowStop)`,
     { facts: { sandbox: id, variables: ["FLEET_SSH_KEY"] } },
   );
+}
+
+/** Where the node takes neither key nor command, as where there is no SSH; what is frozen already keeps its memory. */
+function mayStopInstead({ input, sandbox }: Run<"power">, action: Action, error: unknown): boolean {
+  const refused = error instanceof FleetError && ["ssh_refused", "ssh_host_key_refused"].includes(error.code);
+  return refused && action === "pause" && input.allowStop && sandbox.state !== "paused";
+}
+
+/** Starts, stops, shuts down or reboots, unless that is how things stand. */
+async function drive(
+  run: Run<"power">,
+  { place, lxc }: { place: Place; lxc: LxcApi },
+  { action, status }: { action: Exclude<Action, "pause" | "resume">; status: "running" | "stopped" },
+): Promise<Ending<"power">> {
+  const wanted = action === "start" || action === "reboot" ? "running" : "stopped";
+  const begun = run.operation.step !== undefined;
+  const changed = begun || action === "reboot" || status !== wanted;
+  if (changed) {
+    await run.withSlot(slotOf.node(place.node), run.context.config.FLEET_NODE_SLOTS, async () => {
+      // A frozen guest can't obey; a stop kills it as it is.
+      if (run.sandbox.state === "paused" && status === "running" && action !== "stop") await thaw(run, place);
+      await act(run, lxc, { action, status });
+    });
+  }
+  if (wanted === "running" && changed) await awaitOwnReady(run);
+  const result: JobOutput<"power"> = { state: wanted, changed };
+  return { result, write: wanted === "running" ? { sandbox: { state: wanted } } : stoppedWrite(run) };
 }
 
 /** Freezing what is frozen and thawing what is thawed change nothing, so a run that is repeated does no harm. */

@@ -1,6 +1,7 @@
 /** What only the nodes themselves can do, over real SSH: pause and resume, commands past execd, stale locks. */
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { userInfo } from "node:os";
+import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { NodeName, newOperationId, Vmid } from "../../../shared/ids.ts";
 import { createPveApi, type PveApi } from "../../../workers/pve/api.ts";
@@ -75,6 +76,20 @@ test("a TTL with pause freezes it, and is over then", async () => {
   expect((await bed.fleet.sandboxes.get(sandboxId)).expiresAt).toBeUndefined();
   expect(frozen()).toBe(true);
   await power("resume");
+});
+
+test("a pause that the node refuses is a stop, where that is allowed", async () => {
+  const guard = join(bed.ssh?.folder ?? "", "pve1", "guard");
+  const script = readFileSync(guard, "utf8");
+  writeFileSync(guard, script.replace("case $asked in", "refuse 'not today'\n$&"));
+  try {
+    await failure(power("pause"), "ssh_refused");
+    const pausing = run(bed.fleet, "power", { sandboxId: box.sandboxId, action: "pause", allowStop: true });
+    expect(await pausing).toEqual({ state: "stopped", changed: true });
+  } finally {
+    writeFileSync(guard, script);
+  }
+  expect(await power("start")).toEqual({ state: "running", changed: true });
 });
 
 test("a command runs on the node where there is no way to execd", async () => {
