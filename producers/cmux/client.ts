@@ -1,9 +1,8 @@
 /** The client that the cmux backend codes against, on the fleet. It needs Redis alone: no credentials of PVE. */
 import { DEFAULT_URL_PATTERN } from "../../shared/config.ts";
 import { FleetError } from "../../shared/errors.ts";
-import type { SandboxId } from "../../shared/ids.ts";
+import type { Inventory } from "../../shared/state/inventory.ts";
 import { isGone, isProvisional, type SandboxRecord } from "../../shared/state/records.ts";
-import type { UrlSettings } from "../../shared/urls.ts";
 import { createFleet, type Fleet } from "../fleet.ts";
 import type { Health } from "../health.ts";
 import { type FleetOptions, toFleetOptions } from "../options.ts";
@@ -68,6 +67,8 @@ export interface CmuxClient extends AsyncDisposable {
   close(): Promise<void>;
 }
 
+const INVENTORY_MS = 5_000;
+
 /**
  * A client of the fleet behind REDIS_URL, or `options.redis`. Connects on first use, so it may be made anywhere.
  * Throws `not_configured`.
@@ -79,28 +80,28 @@ export function createCmuxClient(options: CmuxClientOptions = {}): CmuxClient {
     publicDomain: options.publicDomain ?? (env["PVE_PUBLIC_DOMAIN"] || undefined),
     pattern: options.urlPattern ?? (env["PVE_URL_PATTERN"] || undefined),
   });
-  let published: UrlSettings | undefined;
+  let latest: { inventory: Inventory | null; at: number } | undefined;
   const readInventory = async () => {
-    const inventory = await fleet.inventory();
-    published = inventory?.urls ? { publicDomain: undefined, ...inventory.urls } : published;
-    return inventory;
-  };
-  const load = async (id: SandboxId, as?: string) => {
-    const [record, inventory] = await Promise.all([fleet.sandboxes.get(id), readInventory()]);
-    return new CmuxInstance(context, record, { inventory, ...(as === undefined ? {} : { id: as }) });
+    // A large cluster's takes milliseconds to parse, and workers write it every ten seconds.
+    if (!latest?.inventory || performance.now() - latest.at > INVENTORY_MS)
+      latest = { inventory: await fleet.inventory(), at: performance.now() };
+    return latest.inventory;
   };
   const context: InstanceContext = {
     fleet,
     done: async (asked) => (await asked).result({ timeoutMs: waitMs }),
-    load: (id) => load(id),
+    async load(id) {
+      const [record, inventory] = await Promise.all([fleet.sandboxes.get(id), readInventory()]);
+      return new CmuxInstance(context, record, { inventory });
+    },
   };
   return {
     instances: {
       start: async (start) => startInstance(context, start, await resolveTemplate(start, snapshots)),
       async get(query) {
-        const record = await findSandbox(fleet, query);
-        await untilMade(context, record);
-        return load(record.id, query.instanceId);
+        const [found, inventory] = await Promise.all([findSandbox(fleet, query), readInventory()]);
+        const record = isProvisional(found.state) ? await onceMade(context, found) : found;
+        return new CmuxInstance(context, record, { inventory, id: query.instanceId });
       },
       async list(filter = {}) {
         const [records, inventory] = await Promise.all([fleet.sandboxes.list(filter), readInventory()]);
@@ -113,6 +114,7 @@ export function createCmuxClient(options: CmuxClientOptions = {}): CmuxClient {
       return execIn(context, record.id, command, timeoutMs);
     },
     getPublicServiceUrl(port, hostId) {
+      const published = latest?.inventory?.urls;
       const publicDomain = own.publicDomain ?? published?.publicDomain;
       return toPublicUrl(port, hostId, {
         publicDomain,
@@ -164,9 +166,10 @@ async function startInstance(
   return context.load(handle.sandboxId);
 }
 
-/** Waits for one that is still being made. Throws why it was not. */
-async function untilMade(context: InstanceContext, { state, operation }: SandboxRecord): Promise<void> {
-  if (isProvisional(state)) await made(context, context.fleet.operation(operation));
+/** As it is once it has been made. Throws why it was not. */
+async function onceMade(context: InstanceContext, { id, operation }: SandboxRecord): Promise<SandboxRecord> {
+  await made(context, context.fleet.operation(operation));
+  return context.fleet.sandboxes.get(id);
 }
 
 /** The record of the operation that made an instance may be gone long before the instance. */

@@ -107,6 +107,9 @@ describe.each(Object.entries(RUNTIMES))("on %s", (_, { install, binary }) => {
     expect(stdout).toMatch(/sbx_\w+ runs on pve\d: http/);
     expect(stdout).toContain("exit code 0: hello from ");
     expect(stdout).toContain("destroyed");
+    expect((await start("cmux-client.js")).stdout).toMatch(
+      /vscode at http.*\nexit code 0: hello from .*\nstopped, without/,
+    );
     expect((await start("follow-events.js")).stdout).toContain("operation.succeeded");
   });
 
