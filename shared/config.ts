@@ -5,6 +5,8 @@
 import { readFileSync } from "node:fs";
 import { BlockList, isIP } from "node:net";
 import { z } from "zod";
+import { Cidrs } from "./cidrs.ts";
+import { GATE_SETTINGS } from "./config-gate.ts";
 import { findSshProblems, SSH_SETTINGS } from "./config-ssh.ts";
 import { FleetError } from "./errors.ts";
 import { NodeName, TeamId } from "./ids.ts";
@@ -32,16 +34,6 @@ const ApiUrls = listOf("is missing; give https://host:8006, or several hosts of 
   (urls) => urls.length > 0 && urls.every((url) => /^https:\/\/[^/?#@]+\/?$/.test(url) && URL.canParse(url)),
   { error: "must be one or more of https://host:8006, comma-separated, without a path" },
 );
-
-const Cidrs = list.refine((all) => all.length > 0 && all.every(isCidr), {
-  error: "must be networks such as 10.0.0.0/8,fd00::/8",
-});
-
-function isCidr(text: string): boolean {
-  const [address = "", bits = ""] = text.split("/");
-  const family = isIP(address);
-  return family !== 0 && /^\d{1,3}$/.test(bits) && Number(bits) <= (family === 4 ? 32 : 128);
-}
 
 const Range = (least: number, most: number) =>
   z
@@ -149,24 +141,9 @@ const SharedEnv = z.object({
   FLEET_SECRET_KEY: SecretKeys.optional(),
 });
 
-export const DEFAULT_URL_PATTERN = "{service}-{vmid}.{domain}";
-export const UrlPattern = z
-  .string()
-  .regex(
-    /^([a-z0-9.-]|\{(service|port|vmid|id|domain)\})+$/,
-    "may hold lower-case letters, digits, '.', '-' and {service} {port} {vmid} {id} {domain}",
-  )
-  .refine((text) => /\{service\}|\{port\}/.test(text), {
-    error: "needs {service} or {port}, else two services share a host",
-  })
-  .refine((text) => /\{vmid\}|\{id\}/.test(text), { error: "needs {vmid} or {id}, else two sandboxes share a host" });
-
-export const Domain = z
-  .string()
-  .regex(
-    /^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}$|^localhost$/,
-    "must be a domain name, such as sandbox.example.com",
-  );
+/** What a process does. */
+const ROLES = ["worker", "ops", "gate"] as const;
+type Role = (typeof ROLES)[number];
 
 /** What only workers need. */
 const WorkerEnv = SharedEnv.extend({
@@ -200,8 +177,7 @@ const WorkerEnv = SharedEnv.extend({
     .refine((text) => /\{vmid\}|\{id\}/.test(text), { error: "needs {vmid} or {id}, else names repeat" })
     .default("cmux-{vmid}"),
   PVE_ALLOW_PRIVILEGED: flag.default(false),
-  PVE_PUBLIC_DOMAIN: Domain.optional(),
-  PVE_URL_PATTERN: UrlPattern.default(DEFAULT_URL_PATTERN),
+  ...GATE_SETTINGS,
   SANDBOX_CIDRS: Cidrs.prefault("10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fd00::/8"),
   FLEET_NODE_SLOTS: integer(1, 64).default(4),
   FLEET_EXEC_SLOTS: integer(1, 4096).default(64),
@@ -210,10 +186,10 @@ const WorkerEnv = SharedEnv.extend({
   FLEET_MEMORY_OVERCOMMIT: z.coerce.number({ error: "must be a number" }).min(0.1).max(20).default(1.5),
   FLEET_DISK_OVERCOMMIT: z.coerce.number({ error: "must be a number" }).min(0.1).max(50).default(4),
   FLEET_ROLES: list
-    .refine((roles) => roles.length > 0 && roles.every((role) => role === "worker" || role === "ops"), {
-      error: "must be of worker, ops",
+    .refine((roles) => roles.length > 0 && roles.every((role) => (ROLES as readonly string[]).includes(role)), {
+      error: `must be of ${ROLES.join(", ")}`,
     })
-    .transform((roles) => new Set(roles as ("worker" | "ops")[])) // just checked
+    .transform((roles) => new Set(roles as Role[])) // just checked
     .prefault("worker,ops"),
   FLEET_SHUTDOWN_SECONDS: integer(0, 600).default(20),
   ...SSH_SETTINGS,

@@ -1,7 +1,7 @@
 /** Which URL a service gets: pure, so that every level and every reason can be tested. */
 import { FleetError } from "./errors.ts";
 import type { SandboxId, ServiceName } from "./ids.ts";
-import type { ExposedService } from "./jobs/fields.ts";
+import type { ExposedService, ServiceAuth } from "./jobs/fields.ts";
 
 export interface UrlSettings {
   /** PVE_PUBLIC_DOMAIN. */
@@ -24,14 +24,14 @@ export interface UrlFacts {
 
 /**
  * Resolves a service's URL, best first: public, LAN name, LAN address.
- * Throws `url_unresolvable` when there is none: a URL that cannot work is never given out.
+ * Throws `url_unresolvable` when there is none: a URL that cannot work is never given out; `unsupported` for auth without gate.
  */
 export function resolveUrl(
-  service: { name: ServiceName; port: number },
+  service: { name: ServiceName; port: number; auth?: ServiceAuth | undefined; epoch: string },
   facts: UrlFacts,
   settings: UrlSettings,
 ): ExposedService {
-  const { name, port } = service;
+  const { name, port, epoch, auth = settings.publicDomain === undefined ? "none" : "link" } = service;
   const noPublic = "PVE_PUBLIC_DOMAIN is not set";
   if (settings.publicDomain !== undefined) {
     const host = fillPattern(settings.pattern, service, facts, settings.publicDomain);
@@ -41,7 +41,13 @@ export function resolveUrl(
         facts: { sandbox: facts.id, service: name },
       });
     }
-    return { name, port, url: `https://${host}`, level: "public" };
+    return { name, port, url: `https://${host}`, level: "public", auth, epoch };
+  }
+  if (auth !== "none") {
+    const wayOut = "set PVE_PUBLIC_DOMAIN and a gate in front, or take none";
+    throw new FleetError("unsupported", `auth: nobody checks ${auth} on a LAN address; ${wayOut}`, {
+      facts: { sandbox: facts.id, service: name, fields: ["auth"] },
+    });
   }
   if (facts.dnsSearch) {
     return {
@@ -50,12 +56,14 @@ export function resolveUrl(
       url: `http://${facts.hostname}.${facts.dnsSearch}:${port}`,
       level: "lan_name",
       reason: noPublic,
+      auth,
+      epoch,
     };
   }
   const noName = `${noPublic}; the node has no DNS search domain`;
   if (facts.address) {
     const host = facts.address.includes(":") ? `[${facts.address}]` : facts.address;
-    return { name, port, url: `http://${host}:${port}`, level: "lan_address", reason: noName };
+    return { name, port, url: `http://${host}:${port}`, level: "lan_address", reason: noName, auth, epoch };
   }
   throw new FleetError("url_unresolvable", `no URL can reach the service: ${noName}; the container has no address`, {
     facts: { sandbox: facts.id, service: name },

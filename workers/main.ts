@@ -3,6 +3,7 @@
 import { loadWorkerConfig } from "../shared/config.ts";
 import { toFleetError } from "../shared/errors.ts";
 import { startFleetWorkers } from "./fleet.ts";
+import { startGate } from "./gate/gate.ts";
 import { createLogger } from "./log.ts";
 import { startOps } from "./ops/board.ts";
 
@@ -19,6 +20,7 @@ try {
   await using fleet = await startFleetWorkers(config, log);
   started = true;
   await using _ops = config.FLEET_ROLES.has("ops") ? await startOps(fleet.context) : null;
+  await using _gate = config.FLEET_ROLES.has("gate") ? await startGate(fleet.context) : null;
   log.info({ signal: await told }, "closing");
 } catch (thrown) {
   const error = toFleetError(thrown);

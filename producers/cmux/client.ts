@@ -1,5 +1,5 @@
 /** The client that the cmux backend codes against, on the fleet. It needs Redis alone: no credentials of PVE. */
-import { DEFAULT_URL_PATTERN } from "../../shared/config.ts";
+import { DEFAULT_URL_PATTERN } from "../../shared/config-gate.ts";
 import { FleetError } from "../../shared/errors.ts";
 import type { Inventory } from "../../shared/state/inventory.ts";
 import { isGone, isProvisional, type SandboxRecord } from "../../shared/state/records.ts";
@@ -152,7 +152,8 @@ async function startInstance(
   const { fleet } = context;
   const handle = await fleet.provision({
     template,
-    services: [...SERVICES],
+    // The app embeds these URLs as they are, as it does with Morph, whose default this is, too.
+    services: SERVICES.map((service) => ({ ...service, auth: "none" })),
     // Entries of `undefined` are what today's callers pass for what they do not know.
     metadata: Object.fromEntries(
       Object.entries(metadata).flatMap(([key, value]) => (value === undefined ? [] : [[key, value]])),

@@ -1,6 +1,7 @@
 /** What a caller holds of a workspace. All of it is in the registry: any process may get the same instance at any time. */
 import { FleetError } from "../../shared/errors.ts";
 import type { SandboxId } from "../../shared/ids.ts";
+import type { ServiceAuth } from "../../shared/jobs/fields.ts";
 import type { JobInput } from "../../shared/jobs/index.ts";
 import type { Inventory } from "../../shared/state/inventory.ts";
 import type { SandboxRecord, SandboxState } from "../../shared/state/records.ts";
@@ -124,9 +125,10 @@ export class CmuxInstance {
     this.networking = { ...this.networking, httpServices: [] };
   }
 
-  async exposeHttpService(name: string, port: number): Promise<VoidAnd<HttpService>> {
+  /** `auth`: who gets in at the public URL; everybody when absent, as with Morph. */
+  async exposeHttpService(name: string, port: number, auth: ServiceAuth = "none"): Promise<VoidAnd<HttpService>> {
     const { fleet, done } = this.#context;
-    const { url } = await done(fleet.expose({ sandboxId: this.sandboxId, name, port }));
+    const { url } = await done(fleet.expose({ sandboxId: this.sandboxId, name, port, auth }));
     await this.refresh();
     const service: HttpService = { name, port, url };
     return service as unknown as VoidAnd<HttpService>; // as above

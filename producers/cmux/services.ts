@@ -1,6 +1,6 @@
 /** The services of a cmux workspace, and the public URLs that their ports have. */
 import { z } from "zod";
-import { Domain, UrlPattern } from "../../shared/config.ts";
+import { Domain, UrlPattern } from "../../shared/config-gate.ts";
 import { FleetError } from "../../shared/errors.ts";
 import { fillPattern, hostLabel } from "../../shared/urls.ts";
 

@@ -11,7 +11,14 @@ export const ExposablePort = Port.refine((port) => port !== EXECD_PORT, {
   error: `${EXECD_PORT} is the exec daemon's port and is never exposed; choose the port of your own service`,
 });
 
-export const Service = z.strictObject({ name: ServiceName, port: ExposablePort });
+/**
+ * Who may use a public URL. `link`: who holds a signed, expiring link, which sets a cookie; `api_key`: who sends one of the
+ * team's keys; `none`: everybody. A public URL's default is `link`, since its host name can be guessed.
+ */
+export const ServiceAuth = z.enum(["none", "api_key", "link"]);
+export type ServiceAuth = z.infer<typeof ServiceAuth>;
+
+export const Service = z.strictObject({ name: ServiceName, port: ExposablePort, auth: ServiceAuth.optional() });
 
 /** A service with the address that people use. `level` says how good it is, `reason` why not better. */
 export const ExposedService = z.object({
@@ -20,6 +27,10 @@ export const ExposedService = z.object({
   url: z.string(),
   level: z.enum(["public", "lan_name", "lan_address"]),
   reason: z.string().optional(),
+  /** Who gets in at the gate; services of LAN level have no gate in front. */
+  auth: ServiceAuth.default("none"),
+  /** New with each expose after a hide: links to an earlier one are void. */
+  epoch: z.string().default("0"),
 });
 export type ExposedService = z.infer<typeof ExposedService>;
 

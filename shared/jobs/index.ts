@@ -7,6 +7,7 @@ import { download } from "./download.ts";
 import { exec } from "./exec.ts";
 import { expose } from "./expose.ts";
 import { hide } from "./hide.ts";
+import { link } from "./link.ts";
 import { power } from "./power.ts";
 import { sayIssue, toProblems } from "./problems.ts";
 import { findRootOnly, provision } from "./provision.ts";
@@ -21,6 +22,7 @@ export const jobs = {
   download,
   expose,
   hide,
+  link,
   snapshot,
   power,
   configure,

@@ -74,6 +74,8 @@ export interface Keys {
   /** Hashes by node: see `nodes.ts`. */
   readonly cordons: string;
   readonly breakers: string;
+  /** Hash of API keys by id: see `api-keys.ts`. */
+  readonly apiKeys: string;
 }
 
 export function createKeys(prefix: string): Keys {
@@ -127,5 +129,6 @@ export function createKeys(prefix: string): Keys {
     reserved: (node) => key("reserved", node),
     cordons: key("cordons"),
     breakers: key("breakers"),
+    apiKeys: key("api-keys"),
   };
 }

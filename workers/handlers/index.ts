@@ -7,6 +7,7 @@ import { exec } from "./exec.ts";
 import { expose } from "./expose.ts";
 import type { Handler } from "./handler.ts";
 import { hide } from "./hide.ts";
+import { link } from "./link.ts";
 import { power } from "./power.ts";
 import { provision } from "./provision.ts";
 import { snapshot } from "./snapshot.ts";
@@ -20,6 +21,7 @@ const handlers = {
   download,
   expose,
   hide,
+  link,
   snapshot,
   power,
   configure,

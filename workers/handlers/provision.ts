@@ -146,7 +146,10 @@ async function finish(run: Run<"provision">, address: string): Promise<Ending<"p
   const { place } = containerOf(run);
   const facts = urlFacts(run, address);
   const settings = { publicDomain: run.context.config.PVE_PUBLIC_DOMAIN, pattern: run.context.config.PVE_URL_PATTERN };
-  const services: ExposedService[] = run.input.services.map((service) => resolveUrl(service, facts, settings));
+  const services: ExposedService[] = run.input.services.map((service) => {
+    const known = run.sandbox.services.find(({ name }) => name === service.name);
+    return resolveUrl({ ...service, epoch: known?.epoch ?? randomBytes(6).toString("hex") }, facts, settings);
+  });
   const now = Date.now();
   const expiresAt = run.input.ttlSeconds === undefined ? undefined : now + run.input.ttlSeconds * 1_000;
   const also: Command[] = services.map((one) => [

@@ -124,6 +124,10 @@ const PAIRS: { [N in JobName]: [JobInput<N>, JobInput<N>] } = {
     { sandboxId: "", name: "web" },
     { sandboxId: "", name: "api" },
   ],
+  link: [
+    { sandboxId: "", name: "web" },
+    { sandboxId: "", name: "web", path: "/other" },
+  ],
   snapshot: [
     { sandboxId: "", name: "one" },
     { sandboxId: "", name: "two" },

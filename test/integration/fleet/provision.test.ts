@@ -35,6 +35,8 @@ test("returns ids, place, address, services and timings, and the container is wh
         url: expect.any(String),
         level: expect.stringMatching(/^lan_/),
         reason: expect.stringContaining("PVE_PUBLIC_DOMAIN is not set"),
+        auth: "none",
+        epoch: expect.any(String),
       },
     ],
     timings: expect.objectContaining({

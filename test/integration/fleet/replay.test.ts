@@ -31,6 +31,11 @@ const KINDS: { [N in JobName]: () => Promise<Handle<JobName>> } = {
     await (await bed.fleet.expose({ ...sandbox, name: "web", port: 80 })).result();
     return bed.fleet.hide({ ...sandbox, name: "web" });
   },
+  link: async () => {
+    const sandbox = await one();
+    await (await bed.fleet.expose({ ...sandbox, name: "web", port: 80 })).result();
+    return bed.fleet.link({ ...sandbox, name: "web" });
+  },
   snapshot: async () => bed.fleet.snapshot({ ...(await one()), name: "once" }),
   power: async () => bed.fleet.power({ ...(await one()), action: "reboot" }),
   configure: async () => bed.fleet.configure({ ...(await one()), memoryMib: 1_024, diskGib: 6 }),

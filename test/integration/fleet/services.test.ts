@@ -74,7 +74,14 @@ test("with a public domain the URL is the public one", async () => {
   const here = await startBed({ pve: { nodes: 1 }, env: { PVE_PUBLIC_DOMAIN: "sandbox.example.com" } });
   const { services, vmid } = await provisionOne(here.fleet, { services: [{ name: "web", port: 80 }] });
   expect(services).toEqual([
-    { name: "web", port: 80, url: `https://web-${vmid}.sandbox.example.com`, level: "public" },
+    {
+      name: "web",
+      port: 80,
+      url: `https://web-${vmid}.sandbox.example.com`,
+      level: "public",
+      auth: "link",
+      epoch: expect.any(String),
+    },
   ]);
   await here.close();
 });

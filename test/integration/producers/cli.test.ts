@@ -369,7 +369,7 @@ describe("changing", () => {
       [
         ["expose", sandboxId, "web", "8080"],
         { name: "web", port: 8080, url: "https://web-20000.example.com", level: "public" },
-        { sandboxId, name: "web", port: 8080 },
+        { sandboxId, name: "web", port: 8080, readyTimeoutMs: 30_000 },
         "https://web-20000.example.com\n",
       ],
       [["hide", sandboxId, "web"], { name: "web", hidden: true }, { sandboxId, name: "web" }, "hid web\n"],

@@ -130,5 +130,5 @@ test("each kind's method has its own input and result", () => {
   expectTypeOf<Fleet["exec"]>().returns.resolves.toEqualTypeOf<ExecHandle>();
   expectTypeOf<Fleet["expose"]>().returns.resolves.toEqualTypeOf<Handle<"expose">>();
   expectTypeOf<Awaited<ReturnType<Handle<"exec">["result"]>>["exitCode"]>().toEqualTypeOf<number>();
-  expectTypeOf<Parameters<Fleet["expose"]>[0]>().toEqualTypeOf<{ sandboxId: string; name: string; port: number }>();
+  expectTypeOf<Parameters<Fleet["hide"]>[0]>().toEqualTypeOf<{ sandboxId: string; name: string }>();
 });

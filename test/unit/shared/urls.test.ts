@@ -3,7 +3,7 @@ import { newSandboxId, ServiceName } from "../../../shared/ids.ts";
 import { parseRedisUrl } from "../../../shared/redis/connect.ts";
 import { fillPattern, resolveUrl } from "../../../shared/urls.ts";
 
-const service = { name: ServiceName.parse("web"), port: 8_000 };
+const service = { name: ServiceName.parse("web"), port: 8_000, epoch: "e" };
 const id = newSandboxId();
 const facts = { id, vmid: 20_001, hostname: "cmux-20001", dnsSearch: "lan.example", address: "10.0.0.5" };
 const none = { publicDomain: undefined, pattern: "{service}-{vmid}.{domain}" };
@@ -14,17 +14,20 @@ describe("a service's URL", () => {
       ...service,
       url: "https://web-20001.s.example.com",
       level: "public",
+      auth: "link",
     });
     expect(resolveUrl(service, facts, none)).toEqual({
       ...service,
       url: "http://cmux-20001.lan.example:8000",
       level: "lan_name",
+      auth: "none",
       reason: "PVE_PUBLIC_DOMAIN is not set",
     });
     expect(resolveUrl(service, { ...facts, dnsSearch: undefined }, none)).toEqual({
       ...service,
       url: "http://10.0.0.5:8000",
       level: "lan_address",
+      auth: "none",
       reason: "PVE_PUBLIC_DOMAIN is not set; the node has no DNS search domain",
     });
   });

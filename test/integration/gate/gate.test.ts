@@ -1,0 +1,408 @@
+/** The gate in front of real services of sandboxes: who gets in, what is hidden, what never goes through. */
+import { once } from "node:events";
+import { createServer, type IncomingHttpHeaders, request as send } from "node:http";
+import { connect } from "node:net";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { TeamId } from "../../../shared/ids.ts";
+import { LINK_COOKIE, LINK_PARAMETER } from "../../../shared/links.ts";
+import { createApiKeyStore } from "../../../shared/state/api-keys.ts";
+import { type Gate, startGate } from "../../../workers/gate/gate.ts";
+import { type Bed, provisionOne, run, startBed, until } from "../fleet/harness.ts";
+
+const DOMAIN = "sandbox.test";
+const PORT = 8_000;
+
+let bed: Bed;
+let gate: Gate;
+let sandboxId: string;
+let vmid: number;
+let guest: AsyncDisposable;
+let hostOf: (service: string) => string;
+
+beforeAll(async () => {
+  bed = await startBed({
+    pve: { nodes: 1 },
+    env: {
+      PVE_PUBLIC_DOMAIN: DOMAIN,
+      FLEET_ROLES: "worker,gate",
+      GATE_PORT: "0",
+      GATE_PROXY_SECRET: "p".repeat(32),
+      GATE_APP_ORIGINS: "https://app.example",
+    },
+  });
+  if (bed.workers === null) throw new Error("the bed has no workers");
+  gate = await startGate(bed.workers.context);
+  const sandbox = await provisionOne(bed.fleet, {
+    services: [
+      { name: "open", port: PORT, auth: "none" },
+      { name: "linked", port: PORT },
+      { name: "keyed", port: PORT, auth: "api_key" },
+    ],
+  });
+  ({ sandboxId, vmid } = sandbox);
+  hostOf = (service) => `${service}-${vmid}.${DOMAIN}`;
+  guest = await startEcho(sandbox.address);
+});
+afterAll(async () => {
+  await guest?.[Symbol.asyncDispose]();
+  await gate?.[Symbol.asyncDispose]();
+  await bed?.close();
+});
+
+/** A server in the guest that tells what reached it; echoes what comes over an upgraded connection. */
+async function startEcho(address: string): Promise<AsyncDisposable> {
+  const server = createServer(async (request, response) => {
+    let body = "";
+    for await (const chunk of request) body += chunk;
+    response.setHeader("content-type", "application/json");
+    response.end(JSON.stringify({ method: request.method, url: request.url, headers: request.headers, body }));
+  });
+  server.on("upgrade", (_request, socket) => {
+    socket.on("error", () => socket.destroy());
+    socket.write("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+    socket.pipe(socket);
+  });
+  server.listen(PORT, address);
+  await once(server, "listening");
+  return {
+    async [Symbol.asyncDispose]() {
+      server.close();
+      server.closeAllConnections();
+      await once(server, "close");
+    },
+  };
+}
+
+interface Reply {
+  status: number;
+  headers: IncomingHttpHeaders;
+  text: string;
+}
+
+async function ask(
+  host: string,
+  {
+    path = "/",
+    method = "GET",
+    headers = {},
+    body = "",
+  }: { path?: string; method?: string; headers?: Record<string, string>; body?: string } = {},
+): Promise<Reply> {
+  const { hostname, port } = new URL(gate.url);
+  const request = send({ hostname, port, path, method, agent: false, headers: { host, ...headers } });
+  request.end(body);
+  const [response] = await once(request, "response");
+  let text = "";
+  for await (const chunk of response) text += chunk;
+  return { status: response.statusCode, headers: response.headers, text };
+}
+
+const seen = ({ text }: Reply) =>
+  JSON.parse(text) as { method: string; url: string; headers: Record<string, string>; body: string };
+
+/** Exchanges a link for its cookie, as a browser does. */
+async function openLink(service = "linked"): Promise<string> {
+  const { url } = await run(bed.fleet, "link", { sandboxId, name: service, path: "/start?a=1" });
+  const { pathname, search } = new URL(url);
+  const reply = await ask(hostOf(service), { path: pathname + search });
+  expect([reply.status, reply.headers.location]).toEqual([302, "/start?a=1"]);
+  const [cookie = ""] = reply.headers["set-cookie"] ?? [];
+  expect(cookie).toMatch(/; Path=\/; Max-Age=8\d{4}; Secure; HttpOnly; SameSite=None; Partitioned$/);
+  return cookie.split(";")[0] ?? "";
+}
+
+async function newKey(team = "default"): Promise<{ id: string; text: string; revoke: () => Promise<boolean> }> {
+  const store = createApiKeyStore(bed.redis, bed.keys);
+  const { key, text } = await store.create({ team: TeamId.parse(team), name: "test" });
+  return { id: key.id, text, revoke: () => store.revoke(key.id, undefined) };
+}
+
+describe("who may pass, passes", () => {
+  test("an open service gets method, path, body and host as they were sent", async () => {
+    const reply = await ask(hostOf("open"), {
+      method: "PUT",
+      path: "/a/b?c=%2F",
+      body: "x".repeat(100_000),
+      headers: { "x-forwarded-for": "6.6.6.6" },
+    });
+    expect(reply.status).toBe(200);
+    const { method, url, headers, body } = seen(reply);
+    expect([method, url, body.length, headers["host"]]).toEqual(["PUT", "/a/b?c=%2F", 100_000, hostOf("open")]);
+    expect(headers["x-forwarded-for"]).toBe("127.0.0.1"); // never what the client says
+  });
+
+  test("with a link: once as a link, then by its cookie, which the service never sees", async () => {
+    const cookie = await openLink();
+    const reply = await ask(hostOf("linked"), {
+      path: "/start?a=1",
+      headers: { cookie: `theirs=1; ${cookie}; more=2` },
+    });
+    expect(seen(reply)).toMatchObject({ url: "/start?a=1", headers: { cookie: "theirs=1; more=2" } });
+    expect(reply.text).not.toContain(LINK_COOKIE);
+  });
+
+  test("with an API key of the sandbox's team, as bearer or header, until it is revoked", async () => {
+    const key = await newKey();
+    const bearer = await ask(hostOf("keyed"), { headers: { authorization: `Bearer ${key.text}` } });
+    const header = await ask(hostOf("keyed"), { headers: { "x-api-key": key.text, authorization: "Basic theirs" } });
+    expect([bearer.status, header.status]).toEqual([200, 200]);
+    expect(seen(bearer).headers).not.toHaveProperty("authorization");
+    expect(seen(header).headers).toMatchObject({ authorization: "Basic theirs" });
+    expect(bearer.text + header.text).not.toContain("fleet_");
+    await key.revoke();
+    await until(
+      async () => (await ask(hostOf("keyed"), { headers: { authorization: `Bearer ${key.text}` } })).status === 403,
+      "the revocation",
+    );
+  });
+
+  test("a connection is upgraded, and ends with its service", async () => {
+    const cookie = await openLink();
+    const upgraded = await upgrade(hostOf("linked"), { cookie, origin: `https://${hostOf("linked")}` });
+    expect(upgraded.status).toBe(101);
+    upgraded.socket.write("hello");
+    expect(String((await once(upgraded.socket, "data"))[0])).toBe("hello");
+    const closed = once(upgraded.socket, "close");
+    upgraded.socket.resume();
+    await run(bed.fleet, "hide", { sandboxId, name: "linked" });
+    await closed;
+    await run(bed.fleet, "expose", { sandboxId, name: "linked", port: PORT });
+    // Exposed again it is another: what opened the first opens it no more.
+    expect((await ask(hostOf("linked"), { headers: { cookie } })).status).toBe(403);
+  });
+});
+
+async function upgrade(host: string, headers: Record<string, string>) {
+  const { hostname, port } = new URL(gate.url);
+  const socket = connect(Number(port), hostname);
+  const lines = Object.entries({ host, connection: "Upgrade", upgrade: "websocket", ...headers }).map(
+    ([name, value]) => `${name}: ${value}\r\n`,
+  );
+  socket.write(`GET /ws HTTP/1.1\r\n${lines.join("")}\r\n`);
+  const [head] = await once(socket, "data");
+  return { socket, status: Number(/^HTTP\/1\.1 (\d+)/.exec(String(head))?.[1]) };
+}
+
+test("what is hidden answers no more, on a connection that is kept as well; what is exposed answers at once", async () => {
+  const { port, hostname } = new URL(gate.url);
+  const socket = connect(Number(port), hostname);
+  const over = async (service: string) => {
+    socket.write(`GET / HTTP/1.1\r\nhost: ${hostOf(service)}\r\n\r\n`);
+    return Number(/^HTTP\/1\.1 (\d+)/.exec(String((await once(socket, "data"))[0]))?.[1]);
+  };
+  expect((await ask(hostOf("late"))).status).toBe(404);
+  await run(bed.fleet, "expose", { sandboxId, name: "late", port: PORT, auth: "none", waitUntilReady: "http" });
+  expect(await over("late")).toBe(200);
+  await run(bed.fleet, "hide", { sandboxId, name: "late" });
+  const hiddenAt = performance.now();
+  await until(async () => (await ask(hostOf("late"))).status === 404, "the 404");
+  expect(performance.now() - hiddenAt).toBeLessThan(200);
+  socket.destroy();
+});
+
+test("a service that never answers is not exposed", async () => {
+  const exposed = bed.fleet.expose({
+    sandboxId,
+    name: "dead",
+    port: 9,
+    auth: "none",
+    waitUntilReady: "tcp",
+    readyTimeoutMs: 300,
+  });
+  await expect((await exposed).result()).rejects.toMatchObject({ code: "not_ready", facts: { port: 9 } });
+  expect((await bed.fleet.sandboxes.get(sandboxId)).services.map(({ name }) => name)).not.toContain("dead");
+});
+
+test("a proxy that shows the secret is told where to go on, and nobody else", async () => {
+  const decide = (secret: string, uri: string) =>
+    ask(hostOf("open"), {
+      headers: {
+        "x-fleet-proxy-secret": secret,
+        "x-forwarded-method": "POST",
+        "x-forwarded-uri": uri,
+        cookie: `${LINK_COOKIE}=x; theirs=1`,
+      },
+    });
+  const told = await decide("p".repeat(32), "/a");
+  expect([told.status, told.headers["x-fleet-upstream"], told.headers["cookie"]]).toEqual([
+    200,
+    expect.stringMatching(/^127\.[\d.]+:8000$/),
+    "theirs=1",
+  ]);
+  const refused = await decide("q".repeat(32), "/a");
+  expect(refused.headers).not.toHaveProperty("x-fleet-upstream");
+  expect(seen(refused).headers).not.toHaveProperty("x-fleet-proxy-secret");
+});
+
+test("certificates are for hosts of exposed services only", async () => {
+  const { host } = new URL(gate.url);
+  const asked = async (domain: string) =>
+    (await ask(host, { path: `/ask?domain=${encodeURIComponent(domain)}` })).status;
+  expect(await asked(hostOf("open"))).toBe(200);
+  for (const domain of [hostOf("none"), DOMAIN, `x.${hostOf("open")}`, "", "127.0.0.1", `${hostOf("open")}.`])
+    expect([domain, await asked(domain)]).toEqual([domain, 404]);
+});
+
+describe("what is hostile is refused with a clear status", () => {
+  const HOSTS: [string, number][] = [
+    ["unknown-@.sandbox.test", 400],
+    ["open-1.sandbox.test", 404],
+    ["sandbox.test", 404],
+    ["open-@VMID", 404],
+    ["open-@VMID.sandbox.test.", 400],
+    ["open-@VMID.sandbox.test:99999", 400],
+    ["open-@VMID.sandbox.test:x", 400],
+    ["open-@VMID.sandbox.test.evil.example", 404],
+    ["evil.example", 404],
+    ["x.open-@VMID.sandbox.test", 404],
+    ["open-0@VMID.sandbox.test", 404],
+    ["open-@VMID.sandbox.test@evil.example", 400],
+    ["öpen-@VMID.sandbox.test", 400],
+    ["xn--pen-rna-@VMID.sandbox.test", 404],
+    ["open--@VMID.sandbox.test", 404],
+    ["-@VMID.sandbox.test", 400],
+    ["open-@VMID.sandbox.test,evil.example", 400],
+    ["open-@VMID.sandbox.test evil", 400],
+    ["open-@VMID.sandbox.test/..", 400],
+    ["open-@VMID.sandbox.test%00", 400],
+    ["[::1]", 400],
+    ["127.0.0.1", 400],
+    ["localhost", 404],
+    ["exec-@VMID.sandbox.test", 404],
+    [`open-${"9".repeat(400)}.sandbox.test`, 400],
+  ];
+  test.each(HOSTS)("host %s: %i", async (host, status) => {
+    const reply = await rawAsk(host.replace("@VMID", String(vmid)));
+    expect(reply).toBe(status);
+  });
+
+  /** As bytes, since a client library would refuse some of it itself. */
+  async function rawAsk(host: string, head = "GET / HTTP/1.1"): Promise<number> {
+    const { hostname, port } = new URL(gate.url);
+    const socket = connect(Number(port), hostname);
+    socket.on("error", () => {});
+    socket.write(Buffer.from(`${head}\r\nhost: ${host}\r\nconnection: close\r\n\r\n`, "latin1"));
+    const [data] = await once(socket, "data");
+    socket.destroy();
+    return Number(/^HTTP\/1\.1 (\d+)/.exec(String(data))?.[1]);
+  }
+
+  test.each([
+    ["two hosts", (host: string) => `GET / HTTP/1.1\r\nhost: ${host}\r\nhost: evil.example\r\n\r\n`],
+    ["no host", () => "GET / HTTP/1.1\r\n\r\n"],
+    [
+      "a length twice",
+      (host: string) => `POST / HTTP/1.1\r\nhost: ${host}\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nx`,
+    ],
+    [
+      "length and chunks",
+      (host: string) =>
+        `POST / HTTP/1.1\r\nhost: ${host}\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n`,
+    ],
+    [
+      "an unknown encoding",
+      (host: string) => `POST / HTTP/1.1\r\nhost: ${host}\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n`,
+    ],
+    ["a folded header", (host: string) => `GET / HTTP/1.1\r\nhost: ${host}\r\nx: a\r\n b\r\n\r\n`],
+    [
+      "a blank before the colon",
+      (host: string) => `GET / HTTP/1.1\r\nhost: ${host}\r\ntransfer-encoding : chunked\r\n\r\n`,
+    ],
+    ["a bare newline", (host: string) => `GET / HTTP/1.1\nhost: ${host}\n\n`],
+    ["a NUL", (host: string) => `GET / HTTP/1.1\r\nhost: ${host}\r\nx: a\0b\r\n\r\n`],
+    ["huge headers", (host: string) => `GET / HTTP/1.1\r\nhost: ${host}\r\nx: ${"a".repeat(70_000)}\r\n\r\n`],
+    [
+      "another host's address as target",
+      (host: string) => `GET http://evil.example/ HTTP/1.1\r\nhost: ${host}\r\n\r\n`,
+    ],
+    ["a tunnel", (host: string) => `CONNECT evil.example:80 HTTP/1.1\r\nhost: ${host}\r\n\r\n`],
+    ["an authority as target", (host: string) => `GET //evil.example:1/%0d%0a HTTP/1.9\r\nhost: ${host}\r\n\r\n`],
+  ])("%s", async (_, message) => {
+    const { hostname, port } = new URL(gate.url);
+    const socket = connect(Number(port), hostname);
+    socket.on("error", () => {});
+    socket.write(Buffer.from(message(hostOf("open")), "latin1"));
+    const text = await new Promise<string>((resolve) => {
+      let all = "";
+      socket.on("data", (data) => {
+        all += data;
+      });
+      socket.on("close", () => resolve(all));
+      socket.setTimeout(500, () => socket.destroy());
+    });
+    expect(text === "" || /^HTTP\/1\.1 4\d\d /.test(text), text).toBe(true);
+    expect(text).not.toContain('"method"'); // nothing reached the service
+  });
+
+  const LINKED: [string, Parameters<typeof ask>[1], number][] = [
+    ["no credentials", {}, 401],
+    ["an empty token", { path: `/?${LINK_PARAMETER}=` }, 403],
+    ["a made-up token", { path: `/?${LINK_PARAMETER}=zzzzzz.${"A".repeat(43)}` }, 403],
+    ["two tokens", { path: `/?${LINK_PARAMETER}=a&${LINK_PARAMETER}=b` }, 403],
+    ["a token in a POST", { method: "POST", path: `/?${LINK_PARAMETER}=zzzzzz.${"A".repeat(43)}` }, 401],
+    ["a made-up cookie", { headers: { cookie: `${LINK_COOKIE}=zzzzzz.${"A".repeat(43)}` } }, 403],
+    ["a cookie of another name", { headers: { cookie: "fleet_link=x" } }, 401],
+    ["an API key's form", { headers: { authorization: `Bearer fleet_${"0".repeat(12)}_${"A".repeat(43)}` } }, 401],
+    [
+      "the upstream named by the client",
+      { headers: { "x-fleet-upstream": "127.0.0.1:6379", "x-forwarded-host": "open" } },
+      401,
+    ],
+    ["a blank in the path", { path: "/%20", headers: { cookie: `a=${LINK_COOKIE}` } }, 401],
+  ];
+  test.each(LINKED)("a linked service, %s", async (_, request, status) => {
+    expect((await ask(hostOf("linked"), request)).status).toBe(status);
+  });
+
+  test("a link or cookie of one service is none of another, nor the one the other", async () => {
+    await run(bed.fleet, "expose", { sandboxId, name: "second", port: PORT });
+    const cookie = await openLink();
+    expect((await ask(hostOf("second"), { headers: { cookie } })).status).toBe(403);
+    const { url } = await run(bed.fleet, "link", { sandboxId, name: "linked" });
+    const token = new URL(url).searchParams.get(LINK_PARAMETER) ?? "";
+    expect((await ask(hostOf("second"), { path: `/?${LINK_PARAMETER}=${token}` })).status).toBe(403);
+    expect((await ask(hostOf("linked"), { headers: { cookie: `${LINK_COOKIE}=${token}` } })).status).toBe(403);
+    const value = cookie.slice(LINK_COOKIE.length + 1);
+    expect((await ask(hostOf("linked"), { path: `/?${LINK_PARAMETER}=${value}` })).status).toBe(403);
+    // The cookie twice: somebody planted one.
+    expect((await ask(hostOf("linked"), { headers: { cookie: `${cookie}; ${cookie}` } })).status).toBe(401);
+  });
+
+  test("pages of sibling sandboxes can't act with a visitor's cookie", async () => {
+    const cookie = await openLink();
+    const post = (origin?: string) =>
+      ask(hostOf("linked"), { method: "POST", headers: { cookie, ...(origin === undefined ? {} : { origin }) } });
+    for (const origin of [
+      undefined,
+      "null",
+      `https://${hostOf("open")}`,
+      `http://${hostOf("linked")}`,
+      "https://app.example.evil",
+      `https://${hostOf("linked")}:444`,
+    ])
+      expect([origin, (await post(origin)).status]).toEqual([origin, 403]);
+    expect((await post(`https://${hostOf("linked")}`)).status).toBe(200);
+    expect((await post("https://app.example")).status).toBe(200);
+    expect((await upgrade(hostOf("linked"), { cookie, origin: `https://${hostOf("open")}` })).status).toBe(403);
+    expect((await upgrade(hostOf("linked"), { cookie })).status).toBe(403);
+  });
+
+  test("keys: another team's, a wrong secret, an unknown one", async () => {
+    const [key, theirs] = [await newKey(), await newKey("others")];
+    const wrong = `${key.text.slice(0, -2)}${key.text.endsWith("AA") ? "BB" : "AA"}`;
+    for (const text of [theirs.text, wrong, `fleet_${"0".repeat(12)}_${"A".repeat(43)}`])
+      expect((await ask(hostOf("keyed"), { headers: { authorization: `Bearer ${text}` } })).status).toBe(403);
+    for (const authorization of ["Bearer", "Bearer x", `Basic ${key.text}`, key.text])
+      expect((await ask(hostOf("keyed"), { headers: { authorization } })).status).toBe(401);
+  });
+
+  test("an address that another sandbox has, or that is none of a sandbox's, is not connected to", async () => {
+    const victim = await provisionOne(bed.fleet, { services: [{ name: "open", port: PORT, auth: "none" }] });
+    // As if the record had been talked into it; the claim of addresses says otherwise.
+    await bed.redis.hset(bed.keys.sandbox(victim.sandboxId), "address", "127.0.0.1");
+    expect((await ask(`open-${victim.vmid}.${DOMAIN}`)).status).toBe(503);
+    await bed.redis.hset(bed.keys.sandbox(victim.sandboxId), "address", victim.address);
+    await run(bed.fleet, "destroy", { sandboxId: victim.sandboxId });
+    await until(async () => (await ask(`open-${victim.vmid}.${DOMAIN}`)).status === 404, "the 404");
+  });
+});

@@ -1,0 +1,169 @@
+/**
+ * Which service a host name means, from memory: looked up in Redis once, forgotten when an event tells of its sandbox.
+ * While events can't be read nothing is remembered, so that what is hidden or gone never answers from a stale note.
+ */
+import type { Logger } from "pino";
+import { SandboxId } from "../../shared/ids.ts";
+import type { ExposedService } from "../../shared/jobs/fields.ts";
+import { closeRedis, type RedisConnection } from "../../shared/redis/connect.ts";
+import { newestCursor, readEvents } from "../../shared/state/events.ts";
+import type { Keys } from "../../shared/state/keys.ts";
+import type { OperationStore } from "../../shared/state/operations.ts";
+import { isGone, isProvisional, type SandboxRecord } from "../../shared/state/records.ts";
+import { createHostParser, type HostParts } from "../../shared/url-pattern.ts";
+
+/** A service with what decides about a request to it. */
+export interface Route {
+  sandbox: SandboxRecord;
+  service: ExposedService;
+  /** Where it listens; absent while the sandbox sleeps, or while its address is not certain to be its own. */
+  address?: string;
+}
+
+export interface Registry extends AsyncDisposable {
+  /** By a host name in lower case, without port. Null: no service has it. */
+  find(host: string): Promise<Route | null>;
+  /** Hears of each sandbox whose routes may have changed; they are forgotten already. */
+  onChange(listener: (sandbox: string) => void): () => void;
+}
+
+export interface RegistryOptions {
+  redis: RedisConnection;
+  /** Becomes the registry's own. */
+  blocking: RedisConnection;
+  keys: Keys;
+  store: OperationStore;
+  pattern: string;
+  domain: string;
+  log: Logger;
+}
+
+/** Host names remembered; guesses at names must not fill the memory. */
+const REMEMBERED = 20_000;
+/** A host without a sandbox has no event that would tell of a change. */
+const UNKNOWN_MS = 500;
+const BLOCK_MS = 2_000;
+const AGAIN_MS = 200;
+
+interface Entry {
+  route: Promise<Route | null>;
+  /** ms of the monotonic clock; endless where events tell. */
+  until: number;
+}
+
+export function startRegistry(options: RegistryOptions): Registry {
+  const { redis, blocking, keys, store, pattern, domain, log } = options;
+  const parse = createHostParser(pattern, domain);
+  const entries = new Map<string, Entry>();
+  const hostsOf = new Map<string, Set<string>>();
+  const listeners = new Set<(sandbox: string) => void>();
+  const closing = new AbortController();
+  let follows = false;
+  let generation = 0;
+
+  const forgetAll = () => {
+    generation++;
+    entries.clear();
+    hostsOf.clear();
+  };
+  const forget = (sandbox: string) => {
+    generation++;
+    for (const host of hostsOf.get(sandbox) ?? []) entries.delete(host);
+    hostsOf.delete(sandbox);
+    for (const listener of listeners) listener(sandbox);
+  };
+
+  const lookUp = async (host: string): Promise<{ sandbox: SandboxId | null; route: Route | null }> => {
+    const parts = parse(host);
+    const sandbox = parts && (await sandboxOf(redis, keys, parts));
+    if (!parts || !sandbox) return { sandbox: null, route: null };
+    return { sandbox, route: await toRoute({ redis, keys, store }, sandbox, parts) };
+  };
+
+  const find: Registry["find"] = async (host) => {
+    const known = entries.get(host);
+    if (known && known.until > performance.now()) return known.route;
+    if (parse(host) === null) return null;
+    if (!follows) return (await lookUp(host)).route;
+    const begun = generation;
+    const asked = lookUp(host);
+    const entry: Entry = { route: asked.then(({ route }) => route), until: Number.POSITIVE_INFINITY };
+    if (entries.size >= REMEMBERED) forgetAll();
+    entries.set(host, entry);
+    try {
+      const { sandbox } = await asked;
+      // An event since may have told of what was being read.
+      if (begun !== generation) entries.delete(host);
+      else if (sandbox === null) entry.until = performance.now() + UNKNOWN_MS;
+      else hostsOf.set(sandbox, (hostsOf.get(sandbox) ?? new Set()).add(host));
+    } catch (error) {
+      entries.delete(host);
+      throw error;
+    }
+    return entry.route;
+  };
+
+  const follow = async () => {
+    let after: string | undefined;
+    const disconnected = () => {
+      follows = false;
+      forgetAll();
+    };
+    blocking.on("close", disconnected);
+    while (!closing.signal.aborted) {
+      try {
+        after ??= await newestCursor(blocking, keys);
+        if (!follows) forgetAll();
+        follows = true;
+        const { events, cursor } = await readEvents(blocking, keys, after, BLOCK_MS);
+        for (const { sandbox } of events) forget(sandbox);
+        after = cursor;
+      } catch (error) {
+        disconnected();
+        after = undefined;
+        if (closing.signal.aborted) return;
+        log.debug({ err: error }, "the gate can't read events; it looks every service up");
+        await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+      }
+    }
+  };
+  const followed = follow();
+  return {
+    find,
+    onChange(listener) {
+      listeners.add(listener);
+      return () => listeners.delete(listener);
+    },
+    async [Symbol.asyncDispose]() {
+      closing.abort();
+      await closeRedis(blocking);
+      await Promise.race([followed, new Promise((resolve) => setTimeout(resolve, AGAIN_MS))]);
+    },
+  };
+}
+
+async function sandboxOf(redis: RedisConnection, keys: Keys, parts: HostParts): Promise<SandboxId | null> {
+  const own = SandboxId.safeParse(parts.label?.replace(/^sbx-/, "sbx_"));
+  if (own.success) return own.data;
+  const { vmid, label = "" } = parts;
+  const text = await (vmid === undefined ? redis.hget(keys.instances, label) : redis.hget(keys.vmids, String(vmid)));
+  return SandboxId.safeParse(text).data ?? null;
+}
+
+async function toRoute(
+  { redis, keys, store }: Pick<RegistryOptions, "redis" | "keys" | "store">,
+  id: SandboxId,
+  parts: HostParts,
+): Promise<Route | null> {
+  const sandbox = await store.loadSandbox(id);
+  if (!sandbox || isGone(sandbox.state) || isProvisional(sandbox.state) || sandbox.state === "destroying") return null;
+  if (parts.vmid !== undefined && sandbox.vmid !== parts.vmid) return null;
+  const service = sandbox.services.find(
+    ({ name, port }) => (parts.service ?? name) === name && (parts.port ?? port) === port,
+  );
+  if (service?.level !== "public") return null;
+  const { address, state } = sandbox;
+  // A guest may give itself any address: only the one that was claimed for this sandbox is connected to.
+  const own = state === "running" && address !== undefined && (await redis.hget(keys.addresses, address)) === id;
+  return own ? { sandbox, service, address } : { sandbox, service };
+}
