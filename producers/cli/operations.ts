@@ -45,14 +45,28 @@ export class Operations {
 
   /** The result of one. Throws what it ended with; `Interrupted` once it was canceled because the user left. */
   async result<N extends JobName>(handle: Handle<N>, timeoutMs?: number): Promise<JobOutput<N>> {
-    const [outcome] = await this.results([handle], timeoutMs);
+    await using _ = this.#progress([handle]);
+    return this.quietResult(handle, timeoutMs);
+  }
+
+  /** The same, where something else is shown meanwhile. */
+  async quietResult<N extends JobName>(handle: Handle<N>, timeoutMs?: number): Promise<JobOutput<N>> {
+    const [outcome] = await this.#ends([handle], timeoutMs);
     if (outcome?.ok) return outcome.value;
     throw outcome?.error;
   }
 
   /** How each ended, in order; one that fails does not stop the others. */
   async results<N extends JobName>(handles: readonly Handle<N>[], timeoutMs?: number): Promise<Outcome<N>[]> {
-    await using _ = startProgress(this.#fleet, this.#terminal, this.#showProgress ? handles : []);
+    await using _ = this.#progress(handles);
+    return this.#ends(handles, timeoutMs);
+  }
+
+  #progress(handles: readonly Handle<JobName>[]): AsyncDisposable {
+    return startProgress(this.#fleet, this.#terminal, this.#showProgress ? handles : []);
+  }
+
+  async #ends<N extends JobName>(handles: readonly Handle<N>[], timeoutMs?: number): Promise<Outcome<N>[]> {
     const from = performance.now();
     const waiting = handles.map(async (handle): Promise<Outcome<N>> => {
       try {

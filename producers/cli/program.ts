@@ -18,7 +18,7 @@ Environment:
   REDIS_URL         the fleet's Redis: redis://host:6379/0, rediss:// for TLS, redis-sentinel://, redis-cluster://
   FLEET_PREFIX      which fleet, in braces ({fleet})
   FLEET_TEAM        count for this team and see no other; all teams when absent
-  FLEET_SECRET_KEY  the workers' key; needed only for --env and files
+  FLEET_SECRET_KEY  the workers' key; needed only for what is secret: --env, stdin, files
   NO_COLOR          no colours
 
 ${EXIT_HELP}

@@ -11,6 +11,8 @@ export interface Terminal {
   /** People watch stderr: progress may be shown there. */
   readonly watched: boolean;
   paint(colour: Colour, text: string): string;
+  /** What is done, instead of leaving at once, when whoever read has gone. */
+  whenBroken(leave: () => void): void;
 }
 
 /** A stream as far as it is needed here. */
@@ -25,10 +27,11 @@ export function createTerminal(
   exit: (code: number) => void,
 ): Terminal {
   const { stdout, stderr } = streams;
+  let leave = () => exit(EXIT.brokenPipe);
   for (const stream of [stdout, stderr]) {
     stream.on("error", (error: NodeJS.ErrnoException) => {
       // Whoever read has gone, as after `| head`: end as a program does that SIGPIPE ends.
-      if (error.code === "EPIPE") exit(EXIT.brokenPipe);
+      if (error.code === "EPIPE") leave();
       else throw error;
     });
   }
@@ -38,6 +41,9 @@ export function createTerminal(
     out: (text) => void stdout.write(text),
     err: (text) => void stderr.write(text),
     watched: stderr.isTTY === true && env["TERM"] !== "dumb",
+    whenBroken: (instead) => {
+      leave = instead;
+    },
     paint: (colour, text) => (coloured ? styleText(colour, text, { validateStream: false }) : text),
   };
 }

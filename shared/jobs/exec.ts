@@ -4,11 +4,13 @@ import { defineJob } from "./define-job.ts";
 import { Command, Env, UserName } from "./fields.ts";
 
 /** Of what a command may read. */
-const STDIN_BYTES = 1_048_576;
+export const STDIN_BYTES = 1_048_576;
 
 /** What a command reads; from here on in base64. */
 const Stdin = z
-  .union([z.string(), z.instanceof(Uint8Array)], { error: "must be a string or bytes" })
+  .union([z.string(), z.custom<Uint8Array>((input) => input instanceof Uint8Array)], {
+    error: "must be a string or bytes",
+  })
   .refine((input) => Buffer.byteLength(input) <= STDIN_BYTES, {
     error: `must have at most ${STDIN_BYTES} bytes; put more into a file of the sandbox first`,
   })

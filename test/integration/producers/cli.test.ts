@@ -6,6 +6,7 @@ import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { FleetError } from "../../../shared/errors.ts";
 import { NodeName, type OperationId } from "../../../shared/ids.ts";
 import { saveInventory } from "../../../shared/state/inventory.ts";
+import { createSecretStore } from "../../../shared/state/secrets.ts";
 import { type RedisServer, startRedis } from "../../redis.ts";
 import { createRig, type Rig, SECRET_KEY, toProvisioned } from "./rig.ts";
 
@@ -45,7 +46,11 @@ async function collect(child: ChildProcess): Promise<Ran> {
   return { code: child.exitCode, out, err };
 }
 
-const run = (rig: Rig, words: string[], env?: Record<string, string>) => start(rig, words, env).ended;
+function run(rig: Rig, words: string[], env?: Record<string, string>, stdin = ""): Promise<Ran> {
+  const { child, ended } = start(rig, words, env);
+  child.stdin.end(stdin);
+  return ended;
+}
 
 /** The operations that were accepted, as a worker would see them; resolves once there are that many. */
 const open = (rig: Rig, count: number): Promise<OperationId[]> =>
@@ -187,8 +192,60 @@ describe("exec", () => {
       HOME_TOWN: "Köln",
     });
     const input = await answer(rig, { ...exited, exitCode: 7, stdout: "out\n", stderr: "err\n" });
-    expect(input).toEqual({ sandboxId, command: `'printf' '%s' 'it'\\''s'`, idempotent: false, timeoutMs: 300_000 });
+    expect(input).toEqual({
+      sandboxId,
+      command: `'printf' '%s' 'it'\\''s'`,
+      idempotent: false,
+      timeoutMs: 300_000,
+      outputLimitBytes: 262_144,
+    });
     expect(await ran).toEqual({ code: 7, out: "out\n", err: "err\n" });
+  });
+
+  /** What its worker would write, once it is there. */
+  const play = async (rig: Rig) => {
+    const [id] = await open(rig, 1);
+    if (id === undefined) throw new Error("unreachable");
+    const writer = await rig.claim(id);
+    const print = (end: number, stream: "stdout" | "stderr", text: string) =>
+      rig.store.addOutput(writer, [{ end, pieces: [{ stream, text }] }]);
+    return { id, writer, print, input: (await rig.store.load(id))?.input };
+  };
+
+  test("shows output while the command runs, and says what is missing of it; input is sealed", async () => {
+    await using rig = createRig(server);
+    const sandboxId = await rig.running();
+    const { child, ended } = start(rig, ["exec", sandboxId, "--user", "dev", "cat"]);
+    child.stdin.end("piped in");
+    const worker = await play(rig);
+    expect(worker.input).toMatchObject({ command: "cat", user: "dev" });
+    expect(JSON.stringify(await rig.redis.hgetall(rig.keys.operation(worker.id)))).not.toContain("piped");
+    const secrets = createSecretStore(rig.redis, rig.keys, [Buffer.from(SECRET_KEY, "hex")]);
+    expect(await secrets.get(worker.id)).toEqual({ stdin: Buffer.from("piped in").toString("base64") });
+    await worker.print(4, "stdout", "one\n");
+    expect(String((await once(child.stdout, "data"))[0])).toBe("one\n");
+    await worker.print(8, "stderr", "two\n");
+    await worker.print(108, "stdout", "end\n");
+    await rig.store.end(worker.writer, { status: "succeeded", result: { ...exited, exitCode: 3 } }, { output: [] });
+    expect(await ended).toEqual({
+      code: 3,
+      out: "one\nend\n",
+      err: "two\nfleet: 96 bytes of output are missing here: it came too fast\n",
+    });
+  });
+
+  test("what is shown to nobody any more is canceled", async () => {
+    await using rig = createRig(server);
+    const sandboxId = await rig.running();
+    const { child, ended } = start(rig, ["exec", sandboxId, "-n", "yes"]);
+    ended.catch(() => {}); // its reader goes
+    const worker = await play(rig);
+    await worker.print(2, "stdout", "y\n");
+    await once(child.stdout, "data");
+    child.stdout.destroy();
+    await worker.print(4, "stdout", "y\n");
+    expect(await once(child, "exit")).toEqual([141, null]);
+    expect(await rig.store.load(worker.id)).toMatchObject({ abort: { code: "canceled" } });
   });
 
   test("--json prints the result and keeps the exit code", async () => {
