@@ -1,12 +1,12 @@
 /**
- * Waits for ends of operations: one blocking connection for any number of waiters, open while somebody waits.
+ * Waits for ends of operations: one blocking connection for any number of waiters, open while somebody waits and a while longer.
  * The record is the truth; events only say when to look, and a slow re-read makes up for a stream that was reset.
  */
 import { setTimeout as pause } from "node:timers/promises";
 import type { z } from "zod";
 import { type Deferred, defer } from "../shared/deferred.ts";
 import { FleetError } from "../shared/errors.ts";
-import { decodeHash, toHash } from "../shared/state/codec.ts";
+import { decodeHash } from "../shared/state/codec.ts";
 import { type EventReader, openEventReader } from "../shared/state/event-reader.ts";
 import { newestCursor } from "../shared/state/events.ts";
 import { isEnded, OperationRecord } from "../shared/state/records.ts";
@@ -27,6 +27,8 @@ const EndedOperation = OperationRecord.pick({
 export type EndedOperation = z.output<typeof EndedOperation>;
 const FIELDS = Object.keys(EndedOperation.shape);
 
+/** Who waits for one after the other would else open a connection for each, which costs more than a command. */
+const LINGER_MS = 5_000;
 const REREAD_MS = 2_000;
 const REREAD_BATCH = 200;
 /** As long as an ended operation is kept, where nobody says otherwise. */
@@ -124,7 +126,11 @@ export class EndWatch {
     const reread = setInterval(() => this.#reread(), REREAD_MS);
     try {
       let after = from;
-      while (this.#waiting.size > 0 && !this.#closing.signal.aborted) after = await this.#step(reader, after);
+      let neededAt = performance.now();
+      while (performance.now() - neededAt < LINGER_MS && !this.#closing.signal.aborted) {
+        after = await this.#step(reader, after);
+        if (this.#waiting.size > 0) neededAt = performance.now();
+      }
       // Nobody registers between the check and this: both happen in one turn.
       this.#tail = undefined;
     } finally {
@@ -137,11 +143,8 @@ export class EndWatch {
   async #step(reader: EventReader, after: string | undefined): Promise<string | undefined> {
     try {
       if (after === undefined) return await this.#resync();
-      const { events, cursor } = await reader.read(after);
-      const ended = events.flatMap(({ type, operation }) =>
-        type.startsWith("operation.") && this.#waiting.has(operation) ? [operation] : [],
-      );
-      await this.#look(ended);
+      const { ended, cursor } = await reader.readEnds(after);
+      await this.#look(ended.filter((id) => this.#waiting.has(id)));
       return cursor;
     } catch {
       await pause(RESYNC_MS, undefined, { signal: this.#closing.signal }).catch(() => {});
@@ -169,19 +172,14 @@ export class EndWatch {
     const { link, keys } = this.#parts;
     for (let at = 0; at < ids.length; at += REREAD_BATCH) {
       const batch = ids.slice(at, at + REREAD_BATCH);
-      const replies = await link.request((redis) => {
-        const pipeline = redis.pipeline();
-        for (const id of batch) pipeline.hmget(keys.operation(id), ...FIELDS);
-        return pipeline.exec();
-      });
-      batch.forEach((id, index) => {
-        const [error, values] = replies?.[index] ?? [new Error("no reply")];
-        if (!error) this.#settle(id, values);
-      });
+      // No pipeline: commands of one turn are written together all the same, and ioredis needs long to make one.
+      await link.request((redis) =>
+        Promise.all(batch.map(async (id) => this.#settle(id, await redis.hmget(keys.operation(id), ...FIELDS)))),
+      );
     }
   }
 
-  #settle(id: string, values: unknown): void {
+  #settle(id: string, values: readonly (string | null)[]): void {
     const settle = (how: (waiter: Waiter) => void) => {
       for (const waiter of this.#waiting.get(id) ?? []) how(waiter);
     };
@@ -202,12 +200,13 @@ export class EndWatch {
   }
 }
 
-function decodeEnded(id: string, values: unknown): EndedOperation | null {
-  const flat = FIELDS.flatMap((field, index) => {
-    const value: unknown = Array.isArray(values) ? values[index] : null;
-    return typeof value === "string" ? [field, value] : [];
-  });
-  return flat.length === 0 ? null : decodeHash(EndedOperation, toHash(flat), `operation ${id}`);
+function decodeEnded(id: string, values: readonly (string | null)[]): EndedOperation | null {
+  const hash: Record<string, string> = {};
+  for (const [index, field] of FIELDS.entries()) {
+    const value = values[index];
+    if (typeof value === "string") hash[field] = value;
+  }
+  return Object.keys(hash).length === 0 ? null : decodeHash(EndedOperation, hash, `operation ${id}`);
 }
 
 export const toUnknown = (id: string): FleetError =>

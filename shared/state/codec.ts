@@ -23,9 +23,9 @@ export function encodeFields(values: Readonly<Record<string, unknown>>): { set: 
 /** A hash as a record. Throws `internal` that names the record and the field when it does not fit. */
 export function decodeHash<S extends z.ZodObject>(schema: S, hash: Hash, what: string): z.output<S> {
   const raw: Record<string, unknown> = {};
-  for (const [name, field] of Object.entries(schema.shape)) {
+  for (const [name, isPlain] of plainFieldsOf(schema)) {
     const text = hash[name];
-    if (text !== undefined) raw[name] = isText(field) ? text : fromJson(text);
+    if (text !== undefined) raw[name] = isPlain ? text : fromJson(text);
   }
   const parsed = schema.safeParse(raw);
   if (parsed.success) return parsed.data;
@@ -33,9 +33,11 @@ export function decodeHash<S extends z.ZodObject>(schema: S, hash: Hash, what: s
   throw new FleetError("internal", `${what} in Redis is damaged: ${fields.join(", ")}`, { facts: { fields } });
 }
 
+const Texts = z.array(z.string());
+
 /** Array of a hash reply (`HGETALL` from Lua) as an object. */
 export function toHash(flat: unknown): Hash {
-  const parts = z.array(z.string()).parse(flat);
+  const parts = Texts.parse(flat);
   const hash: Record<string, string> = {};
   for (let at = 0; at + 1 < parts.length; at += 2) hash[parts[at] ?? ""] = parts[at + 1] ?? "";
   return hash;
@@ -47,6 +49,15 @@ function fromJson(text: string): unknown {
   } catch {
     return undefined;
   }
+}
+
+const known = new WeakMap<z.ZodObject, [name: string, isPlain: boolean][]>();
+
+/** Its fields, each with whether it is stored as it is. */
+function plainFieldsOf(schema: z.ZodObject): [name: string, isPlain: boolean][] {
+  const fields = known.get(schema) ?? Object.entries(schema.shape).map(([name, type]) => [name, isText(type)]);
+  known.set(schema, fields);
+  return fields;
 }
 
 /** Whether a field is stored as it is: strings, enums and literals, also when optional or branded. */

@@ -90,13 +90,34 @@ export async function readEvents(
   after: string,
   blockMs: number,
 ): Promise<{ events: FleetEvent[]; cursor: string }> {
+  const { entries, cursor } = await readEntries(redis, keys, after, blockMs);
+  return { events: entries.flatMap(([at, fields]) => toEvent(at, fields) ?? []), cursor };
+}
+
+/** As `readEvents`, for who waits for operations alone: which of them have ended, by an event each. */
+export async function readEnds(
+  redis: RedisConnection,
+  keys: Keys,
+  after: string,
+  blockMs: number,
+): Promise<{ ended: string[]; cursor: string }> {
+  const { entries, cursor } = await readEntries(redis, keys, after, blockMs);
+  const ended = entries.flatMap(([, fields]) => {
+    const { type = "", operation = "" } = toRecord(fields);
+    return ENDS.has(type) ? [operation] : [];
+  });
+  return { ended, cursor };
+}
+
+const ENDS: ReadonlySet<string> = new Set(["operation.succeeded", "operation.failed", "operation.canceled"]);
+
+async function readEntries(redis: RedisConnection, keys: Keys, after: string, blockMs: number) {
   const reply = await redis.xread("COUNT", 500, "BLOCK", blockMs, "STREAMS", keys.events, after);
   const entries = reply?.[0]?.[1] ?? [];
   if (entries.length === 0) await assertNotReset(redis, keys, after);
   const whole = entries.slice(0, countUnbroken(after, entries));
   if (whole.length < entries.length && whole.length === 0) throw await expired(redis, keys, after);
-  const events = whole.flatMap(([cursor, fields]) => toEvent(cursor, fields) ?? []);
-  return { events, cursor: whole.at(-1)?.[0] ?? after };
+  return { entries: whole, cursor: whole.at(-1)?.[0] ?? after };
 }
 
 /** How many follow one another: events are numbered without gaps (see `emit`). */
@@ -110,12 +131,17 @@ function countUnbroken(after: string, entries: readonly [string, string[]][]): n
   return gap < 0 ? entries.length : gap;
 }
 
+function toRecord(fields: readonly string[]): Record<string, string> {
+  const record: Record<string, string> = {};
+  for (let at = 0; at + 1 < fields.length; at += 2) record[fields[at] ?? ""] = fields[at + 1] ?? "";
+  return record;
+}
+
 /** Null for what this version does not know. */
 export function toEvent(cursor: string, fields: readonly string[]): FleetEvent | null {
-  const raw: Record<string, unknown> = { cursor };
-  for (let at = 0; at + 1 < fields.length; at += 2) raw[fields[at] ?? ""] = fields[at + 1];
+  const { data = "{}", ...raw } = toRecord(fields);
   try {
-    return FleetEventSchema.parse({ ...raw, data: JSON.parse(String(raw["data"] ?? "{}")) });
+    return FleetEventSchema.parse({ ...raw, cursor, data: JSON.parse(data) });
   } catch {
     return null;
   }

@@ -120,8 +120,14 @@ export interface Writer {
   revision: number;
 }
 
+/** What is sealed for an operation and for its sandbox; see `secrets.ts`. */
+export interface Sealed {
+  operation: string | null;
+  sandbox: string | null;
+}
+
 export type Claim =
-  | { outcome: "claimed"; writer: Writer; operation: OperationRecord; sandbox: SandboxRecord }
+  | { outcome: "claimed"; writer: Writer; operation: OperationRecord; sandbox: SandboxRecord; sealed: Sealed }
   | { outcome: "ended"; operation: OperationRecord }
   | { outcome: "unknown" }
   | { outcome: "stale" };
@@ -215,6 +221,8 @@ function canonical(value: unknown): string {
   return `{${entries.map(([key, one]) => `${JSON.stringify(key)}:${canonical(one)}`).join(",")}}`;
 }
 
+const AcceptedFacets = z.tuple([z.string(), z.string(), z.coerce.number(), TeamId]);
+const SealedReply = z.tuple([z.string().nullable(), z.string().nullable()]);
 const AcceptReply = z.tuple([z.string(), OperationId, SandboxId], z.string());
 
 export function createOperationStore(redis: RedisConnection, keys: Keys, options: StoreOptions): OperationStore {
@@ -238,11 +246,18 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
 
     async claim(id, fence, by) {
       const lock = [by?.lockKey ?? "", by?.lockToken ?? "", LOCK_MS];
-      const [outcome, operation, sandbox] = await runList(CLAIM, id, fence, by?.job ?? "", now(), ...lock);
+      const [outcome, operation, sandbox, ...sealed] = await runList(CLAIM, id, fence, by?.job ?? "", now(), ...lock);
       if (outcome === "claimed") {
         const record = decodeOperation(toHash(operation));
         const writer = { id, fence, revision: record.revision };
-        return { outcome, writer, operation: record, sandbox: decodeSandbox(toHash(sandbox)) };
+        const [own, owner] = SealedReply.parse(sealed);
+        return {
+          outcome,
+          writer,
+          operation: record,
+          sandbox: decodeSandbox(toHash(sandbox)),
+          sealed: { operation: own, sandbox: owner },
+        };
       }
       if (outcome === "ended") return { outcome, operation: decodeOperation(toHash(operation)) };
       return outcome === "stale" ? { outcome } : { outcome: "unknown" };
@@ -353,9 +368,7 @@ function toAccepted(reply: unknown): Accepted {
   switch (outcome) {
     case "accepted":
     case "existing": {
-      const [parked, queue, priority, team] = z
-        .tuple([z.string(), z.string(), z.coerce.number(), TeamId])
-        .parse(facets);
+      const [parked, queue, priority, team] = AcceptedFacets.parse(facets);
       return { id, sandbox, team, existing: outcome === "existing", parked: parked === "1", queue, priority };
     }
     case "conflict":

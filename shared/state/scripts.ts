@@ -356,7 +356,8 @@ return reply('accepted', r.id)
 `);
 
 /**
- * ARGV: id, fence, job, now, lock key, lock token, lock ms → [outcome] or ['claimed', operation hash, sandbox hash].
+ * ARGV: id, fence, job, now, lock key, lock token, lock ms → [outcome] or ['claimed', operation hash, sandbox hash, what is
+ * sealed for each of them].
  * BullMQ's lock is checked and renewed in the same step, so a run that slept past its lock can't claim over its successor.
  */
 export const CLAIM = withPrelude(`
@@ -385,7 +386,9 @@ if redis.call('HGET', key, 'queue') ~= 'place' then
   redis.call('HSETNX', key, 'startedAt', now)
   redis.call('HDEL', key, 'waitingFor')
 end
-return {'claimed', redis.call('HGETALL', key), redis.call('HGETALL', sbxKey(redis.call('HGET', key, 'sandbox')))}
+local sandbox = redis.call('HGET', key, 'sandbox')
+return {'claimed', redis.call('HGETALL', key), redis.call('HGETALL', sbxKey(sandbox)),
+  redis.call('GET', P..':secret:'..id), redis.call('GET', P..':secret:'..sandbox)}
 `);
 
 /** Adds to a write what follows from the sandbox as it stands, so that two at once lose nothing; false: too much metadata. */

@@ -2,7 +2,14 @@
  * Secrets of operations and sandboxes (environment, input, exec token), sealed with AES-256-GCM under keys of their own in Redis.
  * They are deleted by the same atomic step that ends their owner.
  */
-import { createCipheriv, createDecipheriv, createHash, randomBytes } from "node:crypto";
+import {
+  createCipheriv,
+  createDecipheriv,
+  createHash,
+  createSecretKey,
+  type KeyObject,
+  randomBytes,
+} from "node:crypto";
 import { z } from "zod";
 import { FleetError } from "../errors.ts";
 import type { RedisConnection } from "../redis/connect.ts";
@@ -30,6 +37,8 @@ export interface SecretStore {
   remove(owner: string): Promise<void>;
   /** Empty when there is nothing. Throws `not_configured` when no key opens it. */
   get(owner: string): Promise<SecretValues>;
+  /** The same for what was read already. */
+  open(owner: string, sealed: string | null): SecretValues;
 }
 
 /** `keyring`: 32-byte keys; the first seals, all open. */
@@ -40,6 +49,8 @@ export function createSecretStore(
 ): SecretStore {
   const sealed = (owner: string, values: SecretValues): string =>
     seal(sealingKey(keyring), owner, JSON.stringify(values));
+  const openValues = (owner: string, sealed: string | null): SecretValues =>
+    sealed === null ? {} : Sealed.parse(JSON.parse(open(keyring ?? [], owner, sealed)));
   return {
     async put(owner, values, { expiresInSec }) {
       await redis.set(keys.secret(owner), sealed(owner, values), "EX", expiresInSec);
@@ -48,21 +59,34 @@ export function createSecretStore(
     async remove(owner) {
       await redis.del(keys.secret(owner));
     },
-    async get(owner) {
-      const sealed = await redis.get(keys.secret(owner));
-      if (sealed === null) return {};
-      return Sealed.parse(JSON.parse(open(keyring ?? [], owner, sealed)));
-    },
+    get: async (owner) => openValues(owner, await redis.get(keys.secret(owner))),
+    open: openValues,
   };
 }
 
-const keyId = (key: Buffer) => createHash("sha256").update(key).digest("hex").slice(0, 8);
+interface PreparedKey {
+  /** What names it in sealed texts. */
+  readonly id: string;
+  readonly object: KeyObject;
+}
+
+const prepared = new WeakMap<Buffer, PreparedKey>();
+
+/** Both take as long to make as a small text takes to open. */
+function prepare(key: Buffer): PreparedKey {
+  const known = prepared.get(key);
+  if (known) return known;
+  const id = createHash("sha256").update(key).digest("hex").slice(0, 8);
+  const made = { id, object: createSecretKey(key) };
+  prepared.set(key, made);
+  return made;
+}
 
 /** keyId.nonce.tag.text; the owner is authenticated with it, so that one's secret can't be put under another's name. */
 export function seal(key: Buffer, owner: string, text: string): string {
   const sealed = sealBytes(key, owner, Buffer.from(text));
   const parts = [sealed.subarray(ID, NONCE), sealed.subarray(NONCE, TAG), sealed.subarray(TAG)];
-  return [keyId(key), ...parts.map((part) => part.toString("base64url"))].join(".");
+  return [prepare(key).id, ...parts.map((part) => part.toString("base64url"))].join(".");
 }
 
 export function open(keyring: readonly Buffer[], owner: string, sealed: string): string {
@@ -77,20 +101,21 @@ const [ID, NONCE, TAG] = [4, 16, 32];
 /** As `seal`, for bytes, and as compact as they. */
 export function sealBytes(key: Buffer, owner: string, bytes: Uint8Array): Buffer {
   const nonce = randomBytes(NONCE - ID);
-  const cipher = createCipheriv("aes-256-gcm", key, nonce).setAAD(Buffer.from(owner));
+  const { id, object } = prepare(key);
+  const cipher = createCipheriv("aes-256-gcm", object, nonce).setAAD(Buffer.from(owner));
   const body = [cipher.update(bytes), cipher.final()];
-  return Buffer.concat([Buffer.from(keyId(key), "hex"), nonce, cipher.getAuthTag(), ...body]);
+  return Buffer.concat([Buffer.from(id, "hex"), nonce, cipher.getAuthTag(), ...body]);
 }
 
 export function openBytes(keyring: readonly Buffer[], owner: string, sealed: Buffer): Buffer {
   const id = sealed.subarray(0, ID).toString("hex");
-  const key = keyring.find((one) => keyId(one) === id);
+  const key = keyring.find((one) => prepare(one).id === id);
   if (!key || sealed.length < TAG) {
     throw new FleetError("not_configured", "a secret was sealed with another FLEET_SECRET_KEY; list that key too", {
       facts: { variables: ["FLEET_SECRET_KEY"], owner },
     });
   }
-  const decipher = createDecipheriv("aes-256-gcm", key, sealed.subarray(ID, NONCE))
+  const decipher = createDecipheriv("aes-256-gcm", prepare(key).object, sealed.subarray(ID, NONCE))
     .setAAD(Buffer.from(owner))
     .setAuthTag(sealed.subarray(NONCE, TAG));
   return Buffer.concat([decipher.update(sealed.subarray(TAG)), decipher.final()]);

@@ -1,5 +1,5 @@
 /** cmux-execd, the HTTP command daemon in every sandbox (port 39375). Source: cmux's README of execd, see docs. */
-import { Agent, Client, type Dispatcher, request } from "undici";
+import { Agent, buildConnector, Client, type Dispatcher, request } from "undici";
 import { z } from "zod";
 import { FleetError } from "../../shared/errors.ts";
 import { EXECD_PORT } from "../../shared/jobs/fields.ts";
@@ -28,6 +28,8 @@ export interface ExecCall {
   signal: AbortSignal;
   /** Each line as it comes, also past `keepBytes`, with its line feed; nothing more is read while it is awaited. */
   onOutput?: (stream: "stdout" | "stderr", line: string) => unknown;
+  /** Nothing is sent before it is done; what it throws comes through, unless there is no connection either. */
+  ready?: Promise<unknown> | undefined;
   /** Called right before the request is written to its connection; what it throws comes through, and nothing is sent. */
   guard?: () => void;
 }
@@ -80,11 +82,12 @@ export function createExecd(): Execd {
 
   return {
     async exec(call) {
+      call.ready?.catch(() => {}); // without a connection nobody asks for it
       call.signal.throwIfAborted();
       // A command gets a connection of its own: a reset on a kept one could mean both that it ran and that it never did.
       const client = new Client(originOf(call.address), {
         pipelining: 1,
-        connect: { timeout: CONNECT_MS },
+        connect: connectMeanwhile(call.ready),
         bodyTimeout: 0,
         headersTimeout: 30_000,
       });
@@ -92,7 +95,7 @@ export function createExecd(): Execd {
       try {
         return await execOn(client, call);
       } finally {
-        void client.destroy().finally(() => busy.delete(client));
+        void client.destroy(OVER).finally(() => busy.delete(client));
       }
     },
 
@@ -117,6 +120,24 @@ export function createExecd(): Execd {
       await Promise.all([agent, ...busy].map((one) => one.destroy()));
     },
   };
+}
+
+/** Undici makes an error of its own for each client otherwise, which takes as long as to make the client. */
+const OVER = new Error("the command has ended");
+
+const connect = buildConnector({ timeout: CONNECT_MS });
+
+/** Makes the connection while `ready` is on its way, and gives it out when both are there. */
+function connectMeanwhile(ready: Promise<unknown> = Promise.resolve()): buildConnector.connector {
+  return (options, callback) =>
+    connect(options, (failed, socket) => {
+      if (failed) return callback(failed, null);
+      const give = () => (socket.destroyed ? callback(OVER, null) : callback(null, socket));
+      ready.then(give, (error: Error) => {
+        socket.destroy();
+        callback(error, null);
+      });
+    });
 }
 
 export const originOf = (address: string) => `http://${address.includes(":") ? `[${address}]` : address}:${EXECD_PORT}`;

@@ -93,7 +93,7 @@ export function createLiveOutput(write: Write): LiveOutput {
     },
     async close() {
       for (const stream of ["stdout", "stderr"] as const) push(stream, decoders[stream].end());
-      closing.abort();
+      if (writing) closing.abort();
       await writing;
       const rest: OutputEntry[] = [];
       while (waiting.length > 0 && !refused) rest.push(takeEntry());

@@ -26,7 +26,7 @@ export const exec: Handler<"exec"> = {
     const begun = performance.now();
     const live = createLiveOutput(run.addOutput);
     try {
-      const asked = await readAsked(run, live);
+      const asked = readAsked(run, live);
       const outcome = await callExecd(run, asked).catch((error: unknown) => callOverSsh(run, asked, error));
       asked.checkUser();
       const result = { ...outcome, durationMs: Math.round(performance.now() - begun) };
@@ -83,8 +83,8 @@ async function callExecd(run: Run<"exec">, asked: Asked): Promise<ExecOutcome> {
     const call = { address, token, guard: run.check };
     try {
       await sendBefore(run, before, { ...call, signal });
-      if (!idempotent) await run.begin("sent");
-      return await execd.exec({ ...call, script, timeoutMs, keepBytes, signal, onOutput: hear });
+      const ready = idempotent ? undefined : run.begin("sent");
+      return await execd.exec({ ...call, ready, script, timeoutMs, keepBytes, signal, onOutput: hear });
     } catch (error) {
       if (clean !== undefined) await tidy(run, clean, call);
       const again =

@@ -65,6 +65,7 @@ export async function processOperation(
     claimedAt,
     operation: claim.operation,
     sandbox: claim.sandbox,
+    sealed: claim.sealed,
   });
   const { claims, attempts, step } = run.operation;
   run.log.debug({ queue: job.queueName, claims, attempts, step }, "run begins");

@@ -6,7 +6,7 @@ import { FleetError, fromErrorRecord } from "../../shared/errors.ts";
 import type { NodeName, OperationId, Vmid } from "../../shared/ids.ts";
 import { type JobName, jobs, type ParsedInput } from "../../shared/jobs/index.ts";
 import { LOCK_MS } from "../../shared/queues.ts";
-import type { AddressRange, OperationEnd, Write, Writer } from "../../shared/state/operations.ts";
+import type { AddressRange, OperationEnd, Sealed, Write, Writer } from "../../shared/state/operations.ts";
 import type { OutputEntry } from "../../shared/state/output.ts";
 import { ErrorRecordSchema, type OperationRecord, type SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
@@ -33,6 +33,8 @@ export interface Run<N extends JobName = JobName> extends AsyncDisposable {
   /** As last read or written by this run. */
   readonly operation: OperationRecord;
   readonly sandbox: SandboxRecord;
+  /** As at the claim, which brings it along: who can do with an old token need not ask for it. */
+  readonly sealed: Sealed;
   /** Aborts with a FleetError: cancel, time-out, lost lock, shutdown. */
   readonly signal: AbortSignal;
   /** For reading PVE: the signal, and the check that runs right before a request is sent. */
@@ -92,7 +94,14 @@ export function startRun<N extends JobName>(
   context: WorkerContext,
   job: Job,
   token: string,
-  claim: { kind: N; writer: Writer; operation: OperationRecord; sandbox: SandboxRecord; claimedAt: number },
+  claim: {
+    kind: N;
+    writer: Writer;
+    operation: OperationRecord;
+    sandbox: SandboxRecord;
+    sealed: Sealed;
+    claimedAt: number;
+  },
 ): Run<N> {
   const { store, slots, redis, keys } = context;
   const { writer } = claim;
@@ -230,6 +239,7 @@ export function startRun<N extends JobName>(
     call,
     writing: { signal: lost.signal, guard: check },
     timings,
+    sealed: claim.sealed,
     get operation() {
       return operation;
     },

@@ -184,10 +184,16 @@ test("1,000 waiting results share one connection, and get what is theirs", async
     Array.from({ length: 1_000 }, (_, index) => rig.fleet.exec({ sandboxId, command: `echo ${index}` })),
   );
   const results = Promise.all(handles.map((handle) => handle.result()));
-  await rig.readers(1);
+  const [reader] = await rig.readers(1);
   expect(await rig.connections()).toHaveLength(2);
   await Promise.all(handles.map(({ id }, index) => rig.succeed(id, { ...exited, stdout: String(index) })));
   expect((await results).map(({ stdout }) => stdout)).toEqual(handles.map((_, index) => String(index)));
+  // So does who waits right after them.
+  const next = await rig.fleet.exec({ sandboxId, command: "echo next" });
+  const result = next.result();
+  await rig.succeed(next.id, exited);
+  await result;
+  expect(await rig.readers(1)).toMatchObject([{ id: reader?.id }]);
 });
 
 test("two waiters of one operation both get it; one that gave up does not disturb the other", async () => {
