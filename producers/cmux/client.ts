@@ -1,6 +1,7 @@
 /** The client that the cmux backend codes against, on the fleet. It needs Redis alone: no credentials of PVE. */
 import { DEFAULT_URL_PATTERN } from "../../shared/config-gate.ts";
 import { FleetError } from "../../shared/errors.ts";
+import type { ServiceAuth } from "../../shared/jobs/fields.ts";
 import type { Inventory } from "../../shared/state/inventory.ts";
 import { isGone, isProvisional, type SandboxRecord } from "../../shared/state/records.ts";
 import { createFleet, type Fleet } from "../fleet.ts";
@@ -18,6 +19,8 @@ export interface CmuxClientOptions extends Partial<FleetOptions> {
   snapshotResolver?: Snapshots | undefined;
   /** Longest wait for an operation in ms, a day when absent; after it `timeout` is thrown, and the operation goes on. */
   waitMs?: number | undefined;
+  /** Who gets in at public URLs: everybody when absent, as with Morph. `link`: who holds a link of `instance.link`. */
+  auth?: ServiceAuth | undefined;
   /** For `getPublicServiceUrl`; PVE_PUBLIC_DOMAIN and PVE_URL_PATTERN when absent, else as the workers are set. */
   publicDomain?: string | undefined;
   urlPattern?: string | undefined;
@@ -89,6 +92,8 @@ export function createCmuxClient(options: CmuxClientOptions = {}): CmuxClient {
   };
   const context: InstanceContext = {
     fleet,
+    // The app embeds these URLs as they are.
+    auth: options.auth ?? "none",
     done: async (asked) => (await asked).result({ timeoutMs: waitMs }),
     async load(id) {
       const [record, inventory] = await Promise.all([fleet.sandboxes.get(id), readInventory()]);
@@ -149,11 +154,10 @@ async function startInstance(
   { instanceId, ttlSeconds, ttlAction = "stop", metadata = {}, team }: StartOptions,
   template: number | string,
 ): Promise<CmuxInstance> {
-  const { fleet } = context;
+  const { fleet, auth } = context;
   const handle = await fleet.provision({
     template,
-    // The app embeds these URLs as they are, as it does with Morph, whose default this is, too.
-    services: SERVICES.map((service) => ({ ...service, auth: "none" })),
+    services: SERVICES.map((service) => ({ ...service, auth })),
     // Entries of `undefined` are what today's callers pass for what they do not know.
     metadata: Object.fromEntries(
       Object.entries(metadata).flatMap(([key, value]) => (value === undefined ? [] : [[key, value]])),

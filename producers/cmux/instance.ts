@@ -50,6 +50,8 @@ export interface InstanceSnapshot {
 /** What instances need of their client. */
 export interface InstanceContext {
   readonly fleet: Fleet;
+  /** Of services that say nothing else. */
+  readonly auth: ServiceAuth;
   /** The result of an operation that is asked for, within the client's patience. */
   done<R>(asked: Promise<{ result(options: Wait): Promise<R> }>): Promise<R>;
   /** As the registry has it now. Throws `sandbox_not_found`. */
@@ -125,10 +127,10 @@ export class CmuxInstance {
     this.networking = { ...this.networking, httpServices: [] };
   }
 
-  /** `auth`: who gets in at the public URL; everybody when absent, as with Morph. */
-  async exposeHttpService(name: string, port: number, auth: ServiceAuth = "none"): Promise<VoidAnd<HttpService>> {
-    const { fleet, done } = this.#context;
-    const { url } = await done(fleet.expose({ sandboxId: this.sandboxId, name, port, auth }));
+  /** `auth`: who gets in at the public URL; as the client is set when absent. */
+  async exposeHttpService(name: string, port: number, auth?: ServiceAuth): Promise<VoidAnd<HttpService>> {
+    const { fleet, done, auth: usual } = this.#context;
+    const { url } = await done(fleet.expose({ sandboxId: this.sandboxId, name, port, auth: auth ?? usual }));
     await this.refresh();
     const service: HttpService = { name, port, url };
     return service as unknown as VoidAnd<HttpService>; // as above
@@ -138,6 +140,14 @@ export class CmuxInstance {
     const { fleet, done } = this.#context;
     await done(fleet.hide({ sandboxId: this.sandboxId, name }));
     await this.refresh();
+  }
+
+  /** A signed link that opens a service with auth `link`, and sets a cookie, for `ttlSeconds` (a day). */
+  async link(name: string, { path, ttlSeconds }: { path?: string; ttlSeconds?: number } = {}): Promise<string> {
+    const { fleet, done } = this.#context;
+    const more = { ...(path === undefined ? {} : { path }), ...(ttlSeconds === undefined ? {} : { ttlSeconds }) };
+    const { url } = await done(fleet.link({ sandboxId: this.sandboxId, name, ...more }));
+    return url;
   }
 
   /** Whether requests wake it when it is paused or stopped. Throws `unsupported` where SSH is to wake it. */

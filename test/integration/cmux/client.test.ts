@@ -122,6 +122,19 @@ describe("an instance's", () => {
     expect(box.networking).toEqual(other.networking);
   });
 
+  test("services let everybody in, or those with a link", async () => {
+    const authOf = async (name: string) =>
+      (await bed.fleet.sandboxes.get(box.sandboxId)).services.find((one) => one.name === name)?.auth;
+    expect(await authOf("vscode")).toBe("none");
+    await using careful = createClient({ auth: "link" });
+    const same = await careful.instances.get({ instanceId: box.id });
+    await same.exposeHttpService("app", 3_000);
+    await same.exposeHttpService("api", 3_001, "api_key");
+    expect([await authOf("app"), await authOf("api")]).toEqual(["link", "api_key"]);
+    expect(await same.link("app", { path: "/?folder=%2Froot", ttlSeconds: 60 })).toMatch(urlOf(3_000));
+    for (const name of ["app", "api"]) await same.hideHttpService(name);
+  });
+
   test("power changes say what it came to; a pause without SSH is a stop, and says so", async () => {
     const statuses: string[] = [];
     for (const act of ["stop", "start", "shutdown", "resume"] as const) {
