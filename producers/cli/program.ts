@@ -1,6 +1,7 @@
 /** The commands, wired. */
 import { Command, CommanderError } from "commander";
 import { addConfigure, addDestroy, addPower, addServices, addSnapshot, addUpdate } from "./commands/changes.ts";
+import { addCopy } from "./commands/copy.ts";
 import { addEvents } from "./commands/events.ts";
 import { addExec } from "./commands/exec.ts";
 import { addCancel, addGet, addLs, addStatus } from "./commands/looks.ts";
@@ -26,6 +27,7 @@ ${EXIT_HELP}
 Examples:
   fleet provision cmux-base --service web:8080
   fleet exec 20001 -- npm test
+  fleet cp -r ./src 20001:/workspace/src
   fleet ls --state running
   fleet destroy 20001`;
 
@@ -39,6 +41,7 @@ function createProgram(cli: Cli): Command {
     .exitOverride();
   addProvision(program, cli);
   addExec(program, cli);
+  addCopy(program, cli);
   addServices(program, cli);
   addSnapshot(program, cli);
   addPower(program, cli);

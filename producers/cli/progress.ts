@@ -1,6 +1,6 @@
 /** One line on a watched stderr that says what the sandboxes are doing. */
 import type { Fleet, Handle, JobName, SandboxState } from "../index.ts";
-import type { Terminal } from "./terminal.ts";
+import { type Terminal, toPrintable } from "./terminal.ts";
 
 /** Back to the line's begin, and erase it (ECMA-48 EL). */
 const CLEAR_LINE = "\r\u001b[K";
@@ -44,3 +44,32 @@ export function toProgressLine(
   const parts = [...counts].map(([state, count]) => `${count} ${state}`);
   return `${first.kind} of ${states.length}: ${parts.join(", ")}`;
 }
+
+/** Of redrawing a count. */
+const REDRAW_MS = 100;
+
+/** Passes a content on, and shows on a watched terminal how much has passed. */
+export async function* startCount(
+  { terminal, json }: { terminal: Terminal; json: boolean },
+  what: string,
+  content: AsyncIterable<Uint8Array>,
+  total?: number,
+): AsyncGenerator<Uint8Array, void> {
+  const shown = terminal.watched && !json;
+  let bytes = 0;
+  let drawnAt = Number.NEGATIVE_INFINITY;
+  try {
+    for await (const piece of content) {
+      yield piece;
+      bytes += piece.length;
+      if (!shown || performance.now() - drawnAt < REDRAW_MS) continue;
+      drawnAt = performance.now();
+      const share = total === undefined ? "" : ` of ${toMib(total)}`;
+      terminal.err(`${CLEAR_LINE}${toPrintable(what)}: ${toMib(bytes)}${share} MiB`);
+    }
+  } finally {
+    if (shown) terminal.err(CLEAR_LINE);
+  }
+}
+
+const toMib = (bytes: number): string => (bytes / 1_048_576).toFixed(1);

@@ -1,4 +1,5 @@
 /** Where the CLI writes, and how: colours for people at a terminal only, plain text in logs and pipes. */
+import { once } from "node:events";
 import { styleText } from "node:util";
 import Table from "cli-table3";
 import { EXIT } from "./exit-codes.ts";
@@ -8,6 +9,8 @@ export type Colour = "green" | "yellow" | "red" | "dim" | "bold";
 export interface Terminal {
   out(text: string): void;
   err(text: string): void;
+  /** Bytes on stdout, no faster than they are read there. */
+  pour(content: AsyncIterable<Uint8Array>): Promise<void>;
   /** People watch stderr: progress may be shown there. */
   readonly watched: boolean;
   paint(colour: Colour, text: string): string;
@@ -17,7 +20,7 @@ export interface Terminal {
 
 /** A stream as far as it is needed here. */
 export interface Stream extends NodeJS.EventEmitter {
-  write(text: string): unknown;
+  write(data: string | Uint8Array): unknown;
   readonly isTTY?: boolean;
 }
 
@@ -40,6 +43,9 @@ export function createTerminal(
   return {
     out: (text) => void stdout.write(text),
     err: (text) => void stderr.write(text),
+    async pour(content) {
+      for await (const piece of content) if (stdout.write(piece) === false) await once(stdout, "drain");
+    },
     watched: stderr.isTTY === true && env["TERM"] !== "dumb",
     whenBroken: (instead) => {
       leave = instead;

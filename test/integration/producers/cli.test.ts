@@ -1,10 +1,15 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
+import { mkdtempSync } from "node:fs";
+import { mkdir, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { FleetError } from "../../../shared/errors.ts";
 import { NodeName, type OperationId } from "../../../shared/ids.ts";
+import { type Ask, createContentStore } from "../../../shared/state/contents.ts";
 import { saveInventory } from "../../../shared/state/inventory.ts";
 import { createSecretStore } from "../../../shared/state/secrets.ts";
 import { type RedisServer, startRedis } from "../../redis.ts";
@@ -555,4 +560,100 @@ test("quotas: set, listed, looked at and taken back; a team changes none", async
   expect(got.out).toMatch(/^waiting {5}1 {5}-$/m);
   expect(JSON.parse(ls.out)).toEqual([{ team: "red", limits: { provisions: 0, rate: null } }]);
   expect(rm.out).toBe("blue had no limits\n");
+});
+
+describe("cp", () => {
+  const keyring = [Buffer.from(SECRET_KEY, "hex")];
+  const contentsOf = (rig: Rig) => createContentStore(rig.keys, keyring);
+  const ask =
+    (rig: Rig): Ask =>
+    (request) =>
+      request(rig.redis);
+
+  /** Plays the worker for an upload: what its input and its content are. */
+  async function takeUpload(rig: Rig) {
+    const [id] = await open(rig, 1);
+    if (id === undefined) throw new Error("unreachable");
+    const pieces: Buffer[] = [];
+    for await (const piece of contentsOf(rig).read(id, ask(rig))) pieces.push(piece);
+    const content = Buffer.concat(pieces);
+    const input = await answer(rig, { path: "/there", bytes: content.length });
+    return { input, content };
+  }
+
+  async function giveDownload(rig: Rig, content: Uint8Array) {
+    const [id] = await open(rig, 1);
+    if (id === undefined) throw new Error("unreachable");
+    const writer = await rig.claim(id);
+    const output = contentsOf(rig).write(id, { ask: ask(rig), fence: writer.fence });
+    await output.add(content);
+    await output.end();
+    const input = (await rig.store.load(id))?.input;
+    await rig.store.end(writer, { status: "succeeded", result: { path: "/from", bytes: content.length, mode: 0o640 } });
+    return input;
+  }
+  const folder = mkdtempSync(join(tmpdir(), "cp-"));
+  afterAll(() => rm(folder, { recursive: true }));
+  const here = (...names: string[]) => join(folder, ...names);
+
+  test("files go in under their own name and rights, from stdin too", async () => {
+    await using rig = createRig(server);
+    const sandboxId = await rig.running();
+    await writeFile(here("run.sh"), "#!/bin/sh\n", { mode: 0o750 });
+    const file = run(rig, ["cp", here("run.sh"), `${sandboxId}:/workspace/`, "--owner", "dev"]);
+    const { input, content } = await takeUpload(rig);
+    expect(input).toEqual({ sandboxId, path: "/workspace/run.sh", format: "file", mode: 0o750, owner: "dev" });
+    expect(content.toString()).toBe("#!/bin/sh\n");
+    expect(await file).toEqual({ code: 0, out: "", err: "" });
+    const { child, ended } = start(rig, ["cp", "-", "20000:/etc/x", "--mode", "600", "--json"]);
+    child.stdin?.end("from stdin");
+    expect(await takeUpload(rig)).toMatchObject({ input: { mode: 0o600 }, content: Buffer.from("from stdin") });
+    expect(JSON.parse((await ended).out)).toEqual({ path: "/there", bytes: 10 });
+  });
+
+  test("files come out whole, under the name there is, to stdout too", async () => {
+    await using rig = createRig(server);
+    const sandboxId = await rig.running();
+    const file = run(rig, ["cp", `${sandboxId}:/var/log/app.log`, folder]);
+    expect(await giveDownload(rig, Buffer.from([0, 255, 10]))).toMatchObject({ path: "/var/log/app.log" });
+    expect(await file).toEqual({ code: 0, out: "", err: "" });
+    expect(await readFile(here("app.log"))).toEqual(Buffer.from([0, 255, 10]));
+    expect((await stat(here("app.log"))).mode & 0o777).toBe(0o640);
+    const out = run(rig, ["cp", `${sandboxId}:/etc/motd`, "-"]);
+    await giveDownload(rig, Buffer.from("hello"));
+    expect(await out).toEqual({ code: 0, out: "hello", err: "" });
+    const failed = run(rig, ["cp", `${sandboxId}:/none`, here("none")]);
+    await answer(rig, new FleetError("file_not_found", "/none: there is no such file or folder"));
+    expect(await failed).toMatchObject({ code: 1, err: expect.stringContaining("file_not_found") });
+    expect((await readdir(folder)).filter((name) => name.includes("none") || name.includes("part"))).toEqual([]);
+  });
+
+  test("a folder goes in and comes out with all in it", async () => {
+    await using rig = createRig(server);
+    const sandboxId = await rig.running();
+    await mkdir(here("src/deep"), { recursive: true });
+    await writeFile(here("src/deep/.file"), "content");
+    const up = run(rig, ["cp", "-r", here("src"), `${sandboxId}:/workspace/`]);
+    const { input, content } = await takeUpload(rig);
+    expect(input).toEqual({ sandboxId, path: "/workspace/src", format: "tar" });
+    expect(await up).toMatchObject({ code: 0, err: "" });
+    const down = run(rig, ["cp", "-r", `${sandboxId}:/workspace/src`, here("copy")]);
+    await giveDownload(rig, content);
+    expect(await down).toMatchObject({ code: 0, err: "" });
+    expect(await readFile(here("copy/deep/.file"), "utf8")).toBe("content");
+  });
+
+  test("what can't be copied is told before anything is sent", async () => {
+    await using rig = createRig(server);
+    const sandboxId = await rig.running();
+    const lines = [
+      [folder, `${sandboxId}:/x`],
+      [here("nothing"), `${sandboxId}:/x`],
+      ["a", "b"],
+    ];
+    const ran = await Promise.all(lines.map((words) => run(rig, ["cp", ...words])));
+    expect(ran.map(({ code }) => code)).toEqual([2, 2, 2]);
+    expect(ran.map(({ err }) => err).join("")).toMatch(/add --recursive.*is not there.*SANDBOX:PATH/s);
+    expect(await rig.redis.keys(`${rig.keys.content("")}*`)).toEqual([]);
+  });
 });

@@ -1,0 +1,101 @@
+/** Files and folders of this machine as contents, and back. A folder is a tar, made and unpacked by the system's own tar. */
+import { type ChildProcess, spawn } from "node:child_process";
+import { createReadStream, createWriteStream } from "node:fs";
+import { chmod, mkdir, rename, rm, stat } from "node:fs/promises";
+import { basename, dirname, join, resolve } from "node:path";
+import { addAbortSignal, Readable } from "node:stream";
+import { pipeline } from "node:stream/promises";
+import { FleetError } from "../../shared/errors.ts";
+
+export interface LocalContent {
+  content: AsyncIterable<Uint8Array>;
+  /** Of a file. */
+  mode?: number;
+}
+
+/** Throws `invalid_input` for what can't be read. `-` is stdin. */
+export async function openLocal(
+  path: string,
+  { recursive, signal }: { recursive: boolean; signal: AbortSignal },
+): Promise<LocalContent> {
+  if (path === "-") return { content: addAbortSignal(signal, process.stdin) };
+  const facts = await stat(path).catch((cause: unknown) => {
+    throw refuse(`${path}: ${reasonOf(cause)}`, cause);
+  });
+  if (recursive && facts.isDirectory()) return { content: readFolder(path, signal) };
+  if (recursive) throw refuse(`${path}: is no folder; leave --recursive out`);
+  if (facts.isDirectory()) throw refuse(`${path}: is a folder; add --recursive`);
+  return { content: createReadStream(path, { signal }), mode: facts.mode & 0o777 };
+}
+
+/** A file appears under its name when it is whole. */
+export async function saveFile(path: string, content: AsyncIterable<Uint8Array>, mode: number): Promise<void> {
+  const part = join(dirname(path), `.${basename(path)}.${process.pid}.part`);
+  try {
+    await pipeline(content, createWriteStream(part, { mode: 0o600 }));
+    await chmod(part, mode & 0o777);
+    await rename(part, path);
+  } catch (cause) {
+    await rm(part, { force: true });
+    throw isFileError(cause) ? refuse(`${path}: ${reasonOf(cause)}`, cause) : cause;
+  }
+}
+
+/** What a sandbox sends is trusted with this folder only: tar follows no name out of it, also not through a link. */
+export async function saveFolder(path: string, content: AsyncIterable<Uint8Array>): Promise<void> {
+  await mkdir(path, { recursive: true }).catch((cause: unknown) => {
+    throw refuse(`${path}: ${reasonOf(cause)}`, cause);
+  });
+  const tar = spawn("tar", ["-x", "-f", "-", "--no-same-owner", "--no-same-permissions", "-C", path], {
+    stdio: ["pipe", "ignore", "inherit"],
+  });
+  const ended = endOf(tar, [0]);
+  ended.catch(() => {});
+  // A broken pipe is tar's own failure, which tells more.
+  await pipeline(content, tar.stdin).catch(async (error: unknown) => {
+    await (isFileError(error) ? ended : tar.kill());
+    throw error;
+  });
+  await ended;
+}
+
+/** Where something goes that is named `name` there: into a folder that exists, as with `cp`. */
+export async function within(path: string, name: string): Promise<string> {
+  const isFolder = path.endsWith("/") || (await stat(path).catch(() => null))?.isDirectory() === true;
+  return isFolder ? join(path, basename(name)) : path;
+}
+
+async function* readFolder(path: string, signal: AbortSignal): AsyncGenerator<Buffer> {
+  const tar = spawn("tar", ["-c", "-f", "-", "-C", resolve(path), "."], {
+    stdio: ["ignore", "pipe", "inherit"],
+    signal,
+  });
+  // 1: a file was changed while it was read.
+  const ended = endOf(tar, [0, 1]);
+  ended.catch(() => {});
+  try {
+    yield* Readable.from(tar.stdout);
+    await ended;
+  } finally {
+    tar.kill();
+  }
+}
+
+function endOf(tar: ChildProcess, allowed: readonly number[]): Promise<void> {
+  return new Promise((done, fail) => {
+    tar.once("error", (cause) => fail(refuse(`tar: ${reasonOf(cause)}`, cause)));
+    tar.once("close", (code) => {
+      if (code !== null && allowed.includes(code)) done();
+      else fail(refuse(`tar failed (${code ?? "killed"}); what it said is above`));
+    });
+  });
+}
+
+const isFileError = (error: unknown): error is NodeJS.ErrnoException =>
+  error instanceof Error && "code" in error && "syscall" in error;
+
+const reasonOf = (error: unknown): string =>
+  isFileError(error) && error.code === "ENOENT" ? "is not there" : isFileError(error) ? String(error.code) : "failed";
+
+const refuse = (text: string, cause?: unknown) =>
+  new FleetError("invalid_input", text, { cause, facts: { fields: ["path"] } });
