@@ -4,7 +4,7 @@ import type { Worker } from "bullmq";
 import type { Logger } from "pino";
 import type { WorkerConfig } from "../shared/config.ts";
 import { FleetError, isAboutAccess, toFleetError } from "../shared/errors.ts";
-import { NodeName, OperationId } from "../shared/ids.ts";
+import { NodeName } from "../shared/ids.ts";
 import { createQueues, execQueue, nodeQueue, PLACE } from "../shared/queues.ts";
 import { closeRedis, connectRedis } from "../shared/redis/connect.ts";
 import { createContentStore } from "../shared/state/contents.ts";
@@ -17,8 +17,8 @@ import { createSecretStore } from "../shared/state/secrets.ts";
 import { createSlots, slotOf } from "../shared/state/slots.ts";
 import { createStrays } from "../shared/state/strays.ts";
 import type { WorkerContext } from "./context.ts";
+import { startAborts } from "./control/aborts.ts";
 import { assertNodeLimits, assertPlaceLimit, startClockwork } from "./control/clockwork.ts";
-import { settleAbort } from "./control/sweep.ts";
 import { createExecd } from "./exec/execd.ts";
 import { handlerOf } from "./handlers/index.ts";
 import { createCollector } from "./inventory/collect.ts";
@@ -94,6 +94,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
 
   const live: LiveRuns = new Set();
   const workers = createQueueWorkers(context, live);
+  if (works) stack.use(startAborts(context, live));
   if (works) {
     nodes.startProbing(
       (node, signal) => answers(pve, node, signal),
@@ -108,19 +109,10 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
       workers.follow(latest).catch((error: unknown) => log.warn({ err: error }, "could not follow the cluster yet"));
     });
   }
-  wake.on((kind, subject) => {
-    if (kind === "node") {
-      const adopt = inventory.update(Number.POSITIVE_INFINITY, AbortSignal.timeout(30_000));
-      adopt.catch((error: unknown) => log.warn({ err: error }, "could not take over the cluster's state yet"));
-    }
-    if (kind !== "abort" || !works) return;
-    const run = [...live].find(({ id }) => id === subject);
-    const canceled = new FleetError("canceled", "the operation was canceled");
-    if (run) run.abort(canceled);
-    else
-      settleAbort(context, OperationId.parse(subject)).catch((error: unknown) =>
-        log.warn({ err: error }, "could not settle an abort yet"),
-      );
+  wake.on((kind) => {
+    if (kind !== "node") return;
+    const adopt = inventory.update(Number.POSITIVE_INFINITY, AbortSignal.timeout(30_000));
+    adopt.catch((error: unknown) => log.warn({ err: error }, "could not take over the cluster's state yet"));
   });
 
   const resources = stack.move();

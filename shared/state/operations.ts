@@ -2,7 +2,7 @@
 import { createHash, createHmac } from "node:crypto";
 import { isDeepStrictEqual } from "node:util";
 import { z } from "zod";
-import { type ErrorRecord, FleetError, toErrorRecord } from "../errors.ts";
+import { type ErrorRecord, FleetError, fromErrorRecord, toErrorRecord } from "../errors.ts";
 import { type BatchId, OperationId, SandboxId, type ServiceName, TeamId, Vmid } from "../ids.ts";
 import type { JobSpec } from "../jobs/define-job.ts";
 import { ExposedService, METADATA_LIMIT, type TtlAction } from "../jobs/fields.ts";
@@ -15,7 +15,14 @@ import { contentGone } from "./contents.ts";
 import type { Keys } from "./keys.ts";
 import { type OutputEntry, toOutputWords } from "./output.ts";
 import { QUOTA_NAMES, type QuotaClass } from "./quota-names.ts";
-import { OperationRecord, type OperationStatus, SandboxRecord, SnapshotRecord, serviceField } from "./records.ts";
+import {
+  ErrorRecordSchema,
+  OperationRecord,
+  type OperationStatus,
+  SandboxRecord,
+  SnapshotRecord,
+  serviceField,
+} from "./records.ts";
 import {
   ABORT,
   ACCEPT,
@@ -149,7 +156,7 @@ export interface OperationStore {
   write(writer: Writer, write: Write): Promise<void>;
   /** Adds live output, and says how many listen to it; `refused` where this run may not write any more. */
   addOutput(writer: Writer, entries: readonly OutputEntry[]): Promise<number | "refused">;
-  /** Ends it; returns parked operations that may go now. Throws as `write`. */
+  /** Ends it; returns parked operations that may go now. Throws as `write`, and instead of a success what it was aborted with. */
   end(writer: Writer, end: OperationEnd, write?: Write): Promise<OperationId[]>;
   /** Asks the operation to undo and end. */
   abort(id: OperationId, error: ErrorRecord, scope: TeamId | undefined): Promise<"ok" | "ended" | "unknown">;
@@ -285,6 +292,7 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
         event: end.status === "succeeded" ? {} : { code: end.error.code },
       };
       const [outcome, ...released] = await runList(END, id, fence, JSON.stringify(args), now(), ttl, revision);
+      if (outcome === "aborted") throw fromErrorRecord(ErrorRecordSchema.parse(JSON.parse(String(released[0]))));
       if (outcome !== "ok") throw toRefusal(id, outcome);
       return released as OperationId[]; // written by accept
     },

@@ -469,6 +469,9 @@ local w = cjson.decode(ARGV[4])
 local key = opKey(id)
 local sandbox, team, kind, class, idem, batch, item =
   unpack(redis.call('HMGET', key, 'sandbox', 'team', 'kind', 'class', 'idempotency', 'batch', 'item'))
+-- Who was told that it will be canceled is told the truth; a destroy that has begun goes on to its end.
+local abort = redis.call('HGET', key, 'abort')
+if abort and w.status == 'succeeded' and kind ~= 'destroy' then return {'aborted', abort} end
 if not patch(w, sandbox, now) then return {'full'} end
 local refused = revise(key, fence, ARGV[7])
 if refused then return {refused} end

@@ -12,7 +12,7 @@ import { withLock } from "./lock.ts";
 import { destroyMissing } from "./missing.ts";
 import { reapSlots } from "./reap-slots.ts";
 import { reconcile } from "./reconcile.ts";
-import { settleAborts, sweepOperations } from "./sweep.ts";
+import { sweepOperations } from "./sweep.ts";
 
 interface Task {
   everyMs: number;
@@ -21,7 +21,6 @@ interface Task {
 
 const TASKS = {
   expire: { everyMs: 1_000, run: (context) => expireSandboxes(context) },
-  abort: { everyMs: 1_000, run: (context) => settleAborts(context) },
   admit: { everyMs: 1_000, run: admitWaiting },
   sweep: {
     everyMs: 3_000,

@@ -5,7 +5,6 @@ import { defineScript, runScript } from "../../shared/redis/script.ts";
 
 /** So long the work of a worker that died stands still. */
 const LOCK_MS = 6_000;
-const BEAT_MS = 1_500;
 
 const RELEASE = defineScript(`
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
@@ -18,12 +17,17 @@ return 0
 `);
 
 /** Runs `work` unless somebody else holds the lock; returns whether it ran. */
-export async function withLock(redis: RedisConnection, key: string, work: () => Promise<unknown>): Promise<boolean> {
+export async function withLock(
+  redis: RedisConnection,
+  key: string,
+  work: () => Promise<unknown>,
+  lockMs = LOCK_MS,
+): Promise<boolean> {
   const token = randomUUID();
-  if ((await redis.set(key, token, "PX", LOCK_MS, "NX")) !== "OK") return false;
+  if ((await redis.set(key, token, "PX", lockMs, "NX")) !== "OK") return false;
   const beats = setInterval(() => {
-    runScript(redis, RENEW, [key], [token, LOCK_MS]).catch(() => {}); // it runs out, and another may begin
-  }, BEAT_MS);
+    runScript(redis, RENEW, [key], [token, lockMs]).catch(() => {}); // it runs out, and another may begin
+  }, lockMs / 4);
   try {
     await work();
     return true;

@@ -2,19 +2,17 @@
  * The sweeper: holds open operations against their jobs, so that every accepted operation ends, whatever happened to its job
  * (a crash between record and add, an obliterated queue, a removal by hand, a failure without a run).
  */
-import { FleetError, fromErrorRecord } from "../../shared/errors.ts";
-import { newFence, OperationId } from "../../shared/ids.ts";
-import type { Command } from "../../shared/state/operations.ts";
-import { isEnded, type OperationRecord, type SandboxRecord } from "../../shared/state/records.ts";
+import { FleetError } from "../../shared/errors.ts";
+import { OperationId } from "../../shared/ids.ts";
+import { isEnded, type OperationRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
-import { addJob, addReleased } from "../run/process-operation.ts";
+import { addJob } from "../run/process-operation.ts";
+import { endWithoutRun } from "./aborts.ts";
 import { forEachRecord } from "./for-each-record.ts";
 
 /** Younger operations may just be on their way from record to job. */
 const GRACE_MS = 3_000;
 const PAGE = 500;
-/** Field of the operation's hash: its abort has woken it. */
-const PROMOTED = "promoted";
 
 /** One round over all open operations. Returns how many needed help. */
 export async function sweepOperations(context: WorkerContext, signal: AbortSignal): Promise<number> {
@@ -81,63 +79,4 @@ async function expireParked(context: WorkerContext, operation: OperationRecord):
       : new FleetError("quota_exceeded", `no room within ${timeoutMs} ms (${waitingFor})`, { facts: { team, quota } });
   await endWithoutRun(context, operation.id, error);
   return true;
-}
-
-/** Aborted operations that no run will notice: they wait, or are parked. */
-export async function settleAborts(context: WorkerContext): Promise<void> {
-  const aborting = await context.redis.smembers(context.keys.aborting);
-  await forEachRecord(
-    context,
-    aborting.map((id) => ({ id })),
-    ({ id }) => settleAbort(context, OperationId.parse(id)),
-  );
-}
-
-/** Ends an aborted operation that has made nothing; wakes one that has; leaves a running one to its run. */
-export async function settleAbort(context: WorkerContext, id: OperationId): Promise<void> {
-  const operation = await context.store.load(id);
-  if (!operation || isEnded(operation.status) || !operation.abort) {
-    await context.redis.srem(context.keys.aborting, id);
-    return;
-  }
-  const error = fromErrorRecord(operation.abort);
-  if (operation.parked === 1) return endWithoutRun(context, id, error);
-  const job = await context.queues.get(operation.queue).getJob(operation.job);
-  if (!job) return; // the sweeper adds it again, and its run undoes
-  const state = await job.getState();
-  if (operation.step === undefined && (state === "waiting" || state === "prioritized" || state === "delayed")) {
-    // Removal fails for a job that has just been taken: then its run ends the operation.
-    const removed = await job.remove().then(
-      () => true,
-      () => false,
-    );
-    if (removed) await endWithoutRun(context, id, error);
-  } else if (state === "delayed" && (await context.redis.hsetnx(context.keys.operation(id), PROMOTED, 1)) === 1) {
-    // Once: an undo that fails waits for its own next time.
-    await job.promote().catch(() => {}); // no longer delayed: just what we want
-  }
-}
-
-/** Ends an operation that has nothing in PVE. A run that claims it after us finds it ended. */
-async function endWithoutRun(context: WorkerContext, id: OperationId, error: FleetError): Promise<void> {
-  const claim = await context.store.claim(id, newFence());
-  if (claim.outcome !== "claimed") return;
-  const status = error.code === "canceled" ? "canceled" : "failed";
-  const provision = claim.operation.kind === "provision";
-  const released = await context.store.end(
-    claim.writer,
-    { status, error },
-    provision ? { sandbox: { state: "failed" }, also: leasesOf(context, claim.sandbox) } : {},
-  );
-  context.log.info({ operation: id, code: error.code, status }, "operation ended before it ran");
-  await addReleased(context, released);
-}
-
-/** What a sandbox without container may have leased already: its run got that far, and no step was begun. */
-function leasesOf({ keys }: WorkerContext, { id, node, vmid, leasedIp }: SandboxRecord): Command[] {
-  return [
-    ...(node === undefined ? [] : [["HDEL", keys.reserved(node), id]]),
-    ...(vmid === undefined ? [] : [["HDEL", keys.vmids, vmid]]),
-    ...(leasedIp === undefined ? [] : [["HDEL", keys.ips, leasedIp]]),
-  ];
 }

@@ -86,6 +86,8 @@ export interface Run<N extends JobName = JobName> extends AsyncDisposable {
   /** A call for undoing, which cancel and time-out must not stop; a lost lock and a shutdown do. */
   undoing(): Call;
   abort(error: FleetError): void;
+  /** Aborts it if its record says so. */
+  lookForAbort(): Promise<void>;
   /** Timings so far, those of earlier runs included. */
   readonly timings: Record<string, number>;
 }
@@ -140,18 +142,21 @@ export function startRun<N extends JobName>(
     stop.signal.throwIfAborted();
   };
 
+  const lookForAbort = async () => {
+    const asked = await redis.hget(keys.operation(id), "abort");
+    if (asked !== null) abort(fromErrorRecord(ErrorRecordSchema.parse(JSON.parse(asked))));
+  };
   const beat = async () => {
     const begun = performance.now();
-    const [extended, asked, lostSlots] = await Promise.all([
+    const [extended, , lostSlots] = await Promise.all([
       job.extendLock(token, LOCK_MS),
-      redis.hget(keys.operation(id), "abort"),
+      lookForAbort(),
       slots.renew([...holding], id),
     ]);
     if (extended === 0) return loseLock("another run took the job");
     const gone = lostSlots.find((name) => holding.has(name));
     if (gone !== undefined) return loseLock(`its slot ${gone} is gone`);
     deadline = begun + LOCK_MS - MARGIN_MS;
-    if (asked !== null) abort(fromErrorRecord(ErrorRecordSchema.parse(JSON.parse(asked))));
   };
   const beats = setInterval(() => {
     if (performance.now() > deadline) loseLock("its time passed");
@@ -316,6 +321,7 @@ export function startRun<N extends JobName>(
       },
     }),
     abort,
+    lookForAbort,
     async [Symbol.asyncDispose]() {
       clearInterval(beats);
       clearTimeout(outOfTime);

@@ -3,7 +3,7 @@ import { FleetError, type FleetErrorCode } from "../../shared/errors.ts";
 import type { NodeName } from "../../shared/ids.ts";
 import type { Write } from "../../shared/state/operations.ts";
 import type { Call } from "../pve/api.ts";
-import { Upid } from "../pve/upid.ts";
+import { parseUpid, Upid } from "../pve/upid.ts";
 import type { Run } from "../run/run.ts";
 
 export interface TaskStep {
@@ -117,6 +117,23 @@ async function settle(
   }
 }
 
+/** Interrupted, these may leave the container locked, which takes a human or SSH to clear; they take a fraction of a second. */
+const BETTER_FINISHED: ReadonlySet<string> = new Set(["vzsnapshot", "vzdelsnapshot", "vzrollback"]);
+const FINISH_PATIENCE_MS = 15_000;
+
+/** Whether it is left to end by itself, and has. */
+async function finishes({ context }: Run, task: Upid, call: Call): Promise<boolean> {
+  if (!BETTER_FINISHED.has(parseUpid(task).type)) return false;
+  const patience = AbortSignal.timeout(FINISH_PATIENCE_MS);
+  try {
+    await context.tasks.wait(task, { signal: AbortSignal.any([call.signal, patience]) });
+  } catch (error) {
+    if (call.signal.aborted || !patience.aborted) throw error;
+    return false;
+  }
+  return true;
+}
+
 /** After a cancel or a time-out: stops the task that is still recorded as running, and waits until it is gone. */
 export async function stopRecordedTask(run: Run, call: Call): Promise<void> {
   const upid = run.operation.step?.upid;
@@ -124,7 +141,7 @@ export async function stopRecordedTask(run: Run, call: Call): Promise<void> {
   const task = Upid.parse(upid);
   try {
     const status = await run.context.pve.tasks.status(task, call);
-    if (status.status === "stopped") return;
+    if (status.status === "stopped" || (await finishes(run, task, call))) return;
     await run.context.pve.tasks.stop(task, call);
     await run.context.tasks.wait(task, { signal: call.signal });
   } catch (error) {

@@ -1,6 +1,10 @@
 /** Cancel, wherever the operation is: it ends as canceled, and nothing of it goes on or stays in PVE. */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
-import type { Handle, JobName } from "../../../producers/index.ts";
+import type { Handle, JobInput, JobMethods, JobName, OperationView } from "../../../producers/index.ts";
+import { JOB_NAMES } from "../../../shared/jobs/index.ts";
+import { nodeQueue } from "../../../shared/queues.ts";
+import { slotOf } from "../../../shared/state/slots.ts";
+import { ABORTS_LOCK_MS, abortsLock } from "../../../workers/control/aborts.ts";
 import type { TaskEntry } from "../../pve/views.ts";
 import { type Bed, containerOf, failure, firstFailure, provisionOne, run, startBed, until, within } from "./harness.ts";
 
@@ -10,11 +14,15 @@ beforeAll(async () => {
   bed = await startBed({
     pve: {
       nodes: 1,
-      templates: [{ name: "cmux-base" }, { name: "deaf", guest: { ignoresShutdown: true } }],
+      templates: [
+        { name: "cmux-base" },
+        { name: "deaf", guest: { ignoresShutdown: true } },
+        { name: "mute", guest: { execd: false } },
+      ],
       // Long enough to be canceled in.
-      timings: { taskAbort: 200, cloneLinked: 4_000 },
+      timings: { taskAbort: 200, cloneLinked: 4_000, snapshot: 10_000 },
     },
-    env: { FLEET_NODE_SLOTS: "1" },
+    env: { FLEET_NODE_SLOTS: "1", FLEET_EXEC_SLOTS: "1" },
   });
 });
 afterAll(() => bed.close());
@@ -23,11 +31,28 @@ afterEach(() => bed.pve.faults.clear());
 const running = (fits: (task: TaskEntry) => boolean) =>
   bed.pve.tasks().find((task) => task.endedAt === undefined && fits(task));
 
-async function cancels(handle: Handle<JobName>): Promise<void> {
-  expect(await handle.cancel()).toBe(true);
-  await failure(handle.result({ timeoutMs: 15_000 }), "canceled");
-  expect(await handle.status()).toMatchObject({ status: "canceled", aborting: false });
-  expect(await handle.cancel()).toBe(false);
+/** What `cancel` writes, without the message that tells of it. */
+async function askUnheard({ id }: Handle<JobName>): Promise<void> {
+  const why = { code: "canceled", message: "canceled", facts: {} };
+  const { keys } = bed;
+  await bed.redis.multi().hset(keys.operation(id), "abort", JSON.stringify(why)).sadd(keys.aborting, id).exec();
+}
+
+/** It takes effect without its message too, within 2 s: what waits has ended, what ran undoes. */
+async function cancels(...handles: Handle<JobName>[]): Promise<void> {
+  const before = new Map(
+    await Promise.all(handles.map(async (one) => [one.id, (await one.status()).attempts] as const)),
+  );
+  const turns = (status: OperationView) =>
+    status.endedAt !== undefined || status.attempts > (before.get(status.id) ?? 0);
+  await Promise.all(handles.map(askUnheard));
+  for (const handle of handles)
+    await until(async () => turns(await handle.status()), `${handle.kind} ${handle.id} to hear of its cancel`, 2_000);
+  for (const handle of handles) {
+    await failure(handle.result({ timeoutMs: 15_000 }), "canceled");
+    expect(await handle.status()).toMatchObject({ status: "canceled", aborting: false });
+    expect(await handle.cancel()).toBe(false);
+  }
 }
 
 async function leavesNothing({ sandboxId }: { sandboxId: string }): Promise<void> {
@@ -45,7 +70,7 @@ describe("a provision", () => {
     const [first, queued, placing] = [await provision(), await provision(), await provision()];
     await until(async () => (await placing.status()).waitingFor?.includes("busy"), "the third to wait for a slot");
     expect(await queued.status()).toMatchObject({ sandbox: { node: "pve1", vmid: undefined } });
-    await Promise.all([cancels(placing), cancels(queued)]);
+    await cancels(placing, queued);
     expect((await first.status()).status).toBe("running");
     await first.result({ timeoutMs: 15_000 });
     expect(held.hits).toBe(1);
@@ -56,6 +81,7 @@ describe("a provision", () => {
   test.each(["vzclone", "vzstart"] as const)("in its %s task: the task is stopped", async (type) => {
     const handle = await provision();
     const task = await until(() => running((one) => one.type === type), `a ${type}`);
+    await handle.cancel(); // without the message the task would have ended before
     await cancels(handle);
     await leavesNothing(handle);
     const { exitstatus } = bed.pve.tasks().find(({ upid }) => upid === task.upid) ?? {};
@@ -68,6 +94,23 @@ describe("a provision", () => {
     await firstFailure(handle);
     await cancels(handle);
     bed.pve.faults.lock(9_001, null);
+    await leavesNothing(handle);
+  });
+
+  test("while it waits for a slot", async () => {
+    const slot = bed.keys.slot(slotOf.replica("pve1", 9_001));
+    await bed.redis.hset(slot, "op_0000000000000000", Date.now());
+    const handle = await provision();
+    await until(() => bed.redis.exists(bed.keys.slotQueue(slotOf.replica("pve1", 9_001))), "it to stand in line");
+    await cancels(handle);
+    await bed.redis.del(slot);
+    await leavesNothing(handle);
+  });
+
+  test("while it waits for its exec daemon", async () => {
+    const handle = await provision({ template: "mute" });
+    await until(async () => (await handle.status()).sandbox.state === "readying", "it to be started");
+    await cancels(handle);
     await leavesNothing(handle);
   });
 
@@ -103,7 +146,7 @@ describe("changes of a sandbox", () => {
       await bed.fleet.power({ sandboxId, action: "stop" }),
     ];
     for (const handle of parked) expect(await handle.status()).toMatchObject({ status: "queued" });
-    for (const handle of parked) await cancels(handle);
+    await cancels(...parked);
     await until(() => running(({ type }) => type === "vzshutdown"), "the shutdown");
     await cancels(shutdown);
     expect(running(({ type }) => type !== "vzshutdown")).toBeUndefined();
@@ -121,6 +164,25 @@ describe("changes of a sandbox", () => {
     await cancels(stop);
     expect(running(({ id }) => id === String(vmid))).toBeUndefined();
     expect((await bed.fleet.sandboxes.get(sandboxId)).state).toBe(containerOf(bed, vmid)?.status);
+  });
+
+  test("a snapshot in its task: what comes of it is removed", async () => {
+    const { sandboxId, vmid } = await provisionOne(bed.fleet);
+    const handle = await bed.fleet.snapshot({ sandboxId, name: "early" });
+    await until(() => running(({ type, id }) => type === "vzsnapshot" && id === String(vmid)), "the snapshot");
+    await cancels(handle);
+    expect(running(({ id }) => id === String(vmid))).toBeUndefined();
+    const { lock, snapshots } = containerOf(bed, vmid) ?? {};
+    expect({ lock, snapshots }).toEqual({ lock: undefined, snapshots: [] });
+  });
+
+  test("that waits for its next attempt in its queue", async () => {
+    const { sandboxId } = await provisionOne(bed.fleet);
+    bed.pve.faults.request({ kind: "refuse", method: "PUT", status: 500, text: "cluster not ready - no quorum?" });
+    const handle = await bed.fleet.configure({ sandboxId, cores: 1 });
+    const queue = bed.workers?.context.queues.get(nodeQueue("pve1"));
+    await until(async () => (await (await queue?.getJob(handle.id))?.getState()) === "delayed", "it to be delayed");
+    await cancels(handle);
   });
 
   test("a snapshot whose reply was lost is removed", async () => {
@@ -144,4 +206,56 @@ describe("changes of a sandbox", () => {
     expect(await begun.result({ timeoutMs: 15_000 })).toMatchObject({ existed: true });
     expect(await run(bed.fleet, "destroy", { sandboxId })).toMatchObject({ existed: false });
   });
+});
+
+test("a command that waits for its sandbox", async () => {
+  const provision = await bed.fleet.provision({ template: "cmux-base" });
+  const handle = await bed.fleet.exec({ sandboxId: provision.sandboxId, command: "true" });
+  await cancels(handle);
+  await provision.result({ timeoutMs: 15_000 });
+});
+
+/** One that can wait, of each kind that is about a sandbox. */
+const INPUTS: { [N in Exclude<JobName, "provision">]: (sandboxId: string) => JobInput<N> } = {
+  exec: (sandboxId) => ({ sandboxId, command: "true" }),
+  expose: (sandboxId) => ({ sandboxId, name: "web", port: 8_000 }),
+  hide: (sandboxId) => ({ sandboxId, name: "web" }),
+  update: (sandboxId) => ({ sandboxId, ttlSeconds: null }),
+  snapshot: (sandboxId) => ({ sandboxId }),
+  power: (sandboxId) => ({ sandboxId, action: "stop" }),
+  configure: (sandboxId) => ({ sandboxId, cores: 1 }),
+  destroy: (sandboxId) => ({ sandboxId }),
+};
+
+test("each kind, in its queue and parked behind another, also where a worker died while it looked for cancels", async () => {
+  const { sandboxId: busy } = await provisionOne(bed.fleet, { template: "deaf" });
+  const [changed, doomed] = [await provisionOne(bed.fleet), await provisionOne(bed.fleet)];
+  const shutdown = await bed.fleet.power({ sandboxId: busy, action: "shutdown", graceSec: 600 });
+  await until(() => running(({ type }) => type === "vzshutdown"), "the shutdown");
+  const sleep = await bed.fleet.exec({ sandboxId: changed.sandboxId, command: "sleep 60" });
+  await until(async () => (await sleep.status()).step === "sent", "the command");
+  const methods: JobMethods = bed.fleet;
+  const handles: Handle<JobName>[] = [];
+  for (const kind of JOB_NAMES) {
+    if (kind === "provision") continue;
+    const { sandboxId } = kind === "destroy" ? doomed : changed;
+    for (let count = 0; count < 2; count++) handles.push(await methods[kind](INPUTS[kind](sandboxId) as never)); // its own kind's
+  }
+  await bed.redis.set(abortsLock(bed.keys.prefix), "of one that died", "PX", ABORTS_LOCK_MS);
+  await cancels(...handles);
+  await cancels(shutdown, sleep);
+  expect(running(() => true)).toBeUndefined();
+  for (const { sandboxId } of [changed, doomed])
+    expect(await bed.fleet.sandboxes.get(sandboxId)).toMatchObject({ state: "running" });
+});
+
+test("where the message comes through, nobody need look", async () => {
+  const { sandboxId } = await provisionOne(bed.fleet, { template: "deaf" });
+  const shutdown = await bed.fleet.power({ sandboxId, action: "shutdown", graceSec: 600 });
+  const parked = await bed.fleet.configure({ sandboxId, cores: 1 });
+  await parked.cancel();
+  await bed.redis.srem(bed.keys.aborting, parked.id);
+  await failure(parked.result({ timeoutMs: 15_000 }), "canceled");
+  await until(() => running(({ type }) => type === "vzshutdown"), "the shutdown");
+  await cancels(shutdown);
 });

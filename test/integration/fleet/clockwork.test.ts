@@ -4,9 +4,10 @@ import { FleetError } from "../../../shared/errors.ts";
 import { newSandboxId, type OperationId, type SandboxId } from "../../../shared/ids.ts";
 import { nodeQueue, PLACE } from "../../../shared/queues.ts";
 import type { WorkerContext } from "../../../workers/context.ts";
+import { settleAborts } from "../../../workers/control/aborts.ts";
 import { expireSandboxes } from "../../../workers/control/expire.ts";
 import { withLock } from "../../../workers/control/lock.ts";
-import { settleAborts, sweepOperations } from "../../../workers/control/sweep.ts";
+import { sweepOperations } from "../../../workers/control/sweep.ts";
 import { createLogger } from "../../../workers/log.ts";
 import { type RedisServer, startRedis } from "../../redis.ts";
 import { createRig, type Rig } from "../producers/rig.ts";
@@ -116,6 +117,34 @@ test("an aborted provision that has leased numbers and begun nothing gives them 
   expect(await rig.redis.hvals(rig.keys.vmids)).not.toContain(sandboxId);
   expect(await rig.redis.hvals(rig.keys.ips)).not.toContain(sandboxId);
   await rig.redis.del(rig.keys.aborting);
+});
+
+test("an aborted operation without a job ends, or gets one to undo what it has begun", async () => {
+  const [idle, begun] = [
+    await rig.fleet.provision({ template: "base" }),
+    await rig.fleet.provision({ template: "base" }),
+  ];
+  await rig.redis.hset(rig.keys.operation(begun.id), "step", JSON.stringify({ name: "clone", at: 1 }));
+  for (const { id } of [idle, begun]) await (await rig.queues.get(PLACE).getJob(id))?.remove();
+  for (const handle of [idle, begun]) expect(await handle.cancel()).toBe(true);
+  await settleAborts(context);
+  expect(await rig.store.load(idle.id)).toMatchObject({ status: "canceled" });
+  expect(await rig.store.load(begun.id)).toMatchObject({ status: "queued" });
+  expect(await rig.queues.get(PLACE).getJob(begun.id)).toBeDefined();
+});
+
+test("who was told that it will be canceled gets no success; a destroy has gone too far", async () => {
+  const { id } = await rig.fleet.provision({ template: "base" });
+  const writer = await rig.claim(id);
+  const canceled = { code: "canceled" as const, message: "canceled", facts: {} };
+  await rig.store.abort(id, canceled, undefined);
+  await expect(rig.store.end(writer, { status: "succeeded", result: {} })).rejects.toMatchObject({ code: "canceled" });
+  await rig.store.end(writer, { status: "canceled", error: new FleetError("canceled", "canceled") });
+  const destroy = await rig.fleet.destroy({ sandboxId: await rig.running() });
+  const last = await rig.claim(destroy.id);
+  await rig.store.abort(destroy.id, canceled, undefined);
+  await rig.store.end(last, { status: "succeeded", result: { destroyed: true, existed: true } });
+  expect(await rig.store.load(destroy.id)).toMatchObject({ status: "succeeded" });
 });
 
 test("an operation that lost its job gets it again, whatever stands before it in the list", async () => {
