@@ -12,8 +12,10 @@ import { forEachRecord } from "./for-each-record.ts";
 import { withLock } from "./lock.ts";
 
 /** With the lock of a process that died this is the longest that an abort goes unheard. */
-const LOOK_MS = 500;
-export const ABORTS_LOCK_MS = 1_000;
+const LOOK_MS = 300;
+export const ABORTS_LOCK_MS = 600;
+/** Operations that are settled at once. */
+const LANES = 8;
 /** Field of the operation's hash: its abort has woken it. */
 const PROMOTED = "promoted";
 
@@ -35,7 +37,7 @@ export function startAborts(context: WorkerContext, live: LiveRuns): Disposable 
   const off = wake.on((kind, subject) => {
     if (kind === "abort") hear(subject).catch(tell);
   });
-  let looking = false; // while Redis is away one look waits, not one for each half second
+  let looking = false; // while Redis is away one look waits, not many
   const timer = setInterval(() => {
     if (looking) return;
     looking = true;
@@ -59,11 +61,11 @@ export const abortsLock = (prefix: string): string => `${prefix}:control-lock:ab
 /** Aborted operations that no run will notice: they wait, or are parked. */
 export async function settleAborts(context: WorkerContext): Promise<void> {
   const aborting = await context.redis.smembers(context.keys.aborting);
-  await forEachRecord(
-    context,
-    aborting.map((id) => ({ id })),
-    ({ id }) => settleAbort(context, OperationId.parse(id)),
+  const lanes = Array.from({ length: LANES }, (_, lane) =>
+    aborting.filter((_, at) => at % LANES === lane).map((id) => ({ id })),
   );
+  const settle = ({ id }: { id: string }) => settleAbort(context, OperationId.parse(id));
+  await Promise.all(lanes.map((lane) => forEachRecord(context, lane, settle)));
 }
 
 /** Ends an aborted operation that has made nothing; wakes one that has; leaves a running one to its run. */
