@@ -215,11 +215,13 @@ test("a command that waits for its sandbox", async () => {
   await provision.result({ timeoutMs: 15_000 });
 });
 
-/** One that can wait, of each kind that is about a sandbox. */
-const INPUTS: { [N in Exclude<JobName, "provision">]: (sandboxId: string) => JobInput<N> } = {
+/** One that can wait, of each kind that is about a sandbox; an upload waits as a download does. */
+const INPUTS: { [N in Exclude<JobName, "provision" | "upload">]: (sandboxId: string) => JobInput<N> } = {
   exec: (sandboxId) => ({ sandboxId, command: "true" }),
   expose: (sandboxId) => ({ sandboxId, name: "web", port: 8_000 }),
   hide: (sandboxId) => ({ sandboxId, name: "web" }),
+  link: (sandboxId) => ({ sandboxId, name: "web" }),
+  download: (sandboxId) => ({ sandboxId, path: "/etc/hostname" }),
   update: (sandboxId) => ({ sandboxId, ttlSeconds: null }),
   snapshot: (sandboxId) => ({ sandboxId }),
   power: (sandboxId) => ({ sandboxId, action: "stop" }),
@@ -237,7 +239,7 @@ test("each kind, in its queue and parked behind another, also where a worker die
   const methods: JobMethods = bed.fleet;
   const handles: Handle<JobName>[] = [];
   for (const kind of JOB_NAMES) {
-    if (kind === "provision") continue;
+    if (kind === "provision" || kind === "upload") continue;
     const { sandboxId } = kind === "destroy" ? doomed : changed;
     for (let count = 0; count < 2; count++) handles.push(await methods[kind](INPUTS[kind](sandboxId) as never)); // its own kind's
   }
