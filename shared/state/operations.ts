@@ -33,6 +33,7 @@ import {
   INSPECT,
   LEASE_ADDRESS,
   LEASE_VMID,
+  MEND_TURNS,
   WRITE,
 } from "./scripts.ts";
 
@@ -64,8 +65,8 @@ export interface Write {
   also?: readonly Command[];
   /** With an end only: the rest of the live output. */
   output?: readonly OutputEntry[] | undefined;
-  /** The operation has left the waiting line of `place`. */
-  placed?: boolean;
+  /** It was placed, or steps aside: the next of its team has its turn in `place`. */
+  leavesLine?: boolean;
   /** Slots that the run counts on: refused as `rewound` where Redis has lost one. */
   holds?: readonly string[];
 }
@@ -137,6 +138,8 @@ export type Claim =
   | { outcome: "claimed"; writer: Writer; operation: OperationRecord; sandbox: SandboxRecord; sealed: Sealed }
   | { outcome: "ended"; operation: OperationRecord }
   | { outcome: "unknown" }
+  /** It is at the end of the line now, and needs a job there. */
+  | { outcome: "again" }
   | { outcome: "stale" };
 
 export interface OperationStore {
@@ -151,9 +154,9 @@ export interface OperationStore {
   claim(id: OperationId, fence: string, by?: { job: string; lockKey: string; lockToken: string }): Promise<Claim>;
   /**
    * Throws `lock_lost` when another run has claimed the operation, it has ended, or Redis lost an earlier write of this
-   * run. One after the other: each builds on the one before.
+   * run. One after the other: each builds on the one before. Returns operations that may go now.
    */
-  write(writer: Writer, write: Write): Promise<void>;
+  write(writer: Writer, write: Write): Promise<OperationId[]>;
   /** Adds live output, and says how many listen to it; `refused` where this run may not write any more. */
   addOutput(writer: Writer, entries: readonly OutputEntry[]): Promise<number | "refused">;
   /** Ends it; returns parked operations that may go now. Throws as `write`, and instead of a success what it was aborted with. */
@@ -166,6 +169,8 @@ export interface OperationStore {
   /** Throws `address_refused` while another live sandbox has the address. */
   claimAddress(writer: Writer, address: string): Promise<void>;
   load(id: OperationId): Promise<OperationRecord | null>;
+  /** Makes up for records that somebody removed while it was their turn; returns operations that may go now. */
+  mendTurns(): Promise<OperationId[]>;
   /** Which of these open operations need help, and why. */
   inspect(ids: readonly string[]): Promise<{ id: OperationId; state: "gone" | "jobless" | "parked" }[]>;
   loadSandbox(id: SandboxId): Promise<SandboxRecord | null>;
@@ -267,14 +272,16 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
         };
       }
       if (outcome === "ended") return { outcome, operation: decodeOperation(toHash(operation)) };
-      return outcome === "stale" ? { outcome } : { outcome: "unknown" };
+      return outcome === "stale" || outcome === "again" ? { outcome } : { outcome: "unknown" };
     },
 
     async write(writer, write) {
       const { id, fence, revision } = writer;
-      const outcome = await run(WRITE, id, fence, JSON.stringify(toWriteArgs(write)), now(), ttl, revision);
+      const reply = await run(WRITE, id, fence, JSON.stringify(toWriteArgs(write)), now(), ttl, revision);
+      const [outcome, ...released] = [reply].flat();
       if (outcome !== "ok") throw toRefusal(id, String(outcome));
       writer.revision++;
+      return released as OperationId[]; // written by accept
     },
 
     async addOutput({ id, fence }, entries) {
@@ -347,6 +354,8 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
         facts: { address },
       });
     },
+
+    mendTurns: async () => OperationId.array().parse(await run(MEND_TURNS)),
 
     async inspect(ids) {
       const found = z.array(z.tuple([OperationId, z.enum(["gone", "jobless", "parked"])]));
@@ -452,7 +461,7 @@ function toAcceptArgs(request: AcceptRequest, now: number, keyring: readonly Buf
     status: "queued",
     job: request.id,
     seq: 0,
-    priority: 0,
+    priority: spec.queue !== "place" ? 0 : request.batch ? 2 : 1,
     claims: 0,
     attempts: 0,
     acceptedAt: now,
@@ -521,7 +530,7 @@ function toWriteArgs(write: Write) {
     ...(write.sandbox ? { sandbox: encodeFields(write.sandbox) } : {}),
     ...(write.patch ? { patch: toPatchArgs(write.patch) } : {}),
     also: (write.also ?? []).map((command) => command.map(String)),
-    placed: write.placed === true,
+    leavesLine: write.leavesLine === true,
     holds: write.holds ?? [],
   };
 }

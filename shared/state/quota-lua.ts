@@ -102,11 +102,11 @@ local function standInQuotaLine(id, team, class, short)
   redis.call('HSET', opKey(id), 'quota', short.quota, 'parked', 1,
     'waitingFor', 'quota '..short.quota..' of team '..team..': '..short.used..' of '..short.limit)
 end
--- Lets those go that now have room, first come, first served in each class; what else they wait for comes then.
+-- Lets those go that now have room, first come, first served in each class; what else they wait for comes then. → out, how many
 local function admit(team, out)
-  if redis.call('SISMEMBER', P..':quota-waiting', team) == 0 then return out end
+  if redis.call('SISMEMBER', P..':quota-waiting', team) == 0 then return out, 0 end
   local limits = limitsOf(team) or {}
-  for _ = 1, ADMITTED_AT_ONCE do
+  for admitted = 0, ADMITTED_AT_ONCE - 1 do
     local id, class, order, waits = nil, nil, nil, false
     for _, one in ipairs(CLASSES) do
       local head = redis.call('ZRANGE', quotaLine(one, team), 0, 0, 'WITHSCORES')
@@ -118,7 +118,7 @@ local function admit(team, out)
       end
     end
     if not waits then redis.call('SREM', P..':quota-waiting', team) end
-    if not id then return out end
+    if not id then return out, admitted end
     redis.call('ZREM', quotaLine(class, team), id)
     local key = opKey(id)
     if redis.call('HEXISTS', key, 'quota') == 1 then
@@ -127,6 +127,6 @@ local function admit(team, out)
       if enter(id) then out[#out + 1] = id end
     end
   end
-  return out
+  return out, ADMITTED_AT_ONCE
 end
 `;

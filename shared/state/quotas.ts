@@ -43,8 +43,12 @@ for _, class in ipairs(CLASSES) do waiting = waiting + redis.call('ZCARD', quota
 return cjson.encode({limits = limitsOf(team) or {}, used = used, waiting = waiting})
 `);
 
-/** ARGV: team → operations that may go now. */
-const ADMIT = withQuotas(`return admit(ARGV[2], {})`);
+/** ARGV: team → how many had room, then those of them that may go now. */
+const ADMIT = withQuotas(`
+local out, admitted = admit(ARGV[2], {})
+table.insert(out, 1, admitted)
+return out
+`);
 
 /** Forgets what counts and has no record any more: somebody removed it by hand. ARGV: team → how many. */
 const MEND = withQuotas(`
@@ -92,8 +96,8 @@ export interface Quotas {
   look(team: TeamId): Promise<QuotaUse>;
   /** For the clockwork: teams with operations that wait for room. */
   waitingTeams(): Promise<TeamId[]>;
-  /** Lets those go that have room now; returns the ones that need a job. */
-  admit(team: TeamId): Promise<OperationId[]>;
+  /** Lets some go that have room now: how many, and which of them need a job; the others wait for something else now. */
+  admit(team: TeamId): Promise<{ admitted: number; ready: OperationId[] }>;
   /** For the clockwork: makes up for records that somebody removed. Returns how many. */
   mend(): Promise<number>;
 }
@@ -110,7 +114,10 @@ export function createQuotas(redis: RedisConnection, keys: Keys): Quotas {
     remove: async (owner) => (await redis.hdel(keys.quotas, owner)) === 1,
     look: async (team) => Use.parse(JSON.parse(String(await run(LOOK, team)))),
     waitingTeams: () => teams(keys.quotaWaiting),
-    admit: async (team) => OperationId.array().parse(await run(ADMIT, team)),
+    async admit(team) {
+      const [admitted, ...ready] = z.tuple([z.number()], OperationId).parse(await run(ADMIT, team));
+      return { admitted, ready };
+    },
     async mend() {
       let mended = 0;
       for (const team of await teams(keys.teams)) mended += Number(await run(MEND, team));

@@ -38,28 +38,53 @@ local function apply(key, set, unset)
   if #set > 0 then redis.call('HSET', key, unpack(set)) end
   if #unset > 0 then redis.call('HDEL', key, unpack(unset)) end
 end
--- Fairness: a lane's waiting operations carry rising tags a team; a team with nothing waiting is forgotten.
-local function place(key)
-  local lane, team = unpack(redis.call('HMGET', key, 'lane', 'team'))
-  local v = P..':fair:'..lane
-  local tag = math.max(tonumber(redis.call('GET', v) or '0'), tonumber(redis.call('HGET', v..':last', team) or '0')) + 1
-  redis.call('HSET', v..':last', team, tag)
-  redis.call('HINCRBY', v..':waiting', team, 1)
-  -- BullMQ takes priorities up to 2^21; past 2^20 a lane that never ran empty goes on first come, first served.
-  redis.call('HSET', key, 'tag', tag, 'priority', math.min(tag, 1048575) + (lane == 'batch' and 1048576 or 0))
+-- Fairness: of each team one operation a lane has its turn, and with it a job in \`place\`, which are served first come,
+-- first served. The others have none; they stand in their team's line by acceptance.
+local function lineOf(lane, team) return P..':line:'..lane..':'..team end
+local function turnsOf(lane) return P..':turns:'..lane end
+local function hasTurn(id)
+  local lane, team = unpack(redis.call('HMGET', opKey(id), 'lane', 'team'))
+  return redis.call('HGET', turnsOf(lane), team) == id
 end
-local function unplace(key, placed)
-  local lane, team, tag = unpack(redis.call('HMGET', key, 'lane', 'team', 'tag'))
-  if not tag then return end
-  tag = tonumber(tag)
-  redis.call('HDEL', key, 'tag')
-  local v = P..':fair:'..lane
-  if redis.call('HINCRBY', v..':waiting', team, -1) <= 0 then
-    redis.call('HDEL', v..':waiting', team)
-    redis.call('HDEL', v..':last', team)
+-- Whether jobs of its priority are ready.
+local function othersWait(key)
+  local score = redis.call('HGET', key, 'priority') * 0x100000000
+  return redis.call('ZCOUNT', P..':place:prioritized', score, score + 0xffffffff) > 0
+end
+-- True: it has its turn now.
+local function standInLine(id)
+  local key = opKey(id)
+  local lane, team, order = unpack(redis.call('HMGET', key, 'lane', 'team', 'order'))
+  if redis.call('HSETNX', turnsOf(lane), team, id) == 1 or hasTurn(id) then return true end
+  if not order then
+    order = redis.call('INCR', P..':order')
+    redis.call('HSET', key, 'order', order)
   end
-  if redis.call('EXISTS', v..':waiting') == 0 then redis.call('DEL', v)
-  elseif placed and tag > tonumber(redis.call('GET', v) or '0') then redis.call('SET', v, tag) end
+  redis.call('ZADD', lineOf(lane, team), order, id)
+  redis.call('HSET', key, 'parked', 1, 'waitingFor', 'earlier provisions of its team')
+  return false
+end
+local function passTurn(lane, team, out)
+  while true do
+    local id = redis.call('ZPOPMIN', lineOf(lane, team))[1]
+    if not id then return redis.call('HDEL', turnsOf(lane), team) end
+    local key = opKey(id)
+    if redis.call('HGET', key, 'parked') == '1' then
+      redis.call('HSET', turnsOf(lane), team, id)
+      redis.call('HSET', key, 'parked', 0)
+      redis.call('HDEL', key, 'waitingFor')
+      out[#out+1] = id
+      return
+    end
+  end
+end
+-- Placed, stepping aside or ended: the next of its team has its turn.
+local function leaveLine(id, out)
+  local lane, team = unpack(redis.call('HMGET', opKey(id), 'lane', 'team'))
+  if not lane then return out end
+  redis.call('ZREM', lineOf(lane, team), id)
+  if redis.call('HGET', turnsOf(lane), team) == id then passTurn(lane, team, out) end
+  return out
 end
 -- The change of a sandbox's state, with its event and, at its end, its leaving of the indexes.
 local function setSandbox(id, change, now, op, ttl)
@@ -157,18 +182,17 @@ end
 local function enter(id)
   local key = opKey(id)
   local route, sandbox = unpack(redis.call('HMGET', key, 'route', 'sandbox'))
-  local parked = 0
-  if route == 'place' then place(key)
-  elseif route == 'node' then
-    if redis.call('LINDEX', P..':changes:'..sandbox, 0) ~= id then parked = 1 end
+  local waits = false
+  redis.call('HSET', key, 'parked', 0, 'queue', queueOf(route, sandbox))
+  redis.call('HDEL', key, 'waitingFor')
+  if route == 'place' then return standInLine(id) end
+  if route == 'node' then waits = redis.call('LINDEX', P..':changes:'..sandbox, 0) ~= id
   elseif PROVISIONAL[redis.call('HGET', sbxKey(sandbox), 'state')] then
     redis.call('RPUSH', P..':waiting:'..sandbox, id)
-    parked = 1
+    waits = true
   end
-  redis.call('HSET', key, 'parked', parked, 'queue', queueOf(route, sandbox))
-  if parked == 1 then redis.call('HSET', key, 'waitingFor', 'an earlier operation of this sandbox')
-  else redis.call('HDEL', key, 'waitingFor') end
-  return parked == 0
+  if waits then redis.call('HSET', key, 'parked', 1, 'waitingFor', 'an earlier operation of this sandbox') end
+  return not waits
 end
 -- Lets parked operations of a sandbox go: the head of its changes, and all that waited for it to be up.
 local function release(sandbox, out)
@@ -358,6 +382,7 @@ return reply('accepted', r.id)
 /**
  * ARGV: id, fence, job, now, lock key, lock token, lock ms → [outcome] or ['claimed', operation hash, sandbox hash, what is
  * sealed for each of them].
+ * `again`: it needs another job, behind those that are ready.
  * BullMQ's lock is checked and renewed in the same step, so a run that slept past its lock can't claim over its successor.
  */
 export const CLAIM = withPrelude(`
@@ -373,6 +398,15 @@ if ENDED[status] then return {'ended', redis.call('HGETALL', key)} end
 if job ~= '' and current ~= job then return {'stale'} end
 -- Without a job only what stands still may be claimed: parked, or nothing begun.
 if job == '' and parked ~= '1' and redis.call('HEXISTS', key, 'step') == 1 then return {'stale'} end
+-- Back from aside, or from a node, it waits for a turn first: many that come back together would take one after the other.
+local lane, queue = unpack(redis.call('HMGET', key, 'lane', 'queue'))
+if lane and queue == 'place' and job ~= '' and redis.call('HEXISTS', key, 'step') + redis.call('HEXISTS', key, 'abort') == 0 then
+  local had, has = hasTurn(id), standInLine(id)
+  if not had and (not has or othersWait(key)) then
+    redis.call('HSET', key, 'job', id..'.'..redis.call('HINCRBY', key, 'seq', 1))
+    return {has and 'again' or 'stale'}
+  end
+end
 redis.call('HSET', key, 'fence', fence)
 redis.call('HINCRBY', key, 'revision', 1)
 if batch then
@@ -380,7 +414,7 @@ if batch then
   if stop and (status == 'queued' or stop ~= 'stop') then redis.call('HSETNX', key, 'abort', reason) end
 end
 -- Waiting for a node is no run: it counts neither as a crash nor against the time limit.
-if redis.call('HGET', key, 'queue') ~= 'place' then
+if queue ~= 'place' then
   applyOperation(key, {set = {'status', 'running'}, unset = {}})
   redis.call('HINCRBY', key, 'claims', 1)
   redis.call('HSETNX', key, 'startedAt', now)
@@ -428,8 +462,8 @@ end
 `;
 
 /**
- * ARGV: id, fence, write JSON, now, ttl, revision → outcome.
- * write: { operation, sandbox?: {set, unset}, patch?, also: command[], placed?: true, holds: slot name[] }.
+ * ARGV: id, fence, write JSON, now, ttl, revision → [outcome, operation that has its turn now…] or outcome.
+ * write: { operation, sandbox?: {set, unset}, patch?, also: command[], leavesLine?: true, holds: slot name[] }.
  */
 export const WRITE = withPrelude(`${PATCH}
 local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
@@ -443,12 +477,12 @@ end
 if not patch(w, sandbox, now) then return 'full' end
 local refused = revise(key, fence, ARGV[7])
 if refused then return refused end
-if w.placed then unplace(key, true) end
+local out = w.leavesLine and leaveLine(id, {'ok'}) or {'ok'}
 applyOperation(key, w.operation)
 for _, command in ipairs(w.also) do redis.call(unpack(command)) end
 if w.sandbox then setSandbox(sandbox, w.sandbox, now, id, ttl) end
 tell(w, sandbox, id, now)
-return 'ok'
+return out
 `);
 
 /** Live output of a run. ARGV: id, fence, entries JSON, now → how many listen; -1 when the run may not write any more. */
@@ -475,7 +509,7 @@ if abort and w.status == 'succeeded' and kind ~= 'destroy' then return {'aborted
 if not patch(w, sandbox, now) then return {'full'} end
 local refused = revise(key, fence, ARGV[7])
 if refused then return {refused} end
-unplace(key, false)
+local out = leaveLine(id, {'ok'})
 applyOperation(key, w.operation)
 for _, command in ipairs(w.also) do redis.call(unpack(command)) end
 if class then uncount(id, team, class) end
@@ -526,7 +560,7 @@ end
 tell(w, sandbox, id, now)
 emit('operation.'..w.status, now, id, sandbox, team, cjson.encode(w.event))
 redis.call('PUBLISH', P..':wake', 'ended '..id)
-return admit(team, release(sandbox, {'ok'}))
+return (admit(team, release(sandbox, out)))
 `);
 
 /** ARGV: id, error JSON, team scope or '' → outcome. */
@@ -620,6 +654,19 @@ redis.call('HSET', claims, address, sandbox)
 redis.call('HSET', sk, 'address', address)
 redis.call('HINCRBY', key, 'revision', 1)
 return 'ok'
+`);
+
+/** Passes on turns of operations whose record somebody removed. → operations that have their turn now. */
+export const MEND_TURNS = withPrelude(`
+local out = {}
+for _, lane in ipairs({'interactive', 'batch'}) do
+  local turns = redis.call('HGETALL', turnsOf(lane))
+  for i = 1, #turns, 2 do
+    local status = redis.call('HGET', opKey(turns[i + 1]), 'status')
+    if not status or ENDED[status] then passTurn(lane, turns[i], out) end
+  end
+end
+return out
 `);
 
 /**

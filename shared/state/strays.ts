@@ -50,13 +50,16 @@ if placed and placed ~= node then
   if demand then redis.call('HSET', P..':reserved:'..node, sandbox, demand) end
 end
 redis.call('HSET', key, 'step', cjson.encode({name = 'clone', at = tonumber(now), open = false}))
--- Redis forgot that a quota had let it go; the sweeper sees that it has no job.
+-- Redis forgot that it had its turn, or that a quota had let it go; the sweeper sees that it has no job.
 if redis.call('HGET', key, 'parked') == '1' then
   local team, class = unpack(redis.call('HMGET', key, 'team', 'class'))
-  uncount(id, team, class)
-  count(id, team, class)
-  redis.call('HDEL', key, 'quota')
-  enter(id)
+  if class then
+    uncount(id, team, class)
+    count(id, team, class)
+  end
+  leaveLine(id, {})
+  redis.call('HSET', key, 'parked', 0)
+  redis.call('HDEL', key, 'quota', 'waitingFor')
 end
 -- By the fence: a revision that is just one newer would look like the run's own next write, sent again.
 redis.call('HDEL', key, 'fence')

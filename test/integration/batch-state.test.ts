@@ -61,7 +61,7 @@ test("counts follow accept, claim, a way back to placement and end; the batch en
 
   const place = await rig.claim(a);
   expect(await counts(id)).toEqual({ ...none, queued: 3 });
-  await rig.store.write(place, { operation: { queue: "node-pve1" }, placed: true });
+  await rig.store.write(place, { operation: { queue: "node-pve1" }, leavesLine: true });
   await rig.claim(a);
   expect(await counts(id)).toEqual({ ...none, queued: 2, running: 1 });
   const again = await rig.claim(a);
@@ -121,7 +121,7 @@ test("stop: from the failure's own step on nothing more is accepted or begins, a
   const [a, b, c] = await accepted(id, 3);
   if (!a || !b || !c) throw new Error("unreachable");
   for (const one of [a, b]) {
-    await rig.store.write(await rig.claim(one), { operation: { queue: "node-pve1" }, placed: true });
+    await rig.store.write(await rig.claim(one), { operation: { queue: "node-pve1" }, leavesLine: true });
     await rig.claim(one);
   }
   await rig.fail(a, failure);
@@ -141,7 +141,7 @@ test("undo reaches what runs, and is over only when everything that was made is 
   const sandbox = (await rig.store.load(a))?.sandbox;
   if (!sandbox) throw new Error("unreachable");
   await rig.store.end(await rig.claim(a), { status: "succeeded", result: {} }, { sandbox: { state: "running" } });
-  await rig.store.write(await rig.claim(b), { operation: { queue: "node-pve1" }, placed: true });
+  await rig.store.write(await rig.claim(b), { operation: { queue: "node-pve1" }, leavesLine: true });
   await rig.claim(b);
   await batches.reject(id, 2, "h", failure);
   expect(await batches.abortItems(id, [b])).toEqual([]);

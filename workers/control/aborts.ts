@@ -7,7 +7,7 @@ import { newFence, OperationId } from "../../shared/ids.ts";
 import type { Command } from "../../shared/state/operations.ts";
 import { isEnded, type SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
-import { addJob, addReleased, type LiveRuns } from "../run/process-operation.ts";
+import { addJob, addReleased, findSeat, type LiveRuns } from "../run/process-operation.ts";
 import { forEachRecord } from "./for-each-record.ts";
 import { withLock } from "./lock.ts";
 
@@ -76,26 +76,32 @@ async function settleAbort(context: WorkerContext, id: OperationId): Promise<voi
     return;
   }
   const error = fromErrorRecord(operation.abort);
-  if (operation.parked === 1) return endWithoutRun(context, id, error);
+  if (operation.parked === 1 && operation.step === undefined) return endWithoutRun(context, id, error);
   const job = await context.queues.get(operation.queue).getJob(operation.job);
   // Not added yet, or lost: what has begun needs a run to undo it.
   if (!job) return operation.step === undefined ? endWithoutRun(context, id, error) : addJob(context, operation);
   const state = await job.getState();
   if (operation.step === undefined && (state === "waiting" || state === "prioritized" || state === "delayed")) {
+    const seat = await findSeat(context, operation);
     // Removal fails for a job that has just been taken: then its run ends the operation.
     const removed = await job.remove().then(
       () => true,
       () => false,
     );
-    if (removed) await endWithoutRun(context, id, error);
+    if (removed) await endWithoutRun(context, id, error, seat);
   } else if (state === "delayed" && (await context.redis.hsetnx(context.keys.operation(id), PROMOTED, 1)) === 1) {
     // Once: an undo that fails waits for its own next time.
     await job.promote().catch(() => {}); // no longer delayed: just what we want
   }
 }
 
-/** Ends an operation that has nothing in PVE. A run that claims it after us finds it ended. */
-export async function endWithoutRun(context: WorkerContext, id: OperationId, error: FleetError): Promise<void> {
+/** Ends an operation that has nothing in PVE. A run that claims it after us finds it ended. `seat`: see `findSeat`. */
+export async function endWithoutRun(
+  context: WorkerContext,
+  id: OperationId,
+  error: FleetError,
+  seat?: number,
+): Promise<void> {
   const claim = await context.store.claim(id, newFence());
   if (claim.outcome !== "claimed") return;
   const status = error.code === "canceled" ? "canceled" : "failed";
@@ -106,7 +112,7 @@ export async function endWithoutRun(context: WorkerContext, id: OperationId, err
     provision ? { sandbox: { state: "failed" }, also: leasesOf(context, claim.sandbox) } : {},
   );
   context.log.info({ operation: id, code: error.code, status }, "operation ended before it ran");
-  await addReleased(context, released);
+  await addReleased(context, released, seat);
 }
 
 /** What a sandbox without container may have leased already: its run got that far, and no step was begun. */

@@ -6,11 +6,11 @@ export async function admitWaiting(context: WorkerContext, signal: AbortSignal):
   const { quotas } = context;
   for (const team of await quotas.waitingTeams()) {
     // As many a step as Redis does at once.
-    for (let admitted = 1; admitted > 0; ) {
+    for (let more = true; more; ) {
       signal.throwIfAborted();
-      const ids = await quotas.admit(team);
-      await addReleased(context, ids);
-      admitted = ids.length;
+      const { admitted, ready } = await quotas.admit(team);
+      await addReleased(context, ready);
+      more = admitted > 0;
     }
   }
 }

@@ -6,7 +6,7 @@ import { FleetError } from "../../shared/errors.ts";
 import { OperationId } from "../../shared/ids.ts";
 import { isEnded, type OperationRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
-import { addJob } from "../run/process-operation.ts";
+import { addJob, addReleased } from "../run/process-operation.ts";
 import { endWithoutRun } from "./aborts.ts";
 import { forEachRecord } from "./for-each-record.ts";
 
@@ -17,6 +17,7 @@ const PAGE = 500;
 /** One round over all open operations. Returns how many needed help. */
 export async function sweepOperations(context: WorkerContext, signal: AbortSignal): Promise<number> {
   const { redis, keys, store } = context;
+  await addReleased(context, await store.mendTurns());
   let helped = 0;
   let cursor: string | number = "-inf";
   while (true) {

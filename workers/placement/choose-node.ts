@@ -22,8 +22,6 @@ const GIB = 1_073_741_824;
 
 export interface PlacementLimits extends Overcommit {
   slots: number;
-  /** Operations that wait to be placed. */
-  line: number;
   allowPrivileged: boolean;
 }
 
@@ -56,12 +54,6 @@ export function withDefaults(
 }
 
 /**
- * One job of prefetch a node, so that a freed slot never waits for the placer; only while the line has one for every slot.
- * At its end the job would wait for this node while another node is idle.
- */
-const prefetch = (nodes: number, { slots, line }: PlacementLimits) => (line >= nodes * slots ? 1 : 0);
-
-/**
  * Picks the node with the fewest jobs for its slots among those that are online, hold a source and have room.
  * `obstacles`: why a node is left out, which is no place then and no source either.
  * Throws what will not heal: `template_not_found`, `privileged_template`, `linked_clone_unsupported`, `storage_not_found`,
@@ -82,7 +74,6 @@ export function chooseNode(
 
   const refusals: string[] = [];
   const candidates: { place: Place; load: NodeLoad }[] = [];
-  const nodes = inventory.nodes.filter(({ name }) => !obstacles.has(name)).length;
   let busy = 0;
   let short = false;
   for (const place of places) {
@@ -91,9 +82,9 @@ export function chooseNode(
     const avoided = place.node.name === request.avoid && places.length > 1 ? "it refused this one just now" : null;
     const refusal = obstacles.get(place.node.name) ?? place.sourceProblem ?? whyUnusable(place) ?? avoided ?? noRoom;
     if (refusal) refusals.push(`${place.node.name}: ${refusal}`);
-    else if (isBusy(load, nodes, limits)) busy += 1;
+    else if (isBusy(load, limits)) busy += 1;
     else candidates.push({ place, load });
-    short ||= refusal !== null && refusal === noRoom && !isBusy(load, nodes, limits);
+    short ||= refusal !== null && refusal === noRoom && !isBusy(load, limits);
   }
   const [best] = candidates.sort(
     (a, b) =>
@@ -131,8 +122,8 @@ function asSeen(source: Source, obstacles: ReadonlyMap<string, string>): SeenSou
 
 const NO_LOAD: NodeLoad = { jobs: 0, reservedMemoryMib: 0, reservedDiskGib: 0 };
 
-const isBusy = (load: NodeLoad, nodes: number, limits: PlacementLimits) =>
-  load.jobs >= limits.slots + prefetch(nodes, limits);
+/** No job waits in a node's queue for its slot: it would start there after others whose turn comes first. */
+const isBusy = (load: NodeLoad, { slots }: PlacementLimits) => load.jobs >= slots;
 
 const share = (load: NodeLoad, node: NodeInventory) => (load.reservedMemoryMib * MIB) / Math.max(1, node.memoryBytes);
 
@@ -181,9 +172,7 @@ function isEveryNodeBusy(inventory: Inventory, { loads, obstacles }: NodeFacts, 
       ((loads.get(node.name)?.reservedMemoryMib ?? 0) > 0 ||
         inventory.replicas.some((one) => one.online && reaches(one, node))),
   );
-  return (
-    takers.length > 0 && takers.every(({ name }) => isBusy(loads.get(name) ?? NO_LOAD, inventory.nodes.length, limits))
-  );
+  return takers.length > 0 && takers.every(({ name }) => isBusy(loads.get(name) ?? NO_LOAD, limits));
 }
 
 /** A node or a storage that no node has will not come by waiting; one that is only offline or inactive may. */

@@ -1,5 +1,5 @@
 /** What each node has to do, from its queue and its reservations, and what stands in its way. */
-import { nodeQueue, PLACE } from "../../shared/queues.ts";
+import { nodeQueue } from "../../shared/queues.ts";
 import type { WorkerContext } from "../context.ts";
 import type { NodeLoad } from "./capacity.ts";
 import type { NodeFacts } from "./choose-node.ts";
@@ -7,26 +7,19 @@ import type { NodeFacts } from "./choose-node.ts";
 /** A reading this young will do for saying no: a long line must not cost a reading each. */
 const YOUNG_MS = 50;
 
-interface Reading {
-  facts: NodeFacts;
-  /** Operations that wait to be placed, those that stand aside apart. */
-  line: number;
-}
-
-const readings = new WeakMap<WorkerContext, Reading & { at: number }>();
+const readings = new WeakMap<WorkerContext, { facts: NodeFacts; at: number }>();
 
 /** `young`: read within the last 50 ms, or just now; `now`: just now. */
-export async function factsOf(context: WorkerContext, want: "young" | "now"): Promise<Reading & { now: boolean }> {
+export async function factsOf(
+  context: WorkerContext,
+  want: "young" | "now",
+): Promise<{ facts: NodeFacts; now: boolean }> {
   const known = readings.get(context);
-  if (want === "young" && known && performance.now() - known.at < YOUNG_MS) return { ...known, now: false };
-  const [loads, obstacles, line] = await Promise.all([
-    readLoads(context),
-    context.nodes.readObstacles(),
-    context.queues.get(PLACE).getJobCountByTypes("waiting", "prioritized"),
-  ]);
-  const reading = { facts: { loads, obstacles }, line };
-  readings.set(context, { ...reading, at: performance.now() });
-  return { ...reading, now: true };
+  if (want === "young" && known && performance.now() - known.at < YOUNG_MS) return { facts: known.facts, now: false };
+  const [loads, obstacles] = await Promise.all([readLoads(context), context.nodes.readObstacles()]);
+  const facts = { loads, obstacles };
+  readings.set(context, { facts, at: performance.now() });
+  return { facts, now: true };
 }
 
 /** Something has changed: the next one reads. */

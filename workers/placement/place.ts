@@ -1,4 +1,4 @@
-/** The placer: gives the operations of `place` a node, one at a time, in their order, only when a slot is near free. */
+/** The placer: gives the operations of `place` a node, one at a time, in their order, only when a slot is free. */
 import { FleetError, type FleetErrorCode, isAboutAccess } from "../../shared/errors.ts";
 import { SnapshotId } from "../../shared/ids.ts";
 import { checkRanges } from "../../shared/jobs/check-ranges.ts";
@@ -25,7 +25,7 @@ const ASIDE = "aside";
 export async function place(run: Run<"provision">): Promise<never> {
   // Its container is there already: Redis forgot that it had been placed, and the container was found by its stamp.
   if (run.sandbox.node !== undefined && mayHaveCloned(run))
-    throw new Reroute(nodeQueue(run.sandbox.node), { placed: true });
+    throw new Reroute(nodeQueue(run.sandbox.node), { leavesLine: true });
   using freed = run.context.wake.watch(["left", "abort", "node"]);
   // Placed now they would fail one after another, the whole line of them.
   const trouble = run.context.inventory.trouble();
@@ -35,7 +35,7 @@ export async function place(run: Run<"provision">): Promise<never> {
   const { node, demand } = placement;
   const { keys, inventory } = run.context;
   throw new Reroute(nodeQueue(node), {
-    placed: true,
+    leavesLine: true,
     sandbox: { node, state: "placing" },
     operation: { waitingFor: null },
     also: [
@@ -137,9 +137,9 @@ async function decideOn({ context }: Run<"provision">, request: PlacementRequest
   const inventory = context.inventory.current();
   checkRanges(request.input, inventory.nodes);
   const young = await factsOf(context, "young");
-  const placement = chooseNode(request, inventory, young.facts, { ...limits, line: young.line });
+  const placement = chooseNode(request, inventory, young.facts, limits);
   // Somebody may have been placed since: a slot is given on what is true now only.
   if ("wait" in placement || young.now) return placement;
-  const { facts, line } = await factsOf(context, "now");
-  return chooseNode(request, inventory, facts, { ...limits, line });
+  const { facts } = await factsOf(context, "now");
+  return chooseNode(request, inventory, facts, limits);
 }

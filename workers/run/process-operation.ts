@@ -56,6 +56,10 @@ export async function processOperation(
   const claim = await store.claim(id, newFence(), { job: jobId, lockKey, lockToken: token });
   if (claim.outcome === "unknown") return { outcome: "unknown" };
   if (claim.outcome === "stale") return { outcome: "replaced" };
+  if (claim.outcome === "again") {
+    await addReleased(context, [id]);
+    return { outcome: "replaced", queue: PLACE };
+  }
   if (claim.outcome === "ended") return summaryOf(claim.operation);
 
   const kind = claim.operation.kind;
@@ -145,18 +149,21 @@ async function fail(
       return yieldJob(error, carrier);
     case "replace":
       return replace(run, handler, error, decision.delayMs);
-    case "retry":
-      await run.write({
+    case "retry": {
+      const released = await run.write({
         operation: {
           attempts: run.operation.attempts + 1,
           lastError: toErrorRecord(error),
           waitingFor: `retry after ${error.code}`,
         },
+        leavesLine: run.operation.queue === PLACE,
       });
+      await addReleased(run.context, released);
       // A job in BullMQ's `delayed` would leave its slots to nobody, while others in its queue wait for them.
       if (!(await run.holdsSlots())) throw new RetryLater(error, decision.delayMs);
       await run.pause(decision.delayMs).catch(() => {}); // an abort is seen by the next round
       return null;
+    }
     case "end":
       return undoAndEnd(run, handler, { error, status: decision.status });
   }
@@ -288,15 +295,37 @@ async function end(run: Run, ended: OperationEnd, ending: Pick<Ending<JobName>, 
     { status: ended.status, ...(ended.status === "succeeded" ? {} : { code: ended.error.code }), timings: run.timings },
     "operation ended",
   );
-  await addReleased(run.context, released);
+  // It was at the head of the line, and took no turn: the next of its team has that.
+  const { queue, priority } = run.operation;
+  const seat = queue === PLACE && ended.status === "canceled" ? seatOf(priority) : undefined;
+  await addReleased(run.context, released, seat);
 }
 
 /** Adds the jobs of operations that may go now. What a crash leaves out, the sweeper adds. */
-export async function addReleased(context: WorkerContext, released: readonly OperationId[]): Promise<void> {
+export async function addReleased(
+  context: WorkerContext,
+  released: readonly OperationId[],
+  seat?: number,
+): Promise<void> {
   for (const id of released) {
     const operation = await context.store.load(id);
-    if (operation && !isEnded(operation.status)) await addJob(context, operation);
+    if (!operation || isEnded(operation.status)) continue;
+    await addJob(context, operation);
+    if (seat === undefined || operation.queue !== PLACE || Math.floor(seat / SEATS) !== operation.priority) continue;
+    await context.redis.zadd(placeLine(context), "XX", seat, operation.job);
   }
+}
+
+/** A job's score in BullMQ: its priority, then a counter of 32 bits. */
+const SEATS = 2 ** 32;
+/** Where a job of `place` stands in its line; by itself the first of its lane. */
+const seatOf = (priority: number) => priority * SEATS;
+const placeLine = ({ keys }: WorkerContext) => `${keys.prefix}:${PLACE}:prioritized`;
+
+/** Where a job stands in the line of `place`; undefined when it does not. */
+export async function findSeat(context: WorkerContext, { queue, job }: OperationRecord): Promise<number | undefined> {
+  const seat = queue === PLACE ? await context.redis.zscore(placeLine(context), job) : null;
+  return seat === null ? undefined : Number(seat);
 }
 
 export async function addJob(context: WorkerContext, operation: OperationRecord, delayMs = 0): Promise<void> {
@@ -312,11 +341,12 @@ export async function addJob(context: WorkerContext, operation: OperationRecord,
 
 async function reroute(run: Run, { queue, write }: Reroute, delayMs = 0): Promise<JobSummary> {
   const seq = run.operation.seq + 1;
-  await run.write({
+  const released = await run.write({
     ...write,
     operation: { ...write.operation, queue, seq, job: `${run.id}.${seq}`, timings: run.timings },
   });
   await addJob(run.context, run.operation, delayMs);
+  await addReleased(run.context, released);
   run.log.info({ queue }, "operation goes on in another queue");
   return { outcome: "replaced", queue };
 }
@@ -333,6 +363,7 @@ async function waitAgain(run: Run, { delayMs, message }: NotYet, { job, token }:
   // A run that ends like this is no crash. Placing is not counted anyway, and says itself what it waits for.
   if (run.operation.queue !== PLACE)
     await run.write({ operation: { claims: run.operation.claims - 1, waitingFor: message } });
+  else if (delayMs > 0) await addReleased(run.context, await run.write({ leavesLine: true }));
   if (delayMs > 0) {
     await job.moveToDelayed(Date.now() + delayMs, token);
     throw new DelayedError();

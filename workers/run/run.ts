@@ -46,7 +46,7 @@ export interface Run<N extends JobName = JobName> extends AsyncDisposable {
   readonly writing: Call;
   /** Throws when this run may not act any more; synchronous, so nothing can come between it and the act. */
   check(): void;
-  write(write: Write): Promise<void>;
+  write(write: Write): Promise<OperationId[]>;
   /** The operation's last write, with its event; returns parked operations that may go now. */
   end(ended: OperationEnd, write: Write): Promise<OperationId[]>;
   /** Adds live output, and says how many listen to it; `refused` when this run may not write any more. */
@@ -254,9 +254,10 @@ export function startRun<N extends JobName>(
     check,
     write: (write) =>
       inOrder(async () => {
-        await store.write(writer, { ...write, holds: [...holding] });
+        const released = await store.write(writer, { ...write, holds: [...holding] });
         operation = { ...operation, ...withoutNulls(write.operation) };
         sandbox = { ...sandbox, ...withoutNulls(write.sandbox) };
+        return released;
       }),
     end: (ended, write) => inOrder(() => store.end(writer, ended, write)),
     addOutput: (entries) => store.addOutput(writer, entries),

@@ -9,7 +9,7 @@ let bed: Bed;
 beforeAll(async () => {
   bed = await startBed({
     pve: { nodes: 2, timings: { unreachableDelay: 30, hungTimeout: 100 } },
-    env: { FLEET_NODE_SLOTS: "1" },
+    env: { FLEET_NODE_SLOTS: "2" },
   });
   await bed.startWorkers();
 });
@@ -35,10 +35,11 @@ const waitsFor = (handle: { status(): Promise<{ waitingFor?: string | undefined 
 /** Two more provisions while one is at work on pve2, the only node: one waits in its queue, the other to be placed. */
 async function waitBehind() {
   const input = { template: "cmux-base" };
-  const handles = await Promise.all([bed.fleet.provision(input), bed.fleet.provision(input)]);
   const queue = bed.workers?.context.queues.get(nodeQueue("pve2"));
+  await queue?.pause(); // else it would not wait: placement gives out no more than there are slots
+  const handles = await Promise.all([bed.fleet.provision(input), bed.fleet.provision(input)]);
   await until(async () => (await queue?.getWaitingCount()) === 1, "one that waits in the node's queue");
-  return handles;
+  return { handles, resume: () => queue?.resume() };
 }
 
 /** Requests to pve2 that were answered from now on. */
@@ -113,12 +114,13 @@ test("what waits in the queue of a node that went silent is placed elsewhere, be
   const lost = bed.pve.faults.request({ method: "POST", path: "/clone$", kind: "lose-reply", as: 596 });
   const stays = await bed.fleet.provision({ template: "cmux-base" });
   await until(() => lost.hits === 1, "a lost reply");
-  const leaves = await waitBehind();
+  const { handles: leaves, resume } = await waitBehind();
   bed.pve.faults.node("pve2", "refused");
   expect(await firstFailure(stays)).toMatch(/outcome_unknown|node_unreachable/);
   await opened();
   await store().setCordon("pve1", null);
   for (const handle of leaves) expect(await handle.result({ timeoutMs: 30_000 })).toMatchObject({ node: "pve1" });
+  await resume();
   bed.pve.faults.node("pve2", "online");
   const { sandboxId } = await stays.result({ timeoutMs: 40_000 });
   const made = bed.pve.containers().filter(({ config }) => config["description"]?.includes(sandboxId));
@@ -132,7 +134,7 @@ test("a cordoned node gets nothing new; what waits in its queue leaves, what run
   await until(() => held.hits === 1, "a start that hangs");
   const nowhere = await bed.fleet.provision({ template: "cmux-base", node: "pve1" });
   await waitsFor(nowhere, /^pve1: cordoned \(new disk\)$/);
-  const leaves = await waitBehind();
+  const { handles: leaves, resume } = await waitBehind();
   await cordon("pve2");
   await store().setCordon("pve1", null);
   for (const handle of leaves) {
@@ -140,6 +142,7 @@ test("a cordoned node gets nothing new; what waits in its queue leaves, what run
     expect(await handle.status()).toMatchObject({ attempts: 0 });
   }
   expect(await nowhere.result({ timeoutMs: 20_000 })).toMatchObject({ node: "pve1" });
+  await resume();
   held.release();
   const { sandboxId } = await stays.result({ timeoutMs: 20_000 });
   expect((await stays.status()).sandbox.node).toBe("pve2");

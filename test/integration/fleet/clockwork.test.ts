@@ -101,7 +101,7 @@ test("an aborted operation is woken once, so that an undo that fails keeps its o
 });
 
 test("an aborted provision that has leased numbers and begun nothing gives them back; a bad record before it is passed over", async () => {
-  const broken = await rig.fleet.provision({ template: "base" });
+  const broken = await rig.client({ team: "broken" }).provision({ template: "base" });
   const { id, sandboxId } = await rig.fleet.provision({ template: "base" });
   const writer = await rig.claim(id);
   await rig.store.leaseVmid(writer, { first: 20_000, last: 20_009 });
@@ -149,8 +149,8 @@ test("who was told that it will be canceled gets no success; a destroy has gone 
 
 test("an operation that lost its job gets it again, whatever stands before it in the list", async () => {
   const [broken, lost] = [
-    await rig.fleet.provision({ template: "base" }),
-    await rig.fleet.provision({ template: "base" }),
+    await rig.client({ team: "red" }).provision({ template: "base" }),
+    await rig.client({ team: "blue" }).provision({ template: "base" }),
   ];
   const queue = rig.queues.get(PLACE);
   for (const { id } of [broken, lost]) await (await queue.getJob(id))?.remove();

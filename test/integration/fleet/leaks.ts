@@ -45,7 +45,17 @@ async function loadSandboxes(redis: RedisConnection, keys: Keys, all: readonly s
 
 /** Keys that only running operations have. */
 function leftKeys(keys: Keys, all: readonly string[]): string[] {
-  const passing = ["slot:", "slot-queue:", "held:", "changes:", "waiting:", "fair:", "secret:op_", "aborting"];
+  const passing = [
+    "slot:",
+    "slot-queue:",
+    "held:",
+    "changes:",
+    "waiting:",
+    "line:",
+    "turns:",
+    "secret:op_",
+    "aborting",
+  ];
   const ofBatches = ["batch-live:", "batch-undo:", "batches-stopping"];
   const ofQuotas = ["flight:", "quota-line:", "quota-waiting"];
   return [...passing, ...ofBatches, ...ofQuotas].flatMap((name) =>

@@ -17,7 +17,7 @@ afterAll(async () => server[Symbol.asyncDispose]());
 const RED = TeamId.parse("red");
 const WAIT = { onQuota: "wait" } as const;
 const quotasOf = (rig: Rig) => createQuotas(rig.redis, rig.keys);
-const release = (rig: Rig) => quotasOf(rig).admit(RED);
+const release = async (rig: Rig) => (await quotasOf(rig).admit(RED)).ready;
 const exceeded = (facts: object) => ({ code: "quota_exceeded", facts: expect.objectContaining(facts) });
 
 /** Two runs of red may be under way; what they are is up to the test. */
@@ -161,13 +161,14 @@ describe("waiting for room", () => {
     await using rig = createRig(server);
     await rig.fleet.quotas.set("red", { provisions: 0 });
     const { provision } = createRed(rig);
-    const ids = (await Promise.all([1, 2, 3].map(() => provision(WAIT)))).map(({ id }) => id);
+    const first = await provision(WAIT);
+    const others = [await provision(WAIT), await provision(WAIT)];
     expect(await release(rig)).toEqual([]);
     await rig.fleet.quotas.set("red", { provisions: 1 });
-    const released = await release(rig);
-    expect(released).toHaveLength(1);
+    expect(await release(rig)).toEqual([first.id]);
     expect(await rig.fleet.quotas.remove("red")).toBe(true);
-    expect(new Set([...released, ...(await release(rig))])).toEqual(new Set(ids));
+    expect(await quotasOf(rig).admit(RED)).toEqual({ admitted: 2, ready: [] });
+    for (const one of others) expect((await one.status()).waitingFor).toBe("earlier provisions of its team");
   });
 
   test("the rate: those in line go before newcomers of any kind", async () => {
@@ -226,17 +227,20 @@ test("whatever comes and ends in whatever order: never over a limit, none forgot
     fc.asyncProperty(fc.array(step, { maxLength: 40 }), async (steps) => {
       const going: OperationId[] = [];
       const lines: Record<"provision" | "exec", OperationId[]> = { provision: [], exec: [] };
-      const went = (released: readonly OperationId[]) => {
-        for (const id of released) {
-          const line = Object.values(lines).find((one) => one.includes(id));
-          expect(line?.shift()).toBe(id);
-          going.push(id);
+      /** Those at the heads of their lines that a quota let go. */
+      const went = async () => {
+        for (const line of Object.values(lines)) {
+          const records = await Promise.all(line.map((id) => rig.store.load(id)));
+          const left = records.filter((one) => one?.quota === undefined).map((one) => one?.id);
+          expect(left).toEqual(line.slice(0, left.length));
+          going.push(...line.splice(0, left.length));
         }
       };
       for (const { what, wait, which } of steps) {
         if (what === "end") {
           const [id] = going.splice(which % Math.max(1, going.length), 1);
-          if (id !== undefined) went(await end(id, (await rig.store.load(id))?.kind === "provision"));
+          if (id !== undefined) await end(id, (await rig.store.load(id))?.kind === "provision");
+          await went();
         } else {
           const handle = await (what === "exec"
             ? exec(sandboxId, wait ? WAIT : {})
@@ -254,8 +258,10 @@ test("whatever comes and ends in whatever order: never over a limit, none forgot
         expect(used.provisions + used.execs).toBe(going.length);
         expect(waiting).toBe(lines.provision.length + lines.exec.length);
       }
-      for (let id = going.shift(); id !== undefined; id = going.shift())
-        went(await end(id, (await rig.store.load(id))?.kind === "provision"));
+      for (let id = going.shift(); id !== undefined; id = going.shift()) {
+        await end(id, (await rig.store.load(id))?.kind === "provision");
+        await went();
+      }
       expect([...lines.provision, ...lines.exec]).toEqual([]);
     }),
     { numRuns: 25 },
@@ -272,7 +278,7 @@ test("a record that somebody removed counts no longer", async () => {
   const waits = await provision(WAIT);
   await rig.redis.del(rig.keys.operation(id), rig.keys.sandbox(sandboxId));
   expect(await quotasOf(rig).mend()).toBe(2);
-  expect(await release(rig)).toEqual([waits.id]);
+  expect((await quotasOf(rig).admit(RED)).admitted).toBe(1);
   await rig.redis.del(rig.keys.operation(waits.id), rig.keys.sandbox(waits.sandboxId));
   await quotasOf(rig).mend();
   expect(await rig.redis.exists(rig.keys.teams)).toBe(0);

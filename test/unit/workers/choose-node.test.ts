@@ -9,7 +9,7 @@ import type { NodeLoad } from "../../../workers/placement/capacity.ts";
 import { chooseNode, withDefaults } from "../../../workers/placement/choose-node.ts";
 
 const GIB = 1_073_741_824;
-const LIMITS = { slots: 4, line: 0, memoryOvercommit: 1.5, diskOvercommit: 4, allowPrivileged: false };
+const LIMITS = { slots: 4, memoryOvercommit: 1.5, diskOvercommit: 4, allowPrivileged: false };
 const BUSY = { jobs: 4 };
 
 function storage(more: Partial<Storage> = {}): Storage {
@@ -53,8 +53,6 @@ interface World {
   nodes: NodeInventory[];
   replicas: Replica[];
   loads?: Record<string, Partial<NodeLoad>>;
-  /** Who waits to be placed besides. */
-  line?: number;
   snapshot?: SnapshotRecord;
   obstacles?: Record<string, string>;
   avoid?: string;
@@ -65,10 +63,9 @@ function choose(world: World, input: Partial<JobInput<"provision">> = {}, config
   const idle = { jobs: 0, reservedMemoryMib: 0, reservedDiskGib: 0 };
   const loads = new Map(Object.entries(world.loads ?? {}).map(([name, load]) => [name, { ...idle, ...load }]));
   const parsed = withDefaults(parseInput("provision", { template: "base", ...input }), config);
-  const limits = { ...LIMITS, ...(world.line === undefined ? {} : { line: world.line }) };
   const avoid = world.avoid === undefined ? undefined : NodeName.parse(world.avoid);
   const facts = { loads, obstacles: new Map(Object.entries(world.obstacles ?? {})) };
-  return chooseNode({ input: parsed, snapshot: world.snapshot ?? null, avoid }, inventory, facts, limits);
+  return chooseNode({ input: parsed, snapshot: world.snapshot ?? null, avoid }, inventory, facts, LIMITS);
 }
 
 function refusal(world: World, input: Partial<JobInput<"provision">>): FleetError {
@@ -268,21 +265,6 @@ describe("a template whose node is down", () => {
 it("picks the node with the fewest jobs, then the emptier one", () => {
   expect(choose({ ...two(), loads: { a: { jobs: 2 }, b: { jobs: 1 } } })).toMatchObject({ node: "b" });
   expect(choose({ ...two(), loads: { a: { reservedMemoryMib: 10 } } })).toMatchObject({ node: "b" });
-});
-
-describe("a job in advance, so that a freed slot need not wait for the placer", () => {
-  const full = { a: { jobs: 4 }, b: { jobs: 4 } };
-
-  it("is given while the line has one for every slot, and one a node only", () => {
-    expect(choose({ ...two(), loads: full, line: 8 })).toMatchObject({ node: "a" });
-    const given = { ...full, a: { jobs: 5 } };
-    expect(choose({ ...two(), loads: given, line: 8 })).toMatchObject({ node: "b" });
-    expect(choose({ ...two(), loads: { a: given.a, b: given.a }, line: 100 })).toMatchObject({ wait: "line" });
-  });
-
-  it("is not given at the end of the line, where it could wait for one node while another is idle", () => {
-    expect(choose({ ...two(), loads: full, line: 7 })).toMatchObject({ wait: "line" });
-  });
 });
 
 describe("how long it steps aside", () => {
