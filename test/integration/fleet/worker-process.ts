@@ -31,7 +31,14 @@ export async function startWorkerProcess(env: Record<string, string>): Promise<W
   }
   const gone = once(child, "close").then(() => ready.reject(new Error(`worker ended at once:\n${written.join("")}`)));
   const late = setTimeout(() => ready.reject(new Error(`worker is not up:\n${written.join("")}`)), READY_WITHIN_MS);
-  await ready.promise.finally(() => clearTimeout(late));
+  try {
+    await ready.promise;
+  } catch (error) {
+    child.kill("SIGKILL"); // nobody else knows of it
+    throw error;
+  } finally {
+    clearTimeout(late);
+  }
   return {
     pid: child.pid ?? 0,
     output: () => written.join(""),
