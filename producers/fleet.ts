@@ -21,6 +21,7 @@ import type { ContentSource } from "./spool.ts";
 import { loadOperation } from "./status.ts";
 import { type SubmitOptions, submit } from "./submit.ts";
 import { createTeamQuotas, type TeamQuotas } from "./team-quotas.ts";
+import { createTemplates, type Templates } from "./templates.ts";
 import { type EventOptions, watchEvents } from "./watch-events.ts";
 
 /**
@@ -48,6 +49,7 @@ export interface Fleet extends JobMethods, AsyncDisposable {
   consume(group: string, handle: EventHandler, options?: ConsumeOptions): Promise<void>;
   readonly eventGroups: EventGroups;
   readonly sandboxes: Sandboxes;
+  readonly templates: Templates;
   readonly nodes: Nodes;
   readonly quotas: TeamQuotas;
   /** What workers last read of the cluster; null before any has. */
@@ -81,6 +83,7 @@ export function createFleet(options: FleetOptions): Fleet {
     consume: (group, handle, consumeOptions = {}) => consume(parts, group, handle, consumeOptions, closing.signal),
     eventGroups: createEventGroups(parts),
     sandboxes,
+    templates: createTemplates(parts, sandboxes),
     nodes: createNodes(parts, sandboxes, async (sandboxId) => (await methods.destroy({ sandboxId })).result()),
     quotas: createTeamQuotas(parts),
     inventory: () => parts.link.request((redis) => loadInventory(redis, parts.keys)),

@@ -4,11 +4,12 @@ import { z } from "zod";
 import { FleetError } from "../shared/errors.ts";
 import { InstanceId, SandboxId } from "../shared/ids.ts";
 import { decodeSandbox } from "../shared/state/operations.ts";
-import type { SandboxRecord, SandboxState } from "../shared/state/records.ts";
+import type { SandboxRecord, SandboxState, SnapshotRecord } from "../shared/state/records.ts";
 import type { Parts } from "./parts.ts";
 
 export interface SandboxFilter {
   team?: string | undefined;
+  /** All but templates when absent. */
   state?: SandboxState | readonly SandboxState[] | undefined;
   /** Entries that all must be there with these values. */
   metadata?: Readonly<Record<string, string>> | undefined;
@@ -22,24 +23,33 @@ export interface Sandboxes {
   get(id: string | number): Promise<SandboxRecord>;
   /** Sandboxes that have not ended, oldest first. */
   list(filter?: SandboxFilter): Promise<SandboxRecord[]>;
+  /** Those taken of a sandbox through the fleet, oldest first. Throws `sandbox_not_found`. */
+  snapshots(id: string): Promise<SnapshotRecord[]>;
 }
 
 const PAGE = 200;
 const Hash = z.record(z.string(), z.string());
 
 export function createSandboxes(parts: Parts): Sandboxes {
+  const get = async (id: string | number): Promise<SandboxRecord> => {
+    const record = await parts.link.request(async (redis) => {
+      const { vmids, instances } = parts.keys;
+      const index = typeof id === "number" ? vmids : InstanceId.safeParse(id).success ? instances : null;
+      const known = SandboxId.safeParse(index === null ? id : await redis.hget(index, String(id)));
+      return known.success ? parts.store.loadSandbox(known.data) : null;
+    });
+    if (record === null || (parts.team !== undefined && record.team !== parts.team)) {
+      throw new FleetError("sandbox_not_found", `there is no sandbox ${id}`, { facts: { sandbox: id } });
+    }
+    return record;
+  };
   return {
-    async get(id) {
-      const record = await parts.link.request(async (redis) => {
-        const { vmids, instances } = parts.keys;
-        const index = typeof id === "number" ? vmids : InstanceId.safeParse(id).success ? instances : null;
-        const known = SandboxId.safeParse(index === null ? id : await redis.hget(index, String(id)));
-        return known.success ? parts.store.loadSandbox(known.data) : null;
-      });
-      if (record === null || (parts.team !== undefined && record.team !== parts.team)) {
-        throw new FleetError("sandbox_not_found", `there is no sandbox ${id}`, { facts: { sandbox: id } });
-      }
-      return record;
+    get,
+    async snapshots(id) {
+      const sandbox = await get(id);
+      const ids = await parts.link.request((redis) => redis.smembers(parts.keys.sandboxSnapshots(sandbox.id)));
+      const found = await parts.link.request(() => Promise.all(ids.map((one) => parts.store.loadSnapshot(one))));
+      return found.filter((one) => one !== null).sort((a, b) => a.createdAt - b.createdAt);
     },
     async list(filter = {}) {
       const team = parts.team ?? filter.team;
@@ -74,7 +84,7 @@ function matches(sandbox: SandboxRecord, { team, state, metadata = {} }: Sandbox
   const states: readonly SandboxState[] = state === undefined ? [] : typeof state === "string" ? [state] : state;
   return (
     (team === undefined || sandbox.team === team) &&
-    (states.length === 0 || states.includes(sandbox.state)) &&
+    (states.length === 0 ? sandbox.state !== "template" : states.includes(sandbox.state)) &&
     Object.entries(metadata).every(([key, value]) => sandbox.metadata[key] === value)
   );
 }

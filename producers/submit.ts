@@ -96,32 +96,29 @@ function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, un
     });
   }
   const team = asked ?? parts.team ?? DEFAULT_TEAM;
-  if (kind !== "provision") {
-    return { id, team, sandbox: SandboxId.parse(input["sandboxId"]), batch: false, newSandbox: undefined };
-  }
-  const { instanceId, template, metadata, ttlSeconds, ttlAction, wakeOnHttp, priority } =
-    input as ParsedInput<"provision">; // just parsed as that kind
   const sandbox = newSandboxId();
-  const newSandbox = {
-    id: sandbox,
-    operation: id,
-    team,
-    instanceId,
-    template: String(template),
-    state: "placing" as const,
-    metadata,
-    ttlSeconds,
-    ttlAction,
-    wakeOnHttp,
-    createdAt: parts.now(),
-  };
-  return { id, team, sandbox, batch: priority === "batch", newSandbox };
+  const begin = { id: sandbox, operation: id, team, state: "placing" as const, createdAt: parts.now() };
+  switch (kind) {
+    case "provision": {
+      const { instanceId, template, metadata, ttlSeconds, ttlAction, wakeOnHttp, priority } =
+        input as ParsedInput<"provision">; // just parsed as that kind
+      const given = { instanceId, template: String(template), metadata, ttlSeconds, ttlAction, wakeOnHttp };
+      return { id, team, sandbox, batch: priority === "batch", newSandbox: { ...begin, ...given } };
+    }
+    case "template": {
+      const { sandboxId: source, version, metadata } = input as ParsedInput<"template">; // as above
+      const newSandbox = { ...begin, template: source, source, version, metadata };
+      return { id, team, sandbox, batch: false, source, newSandbox };
+    }
+    default:
+      return { id, team, sandbox: SandboxId.parse(input["sandboxId"]), batch: false, newSandbox: undefined };
+  }
 }
 
 /** What only the cluster's inventory can tell; before any worker has written it, workers refuse later. */
 async function checkAgainstCluster(parts: Parts, input: Readonly<Record<string, unknown>>): Promise<void> {
   const { cpuunits, node, sandboxId, template } = Asked.parse(input);
-  if (template !== undefined) await checkSnapshot(parts, template);
+  if (template !== undefined) await checkOwner(parts, template);
   if (cpuunits === undefined) return;
   const [inventory, sandbox] = await parts.link.request((redis) =>
     Promise.all([
@@ -139,12 +136,17 @@ const Asked = z.object({
   template: z.union([z.string(), z.number()]).optional(),
 });
 
-/** A team's snapshots are its own. */
-async function checkSnapshot(parts: Parts, template: string | number): Promise<void> {
-  if (parts.team === undefined || typeof template !== "string" || !template.startsWith("snap_")) return;
-  const snapshot = await parts.link.request(() => parts.store.loadSnapshot(template));
-  if (snapshot && snapshot.team !== parts.team) {
-    throw new FleetError("template_not_found", `there is no snapshot ${template}`, { facts: { template } });
+/** A team's snapshots and templates are its own. */
+async function checkOwner(parts: Parts, template: string | number): Promise<void> {
+  if (parts.team === undefined || typeof template !== "string") return;
+  const [isSnapshot, made] = [template.startsWith("snap_"), SandboxId.safeParse(template).data];
+  if (!isSnapshot && made === undefined) return;
+  const owned = await parts.link.request<{ team: TeamId } | null>(() =>
+    made === undefined ? parts.store.loadSnapshot(template) : parts.store.loadSandbox(made),
+  );
+  if (owned && owned.team !== parts.team) {
+    const what = isSnapshot ? "snapshot" : "template";
+    throw new FleetError("template_not_found", `there is no ${what} ${template}`, { facts: { template } });
   }
 }
 

@@ -20,6 +20,7 @@ function colourOf(state: SandboxState | OperationView["status"] | undefined): Co
     case "destroyed":
     case "stopped":
     case "paused":
+    case "template":
     case "canceled":
     case undefined:
       return "dim";
@@ -168,4 +169,4 @@ function toDetail(event: FleetEvent, paint: Paint): string {
   }
 }
 
-const formatTime = (at: number): string => new Date(at).toISOString();
+export const formatTime = (at: number): string => new Date(at).toISOString();

@@ -9,6 +9,7 @@ import { addNode } from "./commands/node.ts";
 import { addNodes } from "./commands/nodes.ts";
 import { addProvision } from "./commands/provision.ts";
 import { addQuota } from "./commands/quota.ts";
+import { addTemplate } from "./commands/template.ts";
 import { EXIT, EXIT_HELP } from "./exit-codes.ts";
 import type { Cli } from "./session.ts";
 
@@ -44,6 +45,7 @@ function createProgram(cli: Cli): Command {
   addCopy(program, cli);
   addServices(program, cli);
   addSnapshot(program, cli);
+  addTemplate(program, cli);
   addPower(program, cli);
   addConfigure(program, cli);
   addUpdate(program, cli);

@@ -14,6 +14,8 @@ export interface JobSpec<Input extends z.ZodType = z.ZodType, Output extends z.Z
   input: Input;
   output: Output;
   queue: QueueClass;
+  /** Its operation begins with a sandbox of its own, which has at most one container from then on. */
+  makesSandbox?: true;
   /** Tries before a healing error becomes final; runs cut short by a crash count apart. */
   attempts: number;
   /** From the first run to the end, in ms; then the operation ends as `timeout` and is undone. */

@@ -2,6 +2,7 @@
 import type { z } from "zod";
 import { FleetError } from "../errors.ts";
 import { configure } from "./configure.ts";
+import { delete_snapshot } from "./delete-snapshot.ts";
 import { destroy } from "./destroy.ts";
 import { download } from "./download.ts";
 import { exec } from "./exec.ts";
@@ -12,6 +13,7 @@ import { power } from "./power.ts";
 import { sayIssue, toProblems } from "./problems.ts";
 import { findRootOnly, provision } from "./provision.ts";
 import { snapshot } from "./snapshot.ts";
+import { template } from "./template.ts";
 import { update } from "./update.ts";
 import { upload } from "./upload.ts";
 
@@ -24,6 +26,8 @@ export const jobs = {
   hide,
   link,
   snapshot,
+  delete_snapshot,
+  template,
   power,
   configure,
   update,

@@ -15,10 +15,10 @@ import {
   TtlSeconds,
 } from "./fields.ts";
 
-/** A template's name or tag in PVE. A number is a VMID, `snap_…` a snapshot taken through the fleet. */
+/** A template's name or tag in PVE. A number is a VMID, `snap_…` and `sbx_…` a snapshot and a template of the fleet's own. */
 const TemplateName = z.string().regex(/^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$/);
-const Template = z.union([Vmid, SnapshotId, TemplateName], {
-  error: "must be a template's name or tag, a VMID as a number (100 or more), or a snapshot id snap_…",
+const Template = z.union([Vmid, SnapshotId, SandboxId, TemplateName], {
+  error: "must be a template's name or tag, a VMID as a number (100 or more), or the id of a snapshot or template",
 });
 
 export const ProvisionInput = z
@@ -176,6 +176,7 @@ export const provision = defineJob({
   }),
   queue: "place",
   quotas: "provisions",
+  makesSandbox: true,
   attempts: 8,
   timeoutMs: 600_000,
   secret: ["env"],

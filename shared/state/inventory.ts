@@ -1,6 +1,6 @@
 /** What the fleet knows of the cluster: written by one worker every few seconds, read by placement and the CLI. */
 import { z } from "zod";
-import { NodeName, Vmid } from "../ids.ts";
+import { NodeName, SandboxId, TeamId, Vmid } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import type { Keys } from "./keys.ts";
 
@@ -36,6 +36,8 @@ export const Replica = z.object({
   tags: z.array(z.string()),
   vmid: Vmid,
   node: NodeName,
+  /** The fleet made it, for one team; see `templates.ts`. */
+  owner: z.object({ sandbox: SandboxId, team: TeamId }).optional(),
   storage: z.string(),
   /** Its storage is shared, so it can be cloned to every node that has the storage. */
   shared: z.boolean(),

@@ -59,6 +59,8 @@ export interface Keys {
   sandbox(id: string): string;
   teamSandboxes(team: string): string;
   snapshot(id: string): string;
+  /** A team's templates that the fleet made, by sandbox id; see `templates.ts`. */
+  templates(team: string): string;
   /** Ids of the snapshots taken of a sandbox. */
   sandboxSnapshots(sandbox: string): string;
   secret(owner: string): string;
@@ -118,6 +120,7 @@ export function createKeys(prefix: string): Keys {
     sandbox: (id) => key("sbx", id),
     teamSandboxes: (team) => key("team", team),
     snapshot: (id) => key("snap", id),
+    templates: (team) => key("templates", team),
     sandboxSnapshots: (sandbox) => key("snaps-of", sandbox),
     secret: (owner) => key("secret", owner),
     content: (operation) => key("content", operation),

@@ -33,6 +33,7 @@ import {
   INSPECT,
   LEASE_ADDRESS,
   LEASE_VMID,
+  LEAVE_SOURCE,
   MEND_TURNS,
   WRITE,
 } from "./scripts.ts";
@@ -89,7 +90,9 @@ export interface AcceptRequest {
   item?: { batch: BatchId; index: number };
   /** Where a quota of the team has no room; refused with `quota_exceeded` when absent. */
   onQuota?: OnQuota | undefined;
-  /** For `provision`: the record to begin with. */
+  /** For `template`: the sandbox that is copied; the operation takes its turn among that one's, too. */
+  source?: SandboxId;
+  /** For kinds that make a sandbox: the record to begin with. */
   newSandbox: Fields<z.output<typeof SandboxRecord>> | undefined;
 }
 
@@ -161,6 +164,8 @@ export interface OperationStore {
   addOutput(writer: Writer, entries: readonly OutputEntry[]): Promise<number | "refused">;
   /** Ends it; returns parked operations that may go now. Throws as `write`, and instead of a success what it was aborted with. */
   end(writer: Writer, end: OperationEnd, write?: Write): Promise<OperationId[]>;
+  /** The sandbox that was copied is needed no more; returns parked operations of it that may go now. Throws as `write`. */
+  leaveSource(writer: Writer): Promise<OperationId[]>;
   /** Asks the operation to undo and end. */
   abort(id: OperationId, error: ErrorRecord, scope: TeamId | undefined): Promise<"ok" | "ended" | "unknown">;
   leaseVmid(writer: Writer, range: { first: number; last: number }): Promise<Vmid>;
@@ -301,6 +306,14 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
       const [outcome, ...released] = await runList(END, id, fence, JSON.stringify(args), now(), ttl, revision);
       if (outcome === "aborted") throw fromErrorRecord(ErrorRecordSchema.parse(JSON.parse(String(released[0]))));
       if (outcome !== "ok") throw toRefusal(id, outcome);
+      return released as OperationId[]; // written by accept
+    },
+
+    async leaveSource(writer) {
+      const { id, fence, revision } = writer;
+      const [outcome, ...released] = await runList(LEAVE_SOURCE, id, fence, revision);
+      if (outcome !== "ok") throw lockLost(id, outcome);
+      writer.revision++;
       return released as OperationId[]; // written by accept
     },
 
@@ -478,6 +491,7 @@ function toAcceptArgs(request: AcceptRequest, now: number, keyring: readonly Buf
     item: request.item,
     onQuota: request.onQuota,
     class: toQuotaClass(request),
+    source: request.source,
     hashes,
     // Hashed, since a caller's key may hold anything and becomes part of a Redis key.
     idempotency:

@@ -34,6 +34,8 @@ export const OperationRecord = z.object({
   kind: Kind,
   team: TeamId,
   sandbox: SandboxId,
+  /** Of `template`: the sandbox in whose line it stands as well, until it needs that one no more. */
+  source: SandboxId.optional(),
   input: z.unknown(),
   inputHash: z.string(),
   status: z.enum(OPERATION_STATUSES),
@@ -79,6 +81,8 @@ export const OperationRecord = z.object({
       node: NodeName.optional(),
     })
     .optional(),
+  /** Of `template`: the networks that the copy gets again once it is cleaned, by key of its config. */
+  networks: z.record(z.string(), z.string()).optional(),
   timings: z.record(z.string(), z.number()).default({}),
   result: z.unknown().optional(),
   error: ErrorRecordSchema.optional(),
@@ -102,6 +106,8 @@ export const SANDBOX_STATES = [
   "running",
   "paused",
   "stopped",
+  /** For good: a PVE template that provisions clone. */
+  "template",
   "destroying",
   "quarantined",
   ...GONE_STATES,
@@ -112,6 +118,10 @@ export const isGone = (state: SandboxState): boolean => (GONE_STATES as readonly
 export const isProvisional = (state: SandboxState): boolean =>
   (PROVISIONAL_STATES as readonly string[]).includes(state);
 
+/** Whether a provision in the one state has yet to come to the other. */
+export const isBefore = (state: SandboxState, other: (typeof PROVISIONAL_STATES)[number]): boolean =>
+  (PROVISIONAL_STATES as readonly string[]).indexOf(state) < PROVISIONAL_STATES.indexOf(other);
+
 export const SandboxRecord = z.object({
   id: SandboxId,
   /** The provision that made it. */
@@ -119,6 +129,10 @@ export const SandboxRecord = z.object({
   team: TeamId,
   instanceId: InstanceId.optional(),
   template: z.string(),
+  /** Of a template: the sandbox that it is a copy of. */
+  source: SandboxId.optional(),
+  /** Of a template, for people: which of those with this name it is. */
+  version: z.string().optional(),
   state: z.enum(SANDBOX_STATES),
   node: NodeName.optional(),
   vmid: Vmid.optional(),

@@ -181,12 +181,12 @@ end
 -- An operation that no quota holds back stands in line for its place or its sandbox; whether it may go at once.
 local function enter(id)
   local key = opKey(id)
-  local route, sandbox = unpack(redis.call('HMGET', key, 'route', 'sandbox'))
-  local waits = false
-  redis.call('HSET', key, 'parked', 0, 'queue', queueOf(route, sandbox))
+  local route, sandbox, source = unpack(redis.call('HMGET', key, 'route', 'sandbox', 'source'))
+  local line, waits = source or sandbox, false
+  redis.call('HSET', key, 'parked', 0, 'queue', queueOf(route, line))
   redis.call('HDEL', key, 'waitingFor')
   if route == 'place' then return standInLine(id) end
-  if route == 'node' then waits = redis.call('LINDEX', P..':changes:'..sandbox, 0) ~= id
+  if route == 'node' then waits = redis.call('LINDEX', P..':changes:'..line, 0) ~= id
   elseif PROVISIONAL[redis.call('HGET', sbxKey(sandbox), 'state')] then
     redis.call('RPUSH', P..':waiting:'..sandbox, id)
     waits = true
@@ -213,6 +213,11 @@ local function release(sandbox, out)
     redis.call('DEL', P..':waiting:'..sandbox)
   end
   return out
+end
+-- The end of an operation's turn in the line of a sandbox.
+local function leave(id, sandbox, out)
+  redis.call('LREM', P..':changes:'..sandbox, 0, id)
+  return release(sandbox, out)
 end
 -- A run names the revision of the record that it builds on: an older one has lost what the run wrote (Redis came back
 -- with an earlier state).
@@ -310,10 +315,12 @@ if owner then
   return {'existing', made, named, '0', '', '0', owner}
 end
 local sk = sbxKey(r.sandbox)
-if r.route ~= 'place' then
-  local team, state = unpack(redis.call('HMGET', sk, 'team', 'state'))
-  if not team or (r.scope and r.scope ~= team) then return {'sandbox_not_found', r.id, r.sandbox} end
-  if GONE[state] and not r.destroys then return {'sandbox_gone', r.id, r.sandbox} end
+-- The sandbox that it is about or copies decides whose it is.
+local subject = r.source or #r.sandboxSet == 0 and r.sandbox
+if subject then
+  local team, state = unpack(redis.call('HMGET', sbxKey(subject), 'team', 'state'))
+  if not team or (r.scope and r.scope ~= team) then return {'sandbox_not_found', r.id, subject} end
+  if GONE[state] and not r.destroys then return {'sandbox_gone', r.id, subject} end
   r.team = team
 end
 local limits = r.class and limitsOf(r.team)
@@ -322,12 +329,13 @@ if short and r.onQuota ~= 'wait' then
   short.team = r.team
   return {'quota_exceeded', r.id, r.sandbox, cjson.encode(short)}
 end
-if r.route == 'place' then
+if #r.sandboxSet > 0 then
   if r.instance then
     redis.call('HSET', P..':instances', r.instance, r.sandbox)
     redis.call('HSET', sk, 'inputHash', r.hashes[1])
   end
   redis.call('HSET', sk, unpack(r.sandboxSet))
+  redis.call('HSET', sk, 'team', r.team)
   redis.call('ZADD', P..':sandboxes', r.now, r.sandbox)
   redis.call('ZADD', P..':team:'..r.team, r.now, r.sandbox)
 end
@@ -344,9 +352,11 @@ if r.route ~= 'exec' then
     end
   end
   redis.call('RPUSH', changes, r.id)
+  if r.source then redis.call('RPUSH', P..':changes:'..r.source, r.id) end
 end
 redis.call('HSET', key, unpack(r.operationSet))
-redis.call('HSET', key, 'team', r.team, 'route', r.route, 'queue', queueOf(r.route, r.sandbox))
+if r.source then redis.call('HSET', key, 'source', r.source) end
+redis.call('HSET', key, 'team', r.team, 'route', r.route, 'queue', queueOf(r.route, r.source or r.sandbox))
 if r.route == 'place' then redis.call('HSET', key, 'lane', r.batch and 'batch' or 'interactive') end
 if r.class then redis.call('HSET', key, 'class', r.class) end
 if short then standInQuotaLine(r.id, r.team, r.class, short)
@@ -501,8 +511,8 @@ export const END = withQuotas(`${PATCH}
 local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 local w = cjson.decode(ARGV[4])
 local key = opKey(id)
-local sandbox, team, kind, class, idem, batch, item =
-  unpack(redis.call('HMGET', key, 'sandbox', 'team', 'kind', 'class', 'idempotency', 'batch', 'item'))
+local sandbox, team, kind, class, idem, batch, item, source =
+  unpack(redis.call('HMGET', key, 'sandbox', 'team', 'kind', 'class', 'idempotency', 'batch', 'item', 'source'))
 -- Who was told that it will be canceled is told the truth; a destroy that has begun goes on to its end.
 local abort = redis.call('HGET', key, 'abort')
 if abort and w.status == 'succeeded' and kind ~= 'destroy' then return {'aborted', abort} end
@@ -560,7 +570,20 @@ end
 tell(w, sandbox, id, now)
 emit('operation.'..w.status, now, id, sandbox, team, cjson.encode(w.event))
 redis.call('PUBLISH', P..':wake', 'ended '..id)
-return (admit(team, release(sandbox, out)))
+release(sandbox, out)
+if source then leave(id, source, out) end
+return (admit(team, out))
+`);
+
+/** Leaves the line of the sandbox that it copied. ARGV: id, fence, revision → [outcome, released operation…]. */
+export const LEAVE_SOURCE = withPrelude(`
+local id, fence = ARGV[2], ARGV[3]
+local key = opKey(id)
+local source = redis.call('HGET', key, 'source')
+local refused = revise(key, fence, ARGV[4])
+if refused or not source then return {refused or 'ok'} end
+redis.call('HDEL', key, 'source')
+return leave(id, source, {'ok'})
 `);
 
 /** ARGV: id, error JSON, team scope or '' → outcome. */

@@ -37,7 +37,7 @@ const ADOPT = withQuotas(`
 local id, sandbox, node, vmid, now = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local key, sk, leases = opKey(id), sbxKey(sandbox), P..':vmids'
 local status, kind, owned = unpack(redis.call('HMGET', key, 'status', 'kind', 'sandbox'))
-if not status or ENDED[status] or kind ~= 'provision' or owned ~= sandbox then return 0 end
+if not status or ENDED[status] or not (kind == 'provision' or kind == 'template') or owned ~= sandbox then return 0 end
 local state, leased, placed = unpack(redis.call('HMGET', sk, 'state', 'vmid', 'node'))
 if state ~= 'placing' then return 0 end
 local holder = redis.call('HGET', leases, vmid)

@@ -4,6 +4,7 @@
  */
 import { type FleetError, fromErrorRecord } from "../../shared/errors.ts";
 import { newFence, OperationId } from "../../shared/ids.ts";
+import { jobs } from "../../shared/jobs/index.ts";
 import type { Command } from "../../shared/state/operations.ts";
 import { isEnded, type SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
@@ -105,11 +106,11 @@ export async function endWithoutRun(
   const claim = await context.store.claim(id, newFence());
   if (claim.outcome !== "claimed") return;
   const status = error.code === "canceled" ? "canceled" : "failed";
-  const provision = claim.operation.kind === "provision";
+  const makesSandbox = jobs[claim.operation.kind].makesSandbox === true;
   const released = await context.store.end(
     claim.writer,
     { status, error },
-    provision ? { sandbox: { state: "failed" }, also: leasesOf(context, claim.sandbox) } : {},
+    makesSandbox ? { sandbox: { state: "failed" }, also: leasesOf(context, claim.sandbox) } : {},
   );
   context.log.info({ operation: id, code: error.code, status }, "operation ended before it ran");
   await addReleased(context, released, seat);

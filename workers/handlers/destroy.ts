@@ -24,8 +24,8 @@ export const destroy: Handler<"destroy"> = {
   async undo(run) {
     if (run.operation.step === undefined || !placeOf(run.sandbox)) return { undone: [] };
     try {
-      const { status } = await containerOf(run).lxc.status(run.undoing());
-      return { undone: [], write: { sandbox: { state: status } } };
+      const { status, template } = await containerOf(run).lxc.status(run.undoing());
+      return { undone: [], write: { sandbox: { state: template === true ? "template" : status } } };
     } catch (error) {
       // Not there, though the cluster has the VMID: moved to another node by hand.
       if (error instanceof FleetError && error.code === "container_missing")

@@ -7,7 +7,7 @@ import type { ExecCall, ExecOutcome } from "../exec/execd.ts";
 import { createLiveOutput, type LiveOutput } from "../exec/live-output.ts";
 import { toDelivery, toScriptAs } from "../exec/shell.ts";
 import type { Run } from "../run/run.ts";
-import { ownContainer } from "../sandbox/look.ts";
+import { ownContainer, refuseTemplate } from "../sandbox/look.ts";
 import { readAddress } from "../sandbox/ready.ts";
 import { type Handler, Reroute } from "./handler.ts";
 
@@ -52,6 +52,7 @@ const DAEMON_GRACE_MS = 10_000;
 /** A sandbox that moved takes its operations along; one that is not up can't do anything. */
 export function stayWithNode(run: Run): void {
   const { state, node, id } = run.sandbox;
+  refuseTemplate(run.sandbox);
   if (isGone(state) || state === "destroying")
     throw new FleetError("sandbox_gone", `sandbox ${id} has ended`, { facts: { sandbox: id } });
   if (state !== "running" || node === undefined) {

@@ -1,6 +1,7 @@
 /** One handler a kind; a kind without one does not compile. */
 import type { JobName } from "../../shared/jobs/index.ts";
 import { configure } from "./configure.ts";
+import { delete_snapshot } from "./delete-snapshot.ts";
 import { destroy } from "./destroy.ts";
 import { download } from "./download.ts";
 import { exec } from "./exec.ts";
@@ -11,6 +12,7 @@ import { link } from "./link.ts";
 import { power } from "./power.ts";
 import { provision } from "./provision.ts";
 import { snapshot } from "./snapshot.ts";
+import { template } from "./template.ts";
 import { update } from "./update.ts";
 import { upload } from "./upload.ts";
 
@@ -23,6 +25,8 @@ const handlers = {
   hide,
   link,
   snapshot,
+  delete_snapshot,
+  template,
   power,
   configure,
   update,

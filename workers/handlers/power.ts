@@ -3,10 +3,9 @@ import type { JobOutput, ParsedInput } from "../../shared/jobs/index.ts";
 import type { Write } from "../../shared/state/operations.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { Call, LxcApi } from "../pve/api.ts";
-import type { Upid } from "../pve/upid.ts";
 import type { Run } from "../run/run.ts";
 import { containerOf, ownContainer, type Place } from "../sandbox/look.ts";
-import { startContainer } from "../sandbox/power.ts";
+import { haltContainer, startContainer } from "../sandbox/power.ts";
 import { awaitReady } from "../sandbox/ready.ts";
 import { runTask } from "../sandbox/task.ts";
 import { readContainerState } from "../ssh/node-tools.ts";
@@ -150,9 +149,9 @@ async function act(
     case "start":
       return startContainer(run);
     case "stop":
-      return halt(run, lxc, action, () => lxc.stop({}, run.writing));
+      return haltContainer(run, action, () => lxc.stop({}, run.writing));
     case "shutdown":
-      return halt(run, lxc, action, () => lxc.shutdown({ timeoutSec: graceSec, forceStop: force }, run.writing));
+      return haltContainer(run, action, () => lxc.shutdown({ timeoutSec: graceSec, forceStop: force }, run.writing));
     case "reboot":
       if (status === "stopped" && run.operation.step === undefined) return startContainer(run);
       if (await hasRebooted(run, lxc)) return;
@@ -173,21 +172,4 @@ async function hasRebooted(run: Run<"power">, lxc: LxcApi): Promise<boolean> {
   if (begun?.name !== "reboot" || begun.open !== true || begun.upid !== undefined) return false;
   const { status, uptime } = await lxc.status(run.call);
   return status === "running" && uptime !== undefined && uptime * 1_000 < Date.now() - begun.at;
-}
-
-/** Stops, once: a container that is stopped already is what was wanted. */
-async function halt(
-  run: Run<"power">,
-  lxc: LxcApi,
-  step: "stop" | "shutdown",
-  start: () => Promise<Upid>,
-): Promise<void> {
-  try {
-    await runTask(run, { step, kind: step, type: `vz${step}`, start });
-  } catch (error) {
-    if (!(error instanceof FleetError)) throw error;
-    if (error.code === "already_stopped") return;
-    if (error.code !== "task_lost") throw error;
-    if ((await lxc.status(run.call)).status !== "stopped") throw error;
-  }
 }

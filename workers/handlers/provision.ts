@@ -3,7 +3,7 @@ import { FleetError } from "../../shared/errors.ts";
 import type { ExposedService } from "../../shared/jobs/fields.ts";
 import { execQueue } from "../../shared/queues.ts";
 import type { Command, Write } from "../../shared/state/operations.ts";
-import { PROVISIONAL_STATES, serviceField } from "../../shared/state/records.ts";
+import { isBefore, serviceField } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import { resolveUrl } from "../../shared/urls.ts";
 import { toScript } from "../exec/shell.ts";
@@ -24,7 +24,7 @@ export const provision: Handler<"provision"> = {
     if (run.sandbox.node === undefined || run.operation.queue === "place") return place(run);
     await leaveBadNode(run);
     const token = await execToken(run);
-    if (isBefore(run, "readying")) await build(run, token);
+    if (isBefore(run.sandbox.state, "readying")) await build(run, token);
     const address = await ready(run, token);
     if (run.input.setup.length > 0) await runSetup(run, { address, token: token ?? "" });
     return finish(run, address);
@@ -49,18 +49,13 @@ export const provision: Handler<"provision"> = {
   },
 };
 
-function isBefore(run: Run, state: (typeof PROVISIONAL_STATES)[number]): boolean {
-  const order: readonly string[] = PROVISIONAL_STATES;
-  return order.indexOf(run.sandbox.state) < order.indexOf(state);
-}
-
 /** Clone, configure, start: what loads the node, under one of its slots. A later run goes on at the recorded state. */
 async function build(run: Run<"provision">, token: string | null): Promise<void> {
   const node = run.sandbox.node ?? "";
   await run.withSlot(slotOf.node(node), run.context.config.FLEET_NODE_SLOTS, async () => {
-    const config = isBefore(run, "configuring") ? await cloneContainer(run, token) : null;
+    const config = isBefore(run.sandbox.state, "configuring") ? await cloneContainer(run, token) : null;
     try {
-      if (isBefore(run, "starting")) await configureClone(run, token, config);
+      if (isBefore(run.sandbox.state, "starting")) await configureClone(run, token, config);
       await startContainer(run, { state: "starting" });
     } catch (error) {
       throw await vanished(run, error);

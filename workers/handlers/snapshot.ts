@@ -4,7 +4,8 @@ import { encodeFields } from "../../shared/state/codec.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { Call, LxcApi } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
-import { containerOf, ownContainer, type Place } from "../sandbox/look.ts";
+import { containerOf, ownContainer } from "../sandbox/look.ts";
+import { findSnapshot, keepPaused, removeSnapshot } from "../sandbox/snapshots.ts";
 import { runTask } from "../sandbox/task.ts";
 import type { Handler } from "./handler.ts";
 
@@ -14,13 +15,11 @@ export const snapshot: Handler<"snapshot"> = {
     const name = nameOf(run);
     // An earlier run's task first: PVE lists a snapshot while it is still being taken.
     const mine =
-      run.operation.step?.open !== true || run.operation.step.upid === undefined
-        ? await findOwn(run, lxc, run.call)
-        : null;
+      run.operation.step?.open !== true || run.operation.step.upid === undefined ? await findOwn(run, run.call) : null;
     if (mine === null) await take(run, lxc, name);
-    await keepPaused(run, place, run.writing);
+    await keepPaused(run, run.sandbox, run.writing);
     // The id is part of what PVE keeps, so that a lost record finds the same one again.
-    const snapshotId = mine ?? (await findOwn(run, lxc, run.call));
+    const snapshotId = mine ?? (await findOwn(run, run.call));
     if (snapshotId === null)
       throw new FleetError("task_failed", "PVE reports the snapshot as taken, but it is not there", {
         facts: { ...place },
@@ -42,31 +41,16 @@ export const snapshot: Handler<"snapshot"> = {
   /** A snapshot that nobody was told of is removed. */
   async undo(run) {
     const call = run.undoing();
-    const { place, lxc } = containerOf(run);
-    try {
-      if (run.operation.step !== undefined) await keepPaused(run, place, call);
-      if ((await findOwn(run, lxc, call)) === null) return { undone: [] };
-      const remove = async () => {
-        const upid = await lxc.deleteSnapshot(nameOf(run), {}, call);
-        await run.context.tasks.wait(upid, { signal: call.signal, kind: "delete_snapshot" });
-      };
-      await run.withSlot(slotOf.node(place.node), run.context.config.FLEET_NODE_SLOTS, remove, call);
-      return { undone: ["snapshot"] };
-    } catch (error) {
-      if (error instanceof FleetError && ["container_missing", "snapshot_not_found"].includes(error.code))
-        return { undone: [] };
-      throw error instanceof FleetError ? error.with({ ...place }) : error;
-    }
+    const { place } = containerOf(run);
+    if (run.operation.step !== undefined) await keepPaused(run, run.sandbox, call);
+    return { undone: (await removeSnapshot(run, place, { is: isOwn(run), call })) ? ["snapshot"] : [] };
   },
 };
 
-/** PVE freezes a running container for its snapshot and thaws it afterwards, whatever it was before. */
-async function keepPaused(run: Run<"snapshot">, { node, vmid }: Place, call: Call): Promise<void> {
-  if (run.sandbox.state === "paused") await run.context.shell?.run(node, { verb: "freeze", vmid }, call);
-}
-
-/** A snapshot takes a fraction of a second; one that PVE still works on after this is stuck. */
-const SNAPSTATE_PATIENCE_MS = 30_000;
+const isOwn =
+  ({ id }: Run<"snapshot">) =>
+  ({ description }: { description?: string | undefined }) =>
+    description?.startsWith(`${id} `);
 
 const nameOf = (run: Run<"snapshot">) => run.input.name ?? `s-${run.id.slice(3)}`;
 
@@ -90,25 +74,9 @@ async function take(run: Run<"snapshot">, lxc: LxcApi, name: string): Promise<vo
 }
 
 /** The id of the snapshot that this operation took, read from PVE. */
-async function findOwn(run: Run<"snapshot">, lxc: LxcApi, call: Call): Promise<SnapshotId | null> {
-  const isOwn = ({ description }: { description?: string | undefined }) =>
-    description?.startsWith(`${run.id} `) === true;
-  let one = (await lxc.snapshots(call)).find(isOwn);
-  // `snapstate` is there while PVE works on it.
-  for (const patience = performance.now() + SNAPSTATE_PATIENCE_MS; one?.["snapstate"] !== undefined; ) {
-    if (performance.now() > patience) {
-      const { place } = containerOf(run);
-      throw new FleetError(
-        "container_locked",
-        `a snapshot of container ${place.vmid} on ${place.node} is stuck; pct unlock ${place.vmid} there clears it`,
-        {
-          facts: { ...place },
-        },
-      );
-    }
-    await run.pause(250, call);
-    one = (await lxc.snapshots(call)).find(isOwn);
-  }
+async function findOwn(run: Run<"snapshot">, call: Call): Promise<SnapshotId | null> {
+  const { place } = containerOf(run);
+  const one = await findSnapshot(run, place, { is: isOwn(run), call });
   const id = SnapshotId.safeParse(one?.description?.split(/\s/)[1]);
   return id.success ? id.data : null;
 }

@@ -4,6 +4,7 @@ import type { NodeName, Vmid } from "../../shared/ids.ts";
 import type { Inventory, NodeInventory, Replica, Storage } from "../../shared/state/inventory.ts";
 import type { Call, ClusterResource, LxcConfig, PveApi } from "../pve/api.ts";
 import { parseMount, parseSizeMib, parseTags, storageOf } from "../pve/config-format.ts";
+import { parseStamp } from "../sandbox/stamp.ts";
 
 /** What changes rarely is read again after this long. */
 const SLOW_MS = 60_000;
@@ -215,9 +216,9 @@ function toStorage(resource: ClusterResource, before: readonly Storage[]): Stora
   };
 }
 
-function toReplica(
+export function toReplica(
   place: { node: NodeName; vmid: Vmid },
-  resource: ClusterResource,
+  resource: Pick<ClusterResource, "name" | "tags">,
   config: LxcConfig,
   nodes: readonly NodeInventory[],
 ): Omit<Replica, "locked"> {
@@ -226,8 +227,10 @@ function toReplica(
   const shared = nodes.some(
     ({ name, storages }) => name === place.node && storages.some((one) => one.name === storage && one.shared),
   );
+  const stamp = parseStamp(config.description, place.vmid);
   return {
     ...place,
+    ...(stamp === null ? {} : { owner: { sandbox: stamp.sandbox, team: stamp.team } }),
     name: resource.name ?? config.hostname ?? String(place.vmid),
     tags: parseTags(resource.tags ?? config.tags ?? ""),
     storage,

@@ -226,9 +226,14 @@ export function findSources(
   const { input, snapshot } = request;
   if (snapshot) return [sourceOfSnapshot(snapshot, inventory)];
   const wanted = input.template;
-  const replicas = inventory.replicas.filter((one) =>
-    typeof wanted === "number" ? one.vmid === wanted : one.name === wanted || one.tags.includes(wanted),
+  const named = inventory.replicas.filter((one) =>
+    typeof wanted === "number"
+      ? one.vmid === wanted
+      : one.name === wanted || one.tags.includes(wanted) || one.owner?.sandbox === wanted,
   );
+  // The team's own comes before others of that name, and is no replica of theirs nor of its predecessors.
+  const own = named.find(({ owner }) => owner !== undefined);
+  const replicas = own === undefined ? named : [own];
   if (replicas.length === 0) throw notFound(wanted, inventory);
   const allowed = replicas.filter(({ unprivileged }) => unprivileged || limits.allowPrivileged);
   if (allowed.length === 0) {

@@ -3,6 +3,8 @@ import { FleetError, type FleetErrorCode, isAboutAccess } from "../../shared/err
 import { SnapshotId } from "../../shared/ids.ts";
 import { checkRanges } from "../../shared/jobs/check-ranges.ts";
 import { nodeQueue, PLACE } from "../../shared/queues.ts";
+import type { Inventory } from "../../shared/state/inventory.ts";
+import { loadTemplates } from "../../shared/state/templates.ts";
 import { Reroute } from "../handlers/handler.ts";
 import { NotYet } from "../run/not-yet.ts";
 import type { Run } from "../run/run.ts";
@@ -11,6 +13,7 @@ import type { Watch } from "../wake.ts";
 import { asideMs } from "./aside.ts";
 import { chooseNode, type Placement, type PlacementRequest, withDefaults } from "./choose-node.ts";
 import { factsOf, forgetFacts } from "./node-facts.ts";
+import { toTeamInventory } from "./team-inventory.ts";
 
 /** How long the placer sleeps when nothing wakes it. */
 const POLL_MS = 200;
@@ -126,7 +129,8 @@ async function toRequest(run: Run<"provision">): Promise<PlacementRequest> {
   return { input, snapshot, avoid: avoid !== undefined && avoid.until > Date.now() ? avoid.node : undefined };
 }
 
-async function decideOn({ context }: Run<"provision">, request: PlacementRequest): Promise<Placement> {
+async function decideOn(run: Run<"provision">, request: PlacementRequest): Promise<Placement> {
+  const { context } = run;
   const { config } = context;
   const limits = {
     slots: config.FLEET_NODE_SLOTS,
@@ -134,12 +138,17 @@ async function decideOn({ context }: Run<"provision">, request: PlacementRequest
     diskOvercommit: config.FLEET_DISK_OVERCOMMIT,
     allowPrivileged: config.PVE_ALLOW_PRIVILEGED,
   };
-  const inventory = context.inventory.current();
+  const [inventory, young] = await Promise.all([teamInventory(run), factsOf(context, "young")]);
   checkRanges(request.input, inventory.nodes);
-  const young = await factsOf(context, "young");
   const placement = chooseNode(request, inventory, young.facts, limits);
   // Somebody may have been placed since: a slot is given on what is true now only.
   if ("wait" in placement || young.now) return placement;
   const { facts } = await factsOf(context, "now");
   return chooseNode(request, inventory, facts, limits);
+}
+
+/** The cluster as the team of a provision may use it. */
+export async function teamInventory({ context, operation }: Run<"provision">): Promise<Inventory> {
+  const templates = await loadTemplates(context.redis, context.keys, operation.team);
+  return toTeamInventory(context.inventory.current(), templates);
 }

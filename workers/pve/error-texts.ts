@@ -46,7 +46,9 @@ const TEXT_RULES: readonly TextRule[] = [
   rule("already_running", /(?:CT|VM) \d+ already running/),
   rule("already_stopped", /(?:CT|VM) \d+ not running/),
   rule("container_running", /container is running|if the CT is running|: vm is running|overwrite running container/),
-  rule("protected", /protection mode enabled|still in use by linked clones/),
+  rule("protected", /protection mode enabled/),
+  // "linked cloned" of PVE::QemuServer and old releases too.
+  rule("template_in_use", /base volume '(?<volume>[^']+)' is still in use by linked clone/),
   rule("container_missing", /Configuration file '(?:nodes\/(?<soughtOn>[^/']+)\/lxc\/)?\d+\.conf' does not exist/, {
     onClone: "template_not_found",
   }),

@@ -19,17 +19,20 @@ export interface Attempt {
   attemptsAllowed: number;
   /** In [0, 1). */
   random: number;
+  /** Whether another node may do. */
+  movable: boolean;
 }
 
 /** An error and its attempt → what to do. */
-export function decide(error: FleetError, { attempts, attemptsAllowed, random }: Attempt): Decision {
+export function decide(error: FleetError, { attempts, attemptsAllowed, random, movable }: Attempt): Decision {
   if (error.code === "lock_lost" || error.code === "shutting_down") return { next: "yield" };
   if (error.code === "canceled") return { next: "end", status: "canceled" };
   const attempt = attempts + 1;
-  const curveMs = retryDelayMs(error.policy, attempt, random);
+  const replaces = error.policy === "replace" && movable;
+  const curveMs = retryDelayMs(error.policy === "replace" && !movable ? "transport" : error.policy, attempt, random);
   if (curveMs === null || attempt >= attemptsAllowed) return { next: "end", status: "failed" };
   // Nothing gets through to a node before its breaker lets a probe go: an attempt before that would be wasted.
   const { retryAfterMs } = error.facts;
   const delayMs = Math.max(curveMs, typeof retryAfterMs === "number" ? retryAfterMs : 0);
-  return error.policy === "replace" ? { next: "replace", delayMs } : { next: "retry", delayMs };
+  return replaces ? { next: "replace", delayMs } : { next: "retry", delayMs };
 }

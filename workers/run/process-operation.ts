@@ -173,7 +173,13 @@ function decideOn(run: Run, error: FleetError): Decision {
   const { operation, kind } = run;
   const yields = error.code === "lock_lost" || error.code === "shutting_down";
   if (abortOf(run) && !yields) return { next: "end", status: error.code === "canceled" ? "canceled" : "failed" };
-  return decide(error, { attempts: operation.attempts, attemptsAllowed: jobs[kind].attempts, random: Math.random() });
+  const { attempts: attemptsAllowed, queue } = jobs[kind];
+  return decide(error, {
+    attempts: operation.attempts,
+    attemptsAllowed,
+    random: Math.random(),
+    movable: queue === "place",
+  });
 }
 
 /** Undoes, then ends. A crash in between is gone on with by the next run, which finds the decision in the record. */
@@ -218,9 +224,12 @@ async function undo(run: Run, handler: Handler<JobName>): Promise<{ write?: Writ
   }
 }
 
+/** Whether what could not be undone is a container that nobody would know of. */
+const canLose = ({ kind }: Run): boolean => kind === "destroy" || jobs[kind].makesSandbox === true;
+
 /** VMID and reservation stay taken: the container is still there. */
 function quarantine(run: Run, problem: FleetError): { write?: Write; facts: ErrorFacts } {
-  if (run.kind !== "provision" && run.kind !== "destroy") return { facts: { undoFailed: problem.code } };
+  if (!canLose(run)) return { facts: { undoFailed: problem.code } };
   const node = problem.facts["node"] ?? run.sandbox.node;
   const vmid = problem.facts["vmid"] ?? run.sandbox.vmid;
   run.log.error({ code: "quarantined", node, vmid, problem: problem.code }, "only a human can clear this container");

@@ -57,6 +57,8 @@ export interface Run<N extends JobName = JobName> extends AsyncDisposable {
   leaseAddress(range: AddressRange): Promise<string>;
   /** Makes an address that the container was seen to have the sandbox's. Throws `address_refused`. */
   claimAddress(address: string): Promise<void>;
+  /** The sandbox that was copied is needed no more: its next operation may go; returns those that may. */
+  leaveSource(): Promise<OperationId[]>;
   /** Records what is begun, before it is begun. */
   begin(step: string, write?: Write & { open?: boolean; upid?: string; node?: NodeName }): Promise<void>;
   /**
@@ -278,6 +280,12 @@ export function startRun<N extends JobName>(
       await inOrder(() => store.claimAddress(writer, address));
       sandbox = { ...sandbox, address };
     },
+    leaveSource: () =>
+      inOrder(async () => {
+        const released = await store.leaveSource(writer);
+        operation = { ...operation, source: undefined };
+        return released;
+      }),
     async begin(step, { open, upid, node, ...write } = {}) {
       const record = { name: step, at: Date.now(), open, upid, node };
       await run.write({ ...write, operation: { ...write.operation, step: record } });

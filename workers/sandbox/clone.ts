@@ -1,4 +1,4 @@
-/** The clone step: which source, which VMID, and never two containers for one operation. */
+/** A provision's clone: which source, and what is asked of PVE. */
 import { FleetError } from "../../shared/errors.ts";
 import { type NodeName, SnapshotId, type Vmid } from "../../shared/ids.ts";
 import { hasConfigEnv } from "../../shared/state/inventory.ts";
@@ -13,77 +13,28 @@ import {
   targetStorage,
   withDefaults,
 } from "../placement/choose-node.ts";
+import { teamInventory } from "../placement/place.ts";
 import type { CloneParams, LxcConfig } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
-import { CLONE, lookAt, lookUntilClear, mayHaveCloned, type Place } from "./look.ts";
-import { destroyContainer } from "./release.ts";
-import { mayBeWorkedOn } from "./stale-lock.ts";
+import { CLONE, lookAt, type Place } from "./look.ts";
+import { makeContainer } from "./make-container.ts";
 import { formatDescription } from "./stamp.ts";
 import { runTask } from "./task.ts";
 
-/** A lock whose task we can't see is given this long. */
-const LOCK_PATIENCE_MS = 30_000;
-/** And one whose task has ended. */
-const DEAD_PATIENCE_MS = 5_000;
-
-/**
- * Makes the sandbox's container, or adopts the one that an earlier run made. Returns its config where it was read in
- * passing, else null. The same VMID is asked for again after an unknown outcome: PVE's claim of it is atomic, so at most one exists.
- */
-export async function cloneContainer(run: Run<"provision">, token: string | null): Promise<LxcConfig | null> {
-  const node = run.sandbox.node;
-  if (node === undefined) throw new FleetError("node_unavailable", "the sandbox has no node yet");
-  while (true) {
-    const vmid = run.sandbox.vmid ?? (await run.leaseVmid());
-    const place = { node, vmid };
-    if (mayHaveCloned(run)) {
-      const { is } = await adopt(run, place);
-      if (is === "ours" && (await isWhole(run, place))) {
-        // An earlier run may have kept the slots of the clone; the container is there, so they are free.
-        await run.releaseSlots((name) => name === slotOf.node(node));
-        return null;
-      }
-      if (is === "foreign") {
-        await leaseNext(run);
-        continue;
-      }
-    }
-    try {
-      // An earlier attempt may have kept slots: of two clones that keep one and wait for the other's, none would go on.
-      if (run.operation.claims > 1 || run.operation.attempts > 0)
-        await run.releaseSlots((name) => name === slotOf.node(node));
-      return await cloneFrom(run, place, token);
-    } catch (error) {
-      if (mayHaveCloned(run)) {
-        // An earlier request of ours may be what took the VMID; the next round looks.
-        if (error instanceof FleetError && error.code === "vmid_taken") continue;
-        throw error;
-      }
-      const taken = error instanceof FleetError && error.code === "vmid_taken";
-      if (taken && (await lookAt(run, place, run.call)).is === "ours") {
-        // Redis lost that an earlier run of ours asked for it.
-        await run.begin(CLONE, { open: false });
-        continue;
-      }
-      await run.write({ sandbox: { state: "placing" } }); // refused: nothing of ours can be there
-      if (!taken) throw await refusedAt(run, error, node);
-    }
-    await leaseNext(run);
-  }
-}
-
-async function leaseNext(run: Run<"provision">): Promise<void> {
-  run.log.info({ vmid: run.sandbox.vmid }, "VMID is taken by somebody else; leasing the next");
-  await run.leaseVmid();
-  await run.begin("lease", { sandbox: { state: "placing" } });
-}
+/** Makes the container of a provision. Returns its config where it was read in passing, else null. */
+export const cloneContainer = (run: Run<"provision">, token: string | null): Promise<LxcConfig | null> =>
+  makeContainer(run, {
+    clone: (place) => cloneFrom(run, place, token),
+    refused: (error) => refusedAt(run, error),
+  });
 
 /**
  * A node that can't be reached before anything was made on it is no reason to wait for that node; nor is a template there
  * that stays locked, such as by its backup, where another node has one too.
  */
-async function refusedAt(run: Run<"provision">, error: unknown, node: NodeName): Promise<unknown> {
-  if (!(error instanceof FleetError)) return error;
+async function refusedAt(run: Run<"provision">, error: unknown): Promise<unknown> {
+  const { node } = run.sandbox;
+  if (!(error instanceof FleetError) || node === undefined) return error;
   if (error.code === "node_unreachable")
     return new FleetError("node_unavailable", `node ${node} can't be reached`, { cause: error, facts: { node } });
   if (error.code !== "source_locked" || run.operation.lastError?.code !== "source_locked") return error;
@@ -100,42 +51,6 @@ const inputOf = (run: Run<"provision">) => withDefaults(run.input, run.context.c
 async function snapshotOf(run: Run<"provision">) {
   const id = SnapshotId.safeParse(run.input.template);
   return id.success ? run.context.store.loadSnapshot(id.data) : null;
-}
-
-/** What became of a clone that was asked for: its task is waited for, then the container says how it ended. */
-async function adopt(run: Run<"provision">, place: Place) {
-  if (run.operation.step?.open === true && run.operation.step.upid !== undefined) {
-    const start = () => Promise.reject(new Error("a recorded task is not started again"));
-    await runTask(run, { step: CLONE, kind: "clone", start }).catch((error: unknown) => {
-      if (!(error instanceof FleetError) || !["task_lost", "task_failed"].includes(error.code)) throw error;
-    });
-  }
-  const dead = run.operation.step?.open !== true;
-  // The source is free again, and what is left may wait for a human.
-  if (dead) await run.releaseSlots((name) => name === slotOf.node(place.node));
-  try {
-    return await lookUntilClear(run, place, { call: run.call, patienceMs: dead ? DEAD_PATIENCE_MS : LOCK_PATIENCE_MS });
-  } catch (error) {
-    if (run.context.shell !== null || !(error instanceof FleetError) || error.code !== "container_locked") throw error;
-    if (!dead && (await mayBeWorkedOn(run.context, place, run.id, run.call))) throw error;
-    throw new FleetError(
-      "quarantined",
-      `a clone died and left container ${place.vmid} on ${place.node} locked; only pct unlock there clears it`,
-      { cause: error, facts: { ...place, ...error.facts } },
-    );
-  }
-}
-
-/**
- * Whether our container has a root disk: a clone writes it last. One without it was left by a clone whose worker died or
- * never started ("start worker failed"), and unlocked by hand; it is removed, since nothing will ever finish it.
- */
-async function isWhole(run: Run<"provision">, place: Place): Promise<boolean> {
-  const { rootfs } = await run.context.pve.lxc(place.node, place.vmid).config(run.call);
-  if (rootfs !== undefined) return true;
-  run.log.warn({ ...place }, "container is half made; removing it");
-  await destroyContainer(run, { call: run.call, writing: run.writing });
-  return false;
 }
 
 async function cloneFrom(run: Run<"provision">, place: Place, token: string | null): Promise<LxcConfig | null> {
@@ -174,8 +89,8 @@ async function cloneFrom(run: Run<"provision">, place: Place, token: string | nu
 
 async function allSources(run: Run<"provision">): Promise<Source[]> {
   const { PVE_ALLOW_PRIVILEGED: allowPrivileged } = run.context.config;
-  const request = { input: inputOf(run), snapshot: await snapshotOf(run) };
-  return findSources(request, run.context.inventory.current(), { allowPrivileged });
+  const [snapshot, inventory] = await Promise.all([snapshotOf(run), teamInventory(run)]);
+  return findSources({ input: inputOf(run), snapshot }, inventory, { allowPrivileged });
 }
 
 /** The sources that may be cloned to this node, by the rules that placed it. Throws `node_unavailable` when none is left. */

@@ -77,7 +77,7 @@ const randomMac = () =>
     .replace(/..(?=.)/g, "$&:")}`;
 
 /** Throws `not_configured` without PVE_IP_RANGE. */
-function rangeOf({ PVE_IP_RANGE: range }: Pick<WorkerConfig, "PVE_IP_RANGE">): AddressRange {
+export function rangeOf({ PVE_IP_RANGE: range }: Pick<WorkerConfig, "PVE_IP_RANGE">): AddressRange {
   if (range) return range;
   throw new FleetError("not_configured", 'network.ip "lease" needs PVE_IP_RANGE', {
     facts: { variables: ["PVE_IP_RANGE"] },
@@ -169,7 +169,7 @@ const formatMountPoint = ({ storage, sizeGib, path, backup, readOnly }: z.output
   [`${storage}:${sizeGib}`, `mp=${path}`, ...(backup ? ["backup=1"] : []), ...(readOnly ? ["ro=1"] : [])].join(",");
 
 /** How execd gets its token at the start: from the environment, or before PVE 9.1 from where the template's hookscript looks. */
-function tokenParams(config: LxcConfig, token: string, version: string): Params {
+export function tokenParams(config: LxcConfig, token: string, version: string): Params {
   if (hasConfigEnv(version)) return { env: formatEnv({ ...parseEnv(config.env ?? ""), [EXECD_TOKEN_ENV]: token }) };
   // The clone request has written it; a container that was made with a token that Redis lost has another.
   return hasToken(config.description, token) ? {} : { description: replaceToken(config.description, token) };

@@ -1,6 +1,7 @@
 /** Looking at a container before acting on it: live config, never `cluster/resources`, which lags. */
 import { FleetError } from "../../shared/errors.ts";
 import type { NodeName, Vmid } from "../../shared/ids.ts";
+import { jobs } from "../../shared/jobs/index.ts";
 import type { SandboxRecord } from "../../shared/state/records.ts";
 import type { Call, LxcApi, LxcConfig } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
@@ -22,13 +23,18 @@ export type Sight =
  * What stands at the sandbox's VMID. `ours` means: stamped with this sandbox, or, where somebody edited the notes,
  * with the MAC address that we recorded (a clone never has its source's).
  */
-export async function lookAt(run: Run, place: Place, call: Call): Promise<Sight> {
+export async function lookAt(
+  run: Run,
+  place: Place,
+  call: Call,
+  sandbox: Pick<SandboxRecord, "id" | "hwaddr"> = run.sandbox,
+): Promise<Sight> {
   const { pve, config: settings } = run.context;
   try {
     const config = await pve.lxc(place.node, place.vmid).config(call);
     const stamp = parseStamp(config.description, place.vmid);
-    const stamped = stamp?.sandbox === run.sandbox.id && stamp.fleet === settings.FLEET_PREFIX;
-    if (stamped || (stamp === null && hasMac(config, run.sandbox.hwaddr))) return { is: "ours", config };
+    const stamped = stamp?.sandbox === sandbox.id && stamp.fleet === settings.FLEET_PREFIX;
+    if (stamped || (stamp === null && hasMac(config, sandbox.hwaddr))) return { is: "ours", config };
     // PVE claims the VMID first and writes the description a moment later.
     return stamp === null && config.lock === "create" ? { is: "unclear" } : { is: "foreign" };
   } catch (error) {
@@ -135,11 +141,11 @@ export function placeOf(sandbox: SandboxRecord): Place | null {
 }
 
 /** The container of a sandbox that must have one. Throws `sandbox_gone`. */
-export function containerOf(run: Run): { place: Place; lxc: LxcApi } {
-  const place = placeOf(run.sandbox);
+export function containerOf(run: Run, sandbox: SandboxRecord = run.sandbox): { place: Place; lxc: LxcApi } {
+  const place = placeOf(sandbox);
   if (!place)
-    throw new FleetError("sandbox_gone", `sandbox ${run.sandbox.id} has no container`, {
-      facts: { sandbox: run.sandbox.id },
+    throw new FleetError("sandbox_gone", `sandbox ${sandbox.id} has no container`, {
+      facts: { sandbox: sandbox.id },
     });
   return { place, lxc: run.context.pve.lxc(place.node, place.vmid) };
 }
@@ -150,7 +156,7 @@ export function containerOf(run: Run): { place: Place; lxc: LxcApi } {
  */
 function mayBeOurs(run: Run): boolean {
   const { state } = run.sandbox;
-  return run.kind !== "provision" || (state !== "placing" && state !== "cloning") || mayHaveCloned(run);
+  return jobs[run.kind].makesSandbox !== true || (state !== "placing" && state !== "cloning") || mayHaveCloned(run);
 }
 
 /** Whether a clone was asked for of which something may be there: it is open, has been closed well, or has failed. A refused one is none of these. */
@@ -158,10 +164,14 @@ export function mayHaveCloned({ operation: { step } }: Run): boolean {
   return (step?.name === CLONE && step.open !== undefined) || step?.name === failedStep(CLONE);
 }
 
-/** A container that must be there and ours before it is changed. Throws `sandbox_gone`. */
-export async function ownContainer(run: Run): Promise<{ place: Place; lxc: LxcApi; config: LxcConfig }> {
-  const { place, lxc } = containerOf(run);
-  const sight = await lookAt(run, place, run.call);
+/** A container that must be there and ours before it is changed. Throws `sandbox_gone`, `is_template`. */
+export async function ownContainer(
+  run: Run,
+  sandbox: SandboxRecord = run.sandbox,
+): Promise<{ place: Place; lxc: LxcApi; config: LxcConfig }> {
+  refuseTemplate(sandbox);
+  const { place, lxc } = containerOf(run, sandbox);
+  const sight = await lookAt(run, place, run.call, sandbox);
   if (sight.is === "ours") {
     const { lock } = sight.config;
     // It stopped an earlier attempt already.
@@ -174,6 +184,14 @@ export async function ownContainer(run: Run): Promise<{ place: Place; lxc: LxcAp
     foreign: "is no longer this sandbox's",
     unclear: "is not there; its VMID is in use elsewhere, or the token may not see it",
   }[sight.is];
-  const text = `container ${place.vmid} on ${place.node} ${what}; destroy sandbox ${run.sandbox.id} to give back what it holds`;
-  throw new FleetError("sandbox_gone", text, { facts: { sandbox: run.sandbox.id, ...place } });
+  const text = `container ${place.vmid} on ${place.node} ${what}; destroy sandbox ${sandbox.id} to give back what it holds`;
+  throw new FleetError("sandbox_gone", text, { facts: { sandbox: sandbox.id, ...place } });
+}
+
+/** A template is provisioned and destroyed, and nothing else. */
+export function refuseTemplate({ id, state }: SandboxRecord): void {
+  if (state !== "template") return;
+  throw new FleetError("is_template", `${id} is a template: it can be provisioned and destroyed, and nothing else`, {
+    facts: { sandbox: id },
+  });
 }

@@ -2,6 +2,7 @@
 import { FleetError } from "../../shared/errors.ts";
 import type { Fields } from "../../shared/state/codec.ts";
 import type { SandboxRecord } from "../../shared/state/records.ts";
+import type { Upid } from "../pve/upid.ts";
 import type { Run } from "../run/run.ts";
 import { containerOf } from "./look.ts";
 import { runTask } from "./task.ts";
@@ -29,4 +30,26 @@ export async function startContainer(run: Run, sandbox: Fields<SandboxRecord> = 
     if (status.status !== "running")
       throw new FleetError("start_failed", "the container did not start", { cause: error });
   }
+}
+
+/** Stops, once: a container that is stopped already is what was wanted. */
+export async function haltContainer(run: Run, step: "stop" | "shutdown", start: () => Promise<Upid>): Promise<void> {
+  try {
+    await runTask(run, { step, kind: step, type: `vz${step}`, start });
+  } catch (error) {
+    if (!(error instanceof FleetError)) throw error;
+    if (error.code === "already_stopped") return;
+    if (error.code !== "task_lost") throw error;
+    if ((await containerOf(run).lxc.status(run.call)).status !== "stopped") throw error;
+  }
+}
+
+/** What a guest gets to write down what it has in memory. */
+const GRACE_SEC = 60;
+
+/** Shuts the run's container down, the hard way if it does not obey. */
+export async function shutDownContainer(run: Run): Promise<void> {
+  const { lxc } = containerOf(run);
+  if ((await lxc.status(run.call)).status === "stopped") return;
+  await haltContainer(run, "shutdown", () => lxc.shutdown({ timeoutSec: GRACE_SEC, forceStop: true }, run.writing));
 }

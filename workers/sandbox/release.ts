@@ -40,7 +40,7 @@ export async function destroyContainer(run: Run, { call, writing }: { call: Call
 /** Everything that a sandbox without a container must not keep, for the write that ends it. */
 export async function releaseCommands(run: Run): Promise<Command[]> {
   const { keys, redis } = run.context;
-  const { id, node, vmid, address, leasedIp } = run.sandbox;
+  const { id, team, node, vmid, address, leasedIp } = run.sandbox;
   const snapshots = await redis.smembers(keys.sandboxSnapshots(id));
   return [
     ...(vmid === undefined ? [] : [["HDEL", keys.vmids, vmid]]),
@@ -49,5 +49,6 @@ export async function releaseCommands(run: Run): Promise<Command[]> {
     ...(leasedIp === undefined ? [] : [["HDEL", keys.ips, leasedIp]]),
     ...snapshots.map((snapshot) => ["DEL", keys.snapshot(snapshot)]),
     ["DEL", keys.sandboxSnapshots(id)],
+    ["HDEL", keys.templates(team), id],
   ];
 }

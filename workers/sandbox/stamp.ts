@@ -20,6 +20,8 @@ const Stamp = z.object({
   at: z.number(),
   /** Of the Redis that it was accepted in; see `Strays.origin`. */
   origin: z.string().optional(),
+  /** Of a template. */
+  template: z.object({ version: z.string().optional(), source: SandboxId }).optional(),
 });
 export type Stamp = z.output<typeof Stamp>;
 

@@ -1,6 +1,6 @@
 /** A PVE task as one effectively-once step: recorded before it is asked for, found again after a crash. */
 import { FleetError, type FleetErrorCode } from "../../shared/errors.ts";
-import type { NodeName } from "../../shared/ids.ts";
+import type { NodeName, Vmid } from "../../shared/ids.ts";
 import type { Write } from "../../shared/state/operations.ts";
 import type { Call } from "../pve/api.ts";
 import { parseUpid, Upid } from "../pve/upid.ts";
@@ -17,8 +17,9 @@ export interface TaskStep {
   write?: Write;
   /** What can be done while the task runs. */
   meanwhile?: () => Promise<void>;
-  /** Where the request goes, when not to the sandbox's node. */
+  /** Where the request goes, when not to the sandbox's node; and to whose container, when not to its own. */
   node?: NodeName;
+  vmid?: Vmid;
   /**
    * PVE's type of the task, where it bears the container's VMID: after a lost reply one that runs is waited for instead of
    * asking again.
@@ -64,8 +65,10 @@ export async function runTask(run: Run, task: TaskStep): Promise<void> {
 }
 
 /** The task that a request whose reply was lost has begun, while it runs. */
-async function findRunning(run: Run, { type, node = run.sandbox.node }: TaskStep): Promise<Upid | null> {
-  const { vmid } = run.sandbox;
+async function findRunning(
+  run: Run,
+  { type, node = run.sandbox.node, vmid = run.sandbox.vmid }: TaskStep,
+): Promise<Upid | null> {
   if (type === undefined || node === undefined || vmid === undefined) return null;
   const tasks = await run.context.pve.tasks.list(node, { source: "active", vmid }, run.call);
   const found = tasks.find((one) => one.type === type && one.endtime === undefined);

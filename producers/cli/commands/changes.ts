@@ -2,10 +2,12 @@
 import { Argument, type Command, Option } from "commander";
 import type { TtlAction } from "../../../shared/jobs/fields.ts";
 import type { Handle, JobName, JobOutput, SandboxId } from "../../index.ts";
+import { formatTime } from "../describe.ts";
 import { EXIT, toExitCode } from "../exit-codes.ts";
 import { collect, collectPairs, parseDurationSec, parseNumber } from "../parse-values.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
-import { type Cli, describeError, formatError, type Session } from "../session.ts";
+import { type Cli, describeError, formatError, type GlobalOptions, type Session } from "../session.ts";
+import { formatTable } from "../terminal.ts";
 import {
   addResourceOptions,
   addWaitOptions,
@@ -17,10 +19,10 @@ import {
   withoutUndefined,
 } from "./shared-options.ts";
 
-const SANDBOX = "sandbox id, or its VMID or hostname";
+export const SANDBOX = "sandbox id, or its VMID or hostname";
 
 /** Begins one operation and prints its result, or with --no-wait its id. */
-async function change<N extends JobName>(
+export async function change<N extends JobName>(
   session: Session,
   options: WaitOptions,
   ask: () => Promise<Handle<N>>,
@@ -87,6 +89,32 @@ export function addSnapshot(program: Command, cli: Cli): void {
           () => session.fleet.snapshot(input, toSubmitOptions(options)),
           ({ snapshotId }) => snapshotId,
         );
+      });
+    });
+  const ls = command
+    .command("ls")
+    .description("List the snapshots of a sandbox, oldest first.")
+    .argument("<sandbox>", SANDBOX)
+    .action(async (sandbox: string) => {
+      await cli.run(ls.optsWithGlobals<GlobalOptions>(), async ({ fleet, print }) => {
+        const snapshots = await fleet.sandboxes.snapshots(await resolveSandbox(sandbox, fleet.sandboxes));
+        const rows = snapshots.map(({ id, name, createdAt }) => [id, name, formatTime(createdAt)]);
+        print(snapshots, formatTable(["SNAPSHOT", "NAME", "TAKEN"], rows));
+        return undefined;
+      });
+    });
+  const rm = addWaitOptions(command.command("rm"))
+    .description("Delete a snapshot; sandboxes that were made from it stay.")
+    .argument("<sandbox>", SANDBOX)
+    .argument("<snapshot>", "snapshot id snap_...")
+    .action(async (sandbox: string, snapshotId: string) => {
+      const options = rm.optsWithGlobals<WaitOptions>();
+      await cli.run(options, async (session) => {
+        const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
+        const ask = () => session.fleet.delete_snapshot({ sandboxId, snapshotId }, toSubmitOptions(options));
+        const describe = ({ existed }: JobOutput<"delete_snapshot">) =>
+          `${existed ? "deleted" : "was gone"} ${snapshotId}`;
+        return change(session, options, ask, describe);
       });
     });
 }
@@ -210,14 +238,19 @@ export function addDestroy(program: Command, cli: Cli): void {
     });
 }
 
-async function destroyAll(session: Session, names: readonly string[], options: WaitOptions): Promise<number> {
-  const { idempotencyKey: key } = options;
+/** `among`: which sandboxes the names are sought in. */
+export async function destroyAll(
+  session: Session,
+  names: readonly string[],
+  options: WaitOptions & { among?: Parameters<typeof resolveSandbox>[1] },
+): Promise<number> {
+  const { idempotencyKey: key, among = session.fleet.sandboxes } = options;
   const destroyOne = async (sandboxId: SandboxId) => {
     const idempotencyKey = key === undefined || names.length === 1 ? key : `${key}/${sandboxId}`;
     return session.operations.begin(() => session.fleet.destroy({ sandboxId }, { idempotencyKey }));
   };
   // All names are resolved before the first is touched: a typing error destroys nothing.
-  const ids = await Promise.all(names.map((name) => resolveSandbox(name, session.fleet.sandboxes)));
+  const ids = await Promise.all(names.map((name) => resolveSandbox(name, among)));
   const begun = await Promise.allSettled([...new Set(ids)].map(destroyOne));
   const handles = begun.flatMap((one) => (one.status === "fulfilled" ? [one.value] : []));
   const errors: unknown[] = begun.flatMap((one) => (one.status === "rejected" ? [one.reason] : []));

@@ -221,6 +221,8 @@ const INPUTS: { [N in Exclude<JobName, "provision" | "upload">]: (sandboxId: str
   link: (sandboxId) => ({ sandboxId, name: "web" }),
   download: (sandboxId) => ({ sandboxId, path: "/etc/hostname" }),
   update: (sandboxId) => ({ sandboxId, ttlSeconds: null }),
+  delete_snapshot: (sandboxId) => ({ sandboxId, snapshotId: "snap_0000000000000001" }),
+  template: (sandboxId) => ({ sandboxId, name: "never" }),
   snapshot: (sandboxId) => ({ sandboxId }),
   power: (sandboxId) => ({ sandboxId, action: "stop" }),
   configure: (sandboxId) => ({ sandboxId, cores: 1 }),

@@ -132,6 +132,14 @@ const PAIRS: { [N in JobName]: [JobInput<N>, JobInput<N>] } = {
     { sandboxId: "", name: "one" },
     { sandboxId: "", name: "two" },
   ],
+  delete_snapshot: [
+    { sandboxId: "", snapshotId: "snap_0000000000000001" },
+    { sandboxId: "", snapshotId: "snap_0000000000000002" },
+  ],
+  template: [
+    { sandboxId: "", name: "one" },
+    { sandboxId: "", name: "two" },
+  ],
   power: [
     { sandboxId: "", action: "reboot" },
     { sandboxId: "", action: "stop" },

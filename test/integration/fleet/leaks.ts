@@ -83,7 +83,8 @@ async function leftLeases(
     ["addresses", await redis.hvals(keys.addresses)],
     ["secrets", all.flatMap((key) => key.split(`${keys.secret("sbx_")}`)[1] ?? []).map((id) => `sbx_${id}`)],
   ];
-  for (const key of all.filter((one) => one.startsWith(keys.reserved("")))) holders.push([key, await redis.hkeys(key)]);
+  const byId = all.filter((one) => one.startsWith(keys.reserved("")) || one.startsWith(keys.templates("")));
+  for (const key of byId) holders.push([key, await redis.hkeys(key)]);
   return holders.flatMap(([what, ids]) =>
     ids.filter((id) => !alive.has(id)).map((id) => `${what}: ${id} has ended and still holds one`),
   );
@@ -94,7 +95,8 @@ function differences(pve: Pick<Pve, "containers">, alive: readonly SandboxRecord
   const containers = pve
     .containers()
     .filter(({ config }) => config["description"]?.includes("sandbox-fleet ") === true);
-  const ofSandbox = (one: SandboxRecord) => containers.filter(({ config }) => config["description"]?.includes(one.id));
+  const ofSandbox = (one: SandboxRecord) =>
+    containers.filter(({ config }) => config["description"]?.includes(`"sandbox":"${one.id}"`));
   const strays = containers.filter(({ vmid }) => !alive.some((one) => one.vmid === vmid));
   const told = alive.flatMap((one) => {
     const [container, ...more] = ofSandbox(one);
@@ -103,7 +105,8 @@ function differences(pve: Pick<Pve, "containers">, alive: readonly SandboxRecord
     if (!container) return [`sandbox ${one.id} is ${one.state} and has no container`];
     const same = container.vmid === one.vmid && container.node === one.node;
     if (!same) return [`sandbox ${one.id} is at ${container.node}/${container.vmid}, not at ${one.node}/${one.vmid}`];
-    if (one.state !== container.status) return [`sandbox ${one.id} is ${container.status}, not ${one.state}`];
+    const standing = container.template ? "template" : container.status;
+    if (one.state !== standing) return [`sandbox ${one.id} is ${standing}, not ${one.state}`];
     return container.lock === undefined ? [] : [`container ${container.vmid} is locked (${container.lock})`];
   });
   return [...told, ...strays.map(({ vmid, node }) => `container ${vmid} on ${node} belongs to nobody`)];

@@ -37,6 +37,12 @@ const KINDS: { [N in JobName]: () => Promise<Handle<JobName>> } = {
     return bed.fleet.link({ ...sandbox, name: "web" });
   },
   snapshot: async () => bed.fleet.snapshot({ ...(await one()), name: "once" }),
+  delete_snapshot: async () => {
+    const sandbox = await one();
+    const { snapshotId } = await (await bed.fleet.snapshot(sandbox)).result();
+    return bed.fleet.delete_snapshot({ ...sandbox, snapshotId });
+  },
+  template: async () => bed.fleet.template({ ...(await one()), name: "once" }),
   power: async () => bed.fleet.power({ ...(await one()), action: "reboot" }),
   configure: async () => bed.fleet.configure({ ...(await one()), memoryMib: 1_024, diskGib: 6 }),
   update: async () => bed.fleet.update({ ...(await one()), metadata: { a: "1" }, ttlSeconds: 600 }),
@@ -55,6 +61,7 @@ async function recordsNow(): Promise<Record<string, string>> {
     "op:",
     "sbx:",
     "snap",
+    "templates:",
     "secret:",
     "vmids",
     "reserved:",

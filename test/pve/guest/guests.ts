@@ -92,6 +92,7 @@ export class Guests {
 
   async #boot(container: Container, inside: Inside): Promise<void> {
     const network = parseProperties(container.config.get("net0") ?? "");
+    if (network.get("link_down") === "1") return; // nobody hears it, and it hears no DHCP server
     const ip = network.get("ip");
     const fixed = ip === undefined || ip === "manual" ? "" : ip === "dhcp" ? undefined : ip.split("/")[0];
     if (fixed !== undefined && !fixed.startsWith("127.")) {
@@ -147,6 +148,8 @@ export class Guests {
         HOSTNAME: container.name,
         SANDBOX_ADDRESS: address,
         SANDBOX_WORKSPACE: this.workspace(container),
+        // What stands for `/` where a command of the fleet's own means the guest's.
+        FLEET_GUEST_ROOT: join(this.folder(container), "disk"),
         [OWNER_MARK]: this.#id,
         [GUEST_MARK]: container.uid,
       },
@@ -199,7 +202,11 @@ export class Guests {
   async copyDisk(from: Container, to: Container, snapshot?: string): Promise<void> {
     const source = snapshot === undefined ? join(this.folder(from), "disk") : this.#snapshotFolder(from, snapshot);
     if (!existsSync(source)) return;
-    await copyTree(source, join(this.folder(to), "disk"));
+    const disk = join(this.folder(to), "disk");
+    await copyTree(source, disk);
+    // PVE::LXC::Setup::Base::post_clone_hook: emptied, so that systemd makes up another.
+    const machineId = join(disk, "etc", "machine-id");
+    if (existsSync(machineId)) await writeFile(machineId, "\n");
   }
 
   #snapshotFolder(container: Container, name: string): string {

@@ -170,7 +170,12 @@ const KNOWN: Row[] = [
     "Full clone of a running container is only possible from a snapshot",
     "pve_rejected",
   ],
-  [500, "DELETE /nodes/pve1/lxc/9001", "base volume 'base-9001-disk-0' is still in use by linked clones", "protected"],
+  [
+    500,
+    "DELETE /nodes/pve1/lxc/9001",
+    "base volume 'base-9001-disk-0' is still in use by linked clones",
+    "template_in_use",
+  ],
   [500, "PUT /nodes/pve1/lxc/9/resize", "storage 'ceph' is not online", "pve_failed"],
   [500, "GET /nodes/pve1/storage", "storage 'x' is not available on node 'pve1'", "storage_not_found"],
   [500, "POST /nodes/pve1/lxc/201/status/start", "something that nobody has seen", "pve_rejected"],

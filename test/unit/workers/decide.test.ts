@@ -3,7 +3,7 @@ import { FleetError, type FleetErrorCode, POLICY, retryDelayMs } from "../../../
 import { decide } from "../../../workers/run/decide.ts";
 
 const at = (code: FleetErrorCode, attempts = 0, attemptsAllowed = 6) =>
-  decide(new FleetError(code, "x"), { attempts, attemptsAllowed, random: 0.5 });
+  decide(new FleetError(code, "x"), { attempts, attemptsAllowed, random: 0.5, movable: true });
 
 test("every code has one consequence, from its policy", () => {
   for (const [code, policy] of Object.entries(POLICY) as [FleetErrorCode, (typeof POLICY)[FleetErrorCode]][]) {
@@ -24,9 +24,15 @@ test("a node whose breaker is open is tried again when its pause is over, not be
       attempts: 0,
       attemptsAllowed: 6,
       random: 0.5,
+      movable: true,
     });
   expect(open(20_000)).toEqual({ next: "retry", delayMs: 20_000 });
   expect(open(10)).toEqual({ next: "retry", delayMs: 1_000 });
+});
+
+test("what belongs to one node is not placed again", () => {
+  const attempt = { attempts: 0, attemptsAllowed: 6, random: 0.5, movable: false };
+  expect(decide(new FleetError("storage_full", "x"), attempt)).toEqual({ next: "retry", delayMs: 1_000 });
 });
 
 test("the last attempt ends it; a cut-short run is no attempt, however many there were", () => {

@@ -1,0 +1,79 @@
+/** Templates made of sandboxes. */
+import type { Command } from "commander";
+import { formatBytes, NONE } from "../describe.ts";
+import { collectPairs } from "../parse-values.ts";
+import { resolveSandbox } from "../resolve-sandbox.ts";
+import type { Cli, GlobalOptions } from "../session.ts";
+import { formatTable } from "../terminal.ts";
+import { change, destroyAll, SANDBOX } from "./changes.ts";
+import { addWaitOptions, toSubmitOptions, type WaitOptions, withoutUndefined } from "./shared-options.ts";
+
+const HEAD = ["TEMPLATE", "NAME", "VERSION", "NODE", "VMID", "STORAGE", "DISK", "TEAM", "MADE OF"] as const;
+
+export function addTemplate(program: Command, cli: Cli): void {
+  const command = program.command("template").description("Make templates of sandboxes, list them, delete them.");
+  addCreate(command, cli);
+  const ls = command
+    .command("ls")
+    .description("List what can be provisioned: templates that the fleet made first, then PVE's own.")
+    .action(async () => {
+      await cli.run(ls.optsWithGlobals<GlobalOptions>(), async ({ fleet, print }) => {
+        const templates = await fleet.templates.list();
+        const rows = templates.map((one) => [
+          one.id ?? NONE,
+          one.name,
+          one.version ?? NONE,
+          one.online ? one.node : `${one.node} (offline)`,
+          String(one.vmid),
+          one.storage || NONE,
+          formatBytes(one.diskBytes),
+          one.team ?? NONE,
+          one.source ?? NONE,
+        ]);
+        print(templates, formatTable(HEAD, rows));
+        return undefined;
+      });
+    });
+  const rm = addWaitOptions(command.command("rm"))
+    .description("Delete templates that the fleet made. PVE keeps one from which linked clones live.")
+    .argument("<template...>", "template id sbx_..., or its VMID or name; several at once")
+    .action(async (names: string[]) => {
+      const options = rm.optsWithGlobals<WaitOptions>();
+      await cli.run(options, async (session) => {
+        const list = () => session.fleet.sandboxes.list({ state: "template" });
+        return destroyAll(session, names, { ...options, among: { list } });
+      });
+    });
+}
+
+function addCreate(parent: Command, cli: Cli): void {
+  type Options = WaitOptions & {
+    name: string;
+    version?: string;
+    storage?: string;
+    description?: string;
+    metadata?: Record<string, string>;
+  };
+  const command = addWaitOptions(parent.command("create"))
+    .summary("make a template of a sandbox")
+    .description(
+      "Make a template of a sandbox as it stands, which runs on meanwhile. Its exec token, machine id and SSH host keys " +
+        "are not in it. A running sandbox needs a storage that can take snapshots; a stopped one does not.",
+    )
+    .argument("<sandbox>", SANDBOX)
+    .requiredOption("--name <name>", "name in PVE; of several with one name the newest is provisioned")
+    .option("--version <version>", "with it the tag NAME-VERSION can be provisioned, too")
+    .option("--storage <storage>", "where its disks go (where the sandbox's are)")
+    .option("--description <text>", "notes in PVE")
+    .option("--metadata <key=value>", "kept with it; repeatable", collectPairs)
+    .addHelpText("after", "\nExample:\n  fleet provision $(fleet template create sbx_... --name my-app --version 3)")
+    .action(async (sandbox: string) => {
+      const { name, version, storage, description, metadata, ...options } = command.optsWithGlobals<Options>();
+      await cli.run(options, async (session) => {
+        const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
+        const input = { sandboxId, name, ...withoutUndefined({ version, storage, description, metadata }) };
+        const ask = () => session.fleet.template(input, toSubmitOptions(options));
+        return change(session, options, ask, ({ templateId }) => templateId);
+      });
+    });
+}

@@ -1,0 +1,28 @@
+/** Templates that the fleet made: each team's own, known to placement from the moment of their operation's end. */
+import { z } from "zod";
+import { SandboxId, type TeamId } from "../ids.ts";
+import type { RedisConnection } from "../redis/connect.ts";
+import { Replica } from "./inventory.ts";
+import type { Keys } from "./keys.ts";
+import type { Command } from "./operations.ts";
+
+export const Template = z.object({
+  id: SandboxId,
+  /** ms since the epoch. */
+  createdAt: z.number(),
+  replica: Replica,
+});
+export type Template = z.output<typeof Template>;
+
+/** For the write that ends its operation. */
+export const toTemplateCommand = (keys: Keys, team: TeamId, template: Template): Command => [
+  "HSET",
+  keys.templates(team),
+  template.id,
+  JSON.stringify(template),
+];
+
+export async function loadTemplates(redis: RedisConnection, keys: Keys, team: TeamId): Promise<Template[]> {
+  const texts = await redis.hvals(keys.templates(team));
+  return texts.map((text) => Template.parse(JSON.parse(text)));
+}

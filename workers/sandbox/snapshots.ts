@@ -1,0 +1,79 @@
+/** PVE's snapshots of a container. */
+import { FleetError } from "../../shared/errors.ts";
+import type { SandboxRecord } from "../../shared/state/records.ts";
+import { slotOf } from "../../shared/state/slots.ts";
+import type { Call } from "../pve/api.ts";
+import type { LxcSnapshot } from "../pve/replies-lxc.ts";
+import type { Run } from "../run/run.ts";
+import { type Place, placeOf } from "./look.ts";
+import { runTask } from "./task.ts";
+
+/** A snapshot takes a fraction of a second; one that PVE still works on after this is stuck. */
+const SNAPSTATE_PATIENCE_MS = 30_000;
+const LOOK_MS = 250;
+
+/** The snapshot, once PVE does not work on it any more; undefined when there is none. Throws `container_locked`. */
+export async function findSnapshot(
+  run: Run,
+  { node, vmid }: Place,
+  { is, call }: { is: (snapshot: LxcSnapshot) => boolean | undefined; call: Call },
+): Promise<LxcSnapshot | undefined> {
+  const lxc = run.context.pve.lxc(node, vmid);
+  const patience = performance.now() + SNAPSTATE_PATIENCE_MS;
+  while (true) {
+    const one = (await lxc.snapshots(call)).find(is);
+    // `snapstate` is there while PVE works on it.
+    if (one?.["snapstate"] === undefined) return one;
+    if (performance.now() > patience) {
+      const text = `a snapshot of container ${vmid} on ${node} is stuck; pct unlock ${vmid} there clears it`;
+      throw new FleetError("container_locked", text, { facts: { node, vmid } });
+    }
+    await run.pause(LOOK_MS, call);
+  }
+}
+
+/** PVE freezes a running container for its snapshot and thaws it afterwards, whatever it was before. */
+export async function keepPaused(run: Run, sandbox: SandboxRecord, call: Call): Promise<void> {
+  const place = placeOf(sandbox);
+  if (sandbox.state !== "paused" || place === null) return;
+  await run.context.shell?.run(place.node, { verb: "freeze", vmid: place.vmid }, call);
+}
+
+/** Deletes a snapshot, as a step of the run; one that has gone meanwhile was meant to. */
+export async function dropSnapshot(run: Run, { node, vmid }: Place, name: string): Promise<void> {
+  try {
+    await runTask(run, {
+      step: "delete_snapshot",
+      kind: "delete_snapshot",
+      type: "vzdelsnapshot",
+      node,
+      vmid,
+      start: () => run.context.pve.lxc(node, vmid).deleteSnapshot(name, {}, run.writing),
+    });
+  } catch (error) {
+    if (!(error instanceof FleetError) || error.code !== "snapshot_not_found") throw error;
+  }
+}
+
+/** For an undo: deletes a snapshot if it is there. Returns whether it was. */
+export async function removeSnapshot(
+  run: Run,
+  place: Place,
+  { is, call }: { is: (snapshot: LxcSnapshot) => boolean | undefined; call: Call },
+): Promise<boolean> {
+  const { pve, tasks, config } = run.context;
+  try {
+    const found = await findSnapshot(run, place, { is, call });
+    if (found === undefined) return false;
+    const remove = async () => {
+      const upid = await pve.lxc(place.node, place.vmid).deleteSnapshot(found.name, {}, call);
+      await tasks.wait(upid, { signal: call.signal, kind: "delete_snapshot" });
+    };
+    await run.withSlot(slotOf.node(place.node), config.FLEET_NODE_SLOTS, remove, call);
+    return true;
+  } catch (error) {
+    if (!(error instanceof FleetError)) throw error;
+    if (error.code === "container_missing" || error.code === "snapshot_not_found") return false;
+    throw error.with({ ...place });
+  }
+}
