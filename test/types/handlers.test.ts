@@ -15,7 +15,7 @@ beforeAll(async () => {
   const index = (await readFile(path, "utf8"))
     .replaceAll('"./', `"${ROOT}workers/handlers/`)
     .replaceAll('"../../', `"${ROOT}`);
-  const handlers = /const handlers = \{([^}]*)\} satisfies/.exec(index)?.[1] ?? "";
+  const handlers = /const handlers = \{\s*([^}]*?),?\s*\} satisfies/.exec(index)?.[1] ?? "";
   if (handlers === "") throw new Error(`there is no list of handlers in ${path}`);
   const kinds = handlers.split(",").map((kind) => kind.trim());
   files["all.ts"] = index;

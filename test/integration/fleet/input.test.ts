@@ -6,7 +6,7 @@ import { type Bed, failure, provisionOne, startBed } from "./harness.ts";
 let bed: Bed;
 let sandboxId: string;
 beforeAll(async () => {
-  bed = await startBed({ pve: { nodes: 1 } });
+  bed = await startBed({ pve: { nodes: 1 }, env: { PVE_PUBLIC_DOMAIN: "sandbox.test" } });
   ({ sandboxId } = await provisionOne(bed.fleet));
 });
 afterAll(() => bed.close());
@@ -159,7 +159,7 @@ describe("an idempotency key", () => {
   test.each(Object.keys(PAIRS) as JobName[])(
     "of %s: the same input is the same operation, before and after its end",
     async (kind) => {
-      const own = (await provisionOne(bed.fleet)).sandboxId;
+      const own = (await provisionOne(bed.fleet, { services: [{ name: "web", port: 80 }] })).sandboxId;
       const other = (await provisionOne(bed.fleet)).sandboxId;
       const [first, second] = PAIRS[kind].map((input) => ("sandboxId" in input ? { ...input, sandboxId: own } : input));
       const options = { idempotencyKey: `key of ${kind} for {anybody}: "ü"` };

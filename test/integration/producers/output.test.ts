@@ -172,7 +172,7 @@ test("60 outputs at once share one connection, which goes with the last of them"
   await Promise.all(workers.map((worker, index) => worker.print(out(`${index}\n`))));
   await Promise.all(workers.map((worker) => worker.succeed({}, [])));
   expect(await watching).toEqual(handles.map((_, index) => [out(`${index}\n`)]));
-  await vi.waitFor(async () => expect(await rig.connections()).toHaveLength(1), { interval: 5 });
+  await vi.waitFor(async () => expect(await rig.connections()).toHaveLength(1), { interval: 5, timeout: 10_000 });
 });
 
 test("time, a signal, leaving the loop and close end the wait, each at once", async () => {

@@ -7,7 +7,7 @@ import { ProvisionInput } from "../../../shared/jobs/provision.ts";
 /** By field path: a value that is refused there, and part of what is said. */
 const BAD: Record<string, [input: object, says: RegExp]> = {
   memory: [{ memory: 512 }, /provision has no such field/],
-  template: [{ template: "a b" }, /template's name or tag, a VMID as a number .*, or a snapshot id/],
+  template: [{ template: "a b" }, /template's name or tag, a VMID as a number .*, or the id of a snapshot/],
   clone: [{ clone: "quick" }, /must be one of linked, full, linked_or_full/],
   sourceSnapshot: [{ sourceSnapshot: "1st" }, /snapshot's name/],
   node: [{ node: "pve_1" }, /./],
