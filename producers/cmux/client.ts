@@ -10,7 +10,8 @@ import { type FleetOptions, toFleetOptions } from "../options.ts";
 import { findSandbox, get, type InstanceQuery } from "./find.ts";
 import { CmuxInstance, type ExecResult, execIn, type InstanceContext } from "./instance.ts";
 import { checkUrlSettings, SERVICES, toHostId, toPublicUrl } from "./services.ts";
-import { resolveTemplate, type Snapshots } from "./snapshots.ts";
+import { listManifest, resolveTemplate, type Snapshots } from "./snapshots.ts";
+import { deleteTemplate, listOrphans, type OrphanedTemplate, type SavedTemplate, saveTemplate } from "./templates.ts";
 
 export interface CmuxClientOptions extends Partial<FleetOptions> {
   /** Where snapshot ids such as `snapshot_3c251d7c` are looked up: cmux's manifest, the path of its file, or a function. */
@@ -54,6 +55,12 @@ export interface Instances {
 
 export interface CmuxClient extends AsyncDisposable {
   readonly instances: Instances;
+  /** Of an instance as it stands, which goes on as it is. */
+  createTemplateFromContainer(instanceId: string): Promise<SavedTemplate>;
+  /** One that the fleet made. Throws `template_not_found`, `template_in_use`. */
+  deleteTemplate(vmid: number): Promise<void>;
+  /** Templates that `createTemplateFromContainer` made and whose caller never heard of; in no manifest, and not in use. */
+  listOrphanedTemplates(): Promise<OrphanedTemplate[]>;
   execInContainer(
     vmid: number,
     command: string,
@@ -114,6 +121,12 @@ export function createCmuxClient(options: CmuxClientOptions = {}): CmuxClient {
         return made.map((record) => new CmuxInstance(context, record, { inventory }));
       },
     },
+    async createTemplateFromContainer(instanceId) {
+      const { id } = await findSandbox(fleet, { instanceId });
+      return saveTemplate(context, id);
+    },
+    deleteTemplate: (vmid) => deleteTemplate(context, vmid),
+    listOrphanedTemplates: async () => listOrphans(context, { known: await listManifest(snapshots), now: Date.now() }),
     async execInContainer(vmid, command, { timeoutMs, instanceId } = {}) {
       const record = await findByVmid(fleet, vmid, instanceId);
       return execIn(context, record.id, command, timeoutMs);

@@ -15,7 +15,7 @@ export async function findSandbox(fleet: Fleet, query: InstanceQuery): Promise<S
   const { instanceId } = query;
   const asGiven = await get(fleet, instanceId);
   const found = asGiven ?? (await get(fleet, toHostId(instanceId))) ?? (await findOlder(fleet, query));
-  if (!found) {
+  if (!found || found.state === "template") {
     throw new FleetError("sandbox_not_found", `there is no instance ${instanceId}`, {
       facts: { instance: instanceId },
     });

@@ -19,3 +19,4 @@ export type {
   PauseOutcome,
 } from "./instance.ts";
 export type { SnapshotManifest, SnapshotResolver, Snapshots } from "./snapshots.ts";
+export type { OrphanedTemplate, SavedTemplate } from "./templates.ts";

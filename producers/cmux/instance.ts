@@ -7,6 +7,7 @@ import type { Inventory } from "../../shared/state/inventory.ts";
 import type { SandboxRecord, SandboxState } from "../../shared/state/records.ts";
 import type { Wait } from "../end-watch.ts";
 import type { Fleet } from "../fleet.ts";
+import { branchSandbox } from "./branch.ts";
 
 export type InstanceStatus = "running" | "stopped" | "paused" | "unknown";
 
@@ -166,6 +167,16 @@ export class CmuxInstance {
     const { fleet, done } = this.#context;
     const { snapshotId } = await done(fleet.snapshot({ sandboxId: this.sandboxId }));
     return { id: snapshotId, instanceId: this.id };
+  }
+
+  /**
+   * So many copies of it as it is now, each an instance of its own, with its metadata, services and TTL: all or none. An
+   * array, and Morph's `{ instances }`.
+   */
+  async branch(count: number): Promise<CmuxInstance[] & { readonly instances: CmuxInstance[] }> {
+    const ids = await branchSandbox(this.#context, this.sandboxId, count);
+    const instances = await Promise.all(ids.map((id) => this.#context.load(id)));
+    return Object.assign([...instances], { instances });
   }
 
   /** Reads status, metadata and services anew. Throws `sandbox_not_found`. */

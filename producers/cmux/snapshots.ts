@@ -66,6 +66,12 @@ export async function resolveTemplate(
   );
 }
 
+/** The VMIDs that a manifest names; none where snapshots are a function's. Throws `not_configured`. */
+export async function listManifest(snapshots: Snapshots | undefined): Promise<ReadonlySet<number>> {
+  if (snapshots === undefined || typeof snapshots === "function") return new Set();
+  return new Set((await loadManifest(snapshots)).values());
+}
+
 const refuse = (problem: string): FleetError =>
   new FleetError("invalid_input", `snapshotId: ${problem}`, { facts: { fields: ["snapshotId"] } });
 

@@ -26,6 +26,7 @@ interface Instance {
   hideHttpService(name: string): Promise<void>;
   setWakeOn(http: boolean, ssh: boolean): Promise<void>;
   snapshot(): Promise<{ id: string }>;
+  branch(count: number): Promise<Instance[]>;
 }
 interface StartOptions {
   snapshotId: string;
@@ -41,6 +42,9 @@ interface Client {
     get(options: { instanceId: string; vmid?: number; hostname?: string }): Promise<Instance>;
     list(): Promise<Instance[]>;
   };
+  createTemplateFromContainer(instanceId: string): Promise<{ templateVmid: number; snapshotId: string }>;
+  deleteTemplate(vmid: number): Promise<void>;
+  listOrphanedTemplates(): Promise<{ vmid: number; hostname: string }[]>;
   execInContainer(
     vmid: number,
     command: string,
@@ -65,8 +69,9 @@ const asInstance: Instance = instance;
 const loose: Client = createCmuxClient({ snapshotResolver: async () => ({ templateVmid: 9000 }) });
 const outcome = await instance.pause();
 const status: "paused" | "stopped" = outcome.status;
+const { instances }: { instances: Instance[] } = await instance.branch(2);
 const { url }: { url: string } = await instance.exposeHttpService("web", 80);
-export { asClient, asInstance, loose, status, url };`;
+export { asClient, asInstance, instances, loose, status, url };`;
 
 /** Each must be refused: what would make the first test pass whatever the client is. */
 const BAD: Record<string, string> = {

@@ -6,7 +6,7 @@ import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type CmuxClient, type CmuxInstance, createCmuxClient } from "../../../producers/cmux/index.ts";
-import { type Bed, containerOf, failure, provisionOne, startBed } from "../fleet/harness.ts";
+import { type Bed, containerOf, failure, provisionOne, startBed, until } from "../fleet/harness.ts";
 
 let bed: Bed;
 let client: CmuxClient;
@@ -169,6 +169,74 @@ describe("an instance's", () => {
     expect(copy).toMatchObject({ status: "unknown", networking: { httpServices: [] } });
     await failure(client.instances.get({ instanceId: copy.id }), "sandbox_gone");
   });
+});
+
+describe("a branch", () => {
+  const snapshots = () => containerOf(bed, box.vmid)?.snapshots;
+
+  test("is so many copies of it as it is now, each an instance with its metadata, services and TTL", async () => {
+    const before = snapshots();
+    await box.exec("echo branched > branch.txt");
+    const copies = await box.branch(2);
+    expect(copies).toHaveLength(2);
+    expect(copies.instances).toEqual([...copies]);
+    const [first, second] = copies;
+    expect(first?.vmid).not.toBe(second?.vmid);
+    for (const copy of copies) {
+      expect(copy).toMatchObject({ status: "running", metadata: box.metadata });
+      expect(copy.networking.httpServices.map(({ name }) => name).sort()).toEqual(["vnc", "vscode", "worker", "xterm"]);
+      expect(await copy.exec("cat branch.txt")).toMatchObject({ stdout: "branched" });
+      expect(await bed.fleet.sandboxes.get(copy.sandboxId)).toMatchObject({ ttlSeconds: 3_600, ttlAction: "stop" });
+    }
+    expect(snapshots()).toEqual(before);
+    await Promise.all(copies.map((copy) => copy.delete()));
+  });
+
+  test("is all of it or nothing: what was made goes, and so does the snapshot", async () => {
+    const before = { containers: bed.pve.containers().length, snapshots: snapshots() };
+    const { sandboxes } = (await bed.fleet.quotas.get("default")).used;
+    await bed.fleet.quotas.set("default", { sandboxes: sandboxes + 1 });
+    await failure(box.branch(2), "quota_exceeded");
+    await bed.fleet.quotas.remove("default");
+    expect({ containers: bed.pve.containers().length, snapshots: snapshots() }).toEqual(before);
+    await failure(box.branch(0), "invalid_input");
+  });
+});
+
+test("a template is saved, started from and deleted; one whose maker never heard of it is an orphan", async () => {
+  await box.exec("echo saved > saved.txt");
+  const saved = await client.createTemplateFromContainer(box.id);
+  expect(containerOf(bed, saved.templateVmid)?.config["template"]).toBe("1");
+  const copy = await client.instances.start({ snapshotId: saved.snapshotId });
+  expect(await copy.exec("cat saved.txt")).toMatchObject({ stdout: "saved" });
+  await copy.delete();
+  await failure(client.instances.get({ instanceId: saved.snapshotId }), "sandbox_not_found");
+  await failure(client.deleteTemplate(box.vmid), "template_not_found");
+  await failure(client.deleteTemplate(9_001), "template_not_found");
+
+  await using hasty = createClient({ waitMs: 1 });
+  await failure(hasty.createTemplateFromContainer(box.id), "timeout");
+  const templates = () => bed.fleet.sandboxes.list({ state: "template" });
+  const lost = await until(
+    async () => (await templates()).find(({ vmid }) => vmid !== saved.templateVmid),
+    "the template",
+  );
+  expect(await client.listOrphanedTemplates()).toEqual([]);
+  // An hour passes.
+  const key = bed.keys.templates(lost.team);
+  for (const { id } of await templates()) {
+    const template = JSON.parse((await bed.redis.hget(key, id)) ?? "{}");
+    await bed.redis.hset(key, id, JSON.stringify({ ...template, createdAt: Date.now() - 3_600_000 }));
+  }
+  const [orphan, ...others] = await client.listOrphanedTemplates();
+  expect(others).toEqual([]);
+  expect(orphan).toEqual({ vmid: lost.vmid, hostname: expect.stringMatching(/^cmux-template-/) });
+  const versions = [{ ...MANIFEST.presets[0]?.versions[0], templateVmid: lost.vmid }];
+  await using named = createClient({ snapshots: { presets: [{ ...MANIFEST.presets[0], versions }] } });
+  expect(await named.listOrphanedTemplates()).toEqual([]);
+  await client.deleteTemplate(lost.vmid ?? 0);
+  await client.deleteTemplate(saved.templateVmid);
+  expect(await templates()).toEqual([]);
 });
 
 test("instances are listed by metadata, and found by name, VMID or host name, but never by another's number", async () => {
