@@ -65,7 +65,7 @@ export const POLICY = {
   disk_full: "never",
   content_too_large: "never",
   content_gone: "never",
-  content_damaged: "transport",
+  content_damaged: "never",
   transfer_interrupted: "transport",
   transfers_full: "overload",
   setup_failed: "never",

@@ -82,7 +82,7 @@ export function createContentStore(
         const sealed = sealBytes(key, nameOf(owner, field), piece);
         const args = [keys.prefix, owner, fence, field, sealed, now(), SPOOL_SEC, limit];
         const outcome = await ask((redis) => runScript(redis, ADD_CONTENT, [keys.open], args));
-        if (outcome !== "ok") throw refused(owner, String(outcome));
+        if (outcome !== "ok") throw refused(owner, String(outcome), limit);
       };
       const hash = createHash("sha256");
       const piece = Buffer.allocUnsafe(PIECE_BYTES);
@@ -158,13 +158,13 @@ const damaged = (owner: string): FleetError =>
     facts: { operation: owner },
   });
 
-function refused(owner: string, outcome: string): FleetError {
+function refused(owner: string, outcome: string, limit: number): FleetError {
   if (outcome === "gone") return contentGone(owner);
   if (outcome === "full") {
     return new FleetError(
       "transfers_full",
-      `${CONTENTS_LIMIT} bytes of uploads and downloads are on their way already; try again when some have ended`,
-      { facts: { limit: CONTENTS_LIMIT } },
+      `${limit} bytes of uploads and downloads are on their way already; try again when some have ended`,
+      { facts: { limit } },
     );
   }
   return new FleetError("lock_lost", `this run may no longer write the content of ${owner} (${outcome})`, {

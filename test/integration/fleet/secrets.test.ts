@@ -1,4 +1,5 @@
 /** Secrets: what is planted must come out in the container, and nowhere else. */
+import { createHash } from "node:crypto";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import type { RedisConnection } from "../../../shared/redis/connect.ts";
 import { type Bed, containerOf, failure, provisionOne, run, startBed } from "./harness.ts";
@@ -36,6 +37,7 @@ test("env and stdin reach setup and exec; both, exec token and PVE token are in 
     OF_EXEC: "planted-77c1-exec",
     OF_FAILED: "planted-e10b-failed",
     OF_STDIN: "planted-5d30-stdin",
+    OF_FILE: "planted-91d2-content",
   };
   const provision = await bed.fleet.provision({
     template: "cmux-base",
@@ -55,12 +57,18 @@ test("env and stdin reach setup and exec; both, exec token and PVE token are in 
     setup: ["exit 9"],
   });
   await failure(failing.result({ timeoutMs: 20_000 }), "setup_failed");
+  const upload = await bed.fleet.upload({ sandboxId, path: "/workspace/file" }, planted.OF_FILE);
+  await upload.result({ timeoutMs: 20_000 });
+  const download = await bed.fleet.download({ sandboxId, path: "/workspace/file" });
+  await download.result({ timeoutMs: 20_000 });
   const secrets = {
     ...planted,
     ofStdinInBase64: Buffer.from(planted.OF_STDIN).toString("base64"),
     execToken: containerOf(bed, vmid)?.tokenInForce ?? "",
     pveToken: bed.pve.token.split("=")[1] ?? "",
     secretKey: String(bed.env["FLEET_SECRET_KEY"]),
+    // A short content could be guessed by it.
+    hashOfFile: createHash("sha256").update(planted.OF_FILE).digest("hex"),
   };
   for (const [name, secret] of Object.entries(secrets)) expect(secret.length, name).toBeGreaterThan(16);
   const during = await dump(bed.redis);
@@ -68,6 +76,7 @@ test("env and stdin reach setup and exec; both, exec token and PVE token are in 
   const { stdout } = await long.result({ timeoutMs: 20_000 });
   expect(Number(stdout)).toBe([planted.OF_SANDBOX, planted.OF_EXEC, planted.OF_STDIN].join("").length);
   const after = await dump(bed.redis);
+  expect((await download.content().buffer()).toString()).toBe(planted.OF_FILE);
   await run(bed.fleet, "destroy", { sandboxId });
   const places = {
     "Redis while it runs": during,

@@ -1,5 +1,7 @@
 /** What only the nodes themselves can do, over real SSH: pause and resume, commands past execd, stale locks. */
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+
+import { randomBytes } from "node:crypto";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { userInfo } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
@@ -131,6 +133,20 @@ test("a command runs on the node where there is no way to execd", async () => {
   // Gone, or stopped, and the cause is told instead.
   bed.pve.faults.crash(vmid);
   await failure(run(bed.fleet, "exec", { sandboxId, command: "true" }), "not_running");
+  await run(bed.fleet, "destroy", { sandboxId });
+});
+
+test("files go over the node where there is no way to execd, and leave nothing on the way", async () => {
+  const { sandboxId, vmid } = await provisionOne(bed.fleet, { template: "without-execd", waitFor: "address" });
+  const path = join(containerOf(bed, vmid)?.root ?? "", "it's here");
+  const content = randomBytes(1_000_000); // more than one command's input
+  const upload = await bed.fleet.upload({ sandboxId, path }, content);
+  expect(await upload.result({ timeoutMs: 30_000 })).toEqual({ path, bytes: content.length });
+  expect(readFileSync(path).equals(content)).toBe(true);
+  const download = await bed.fleet.download({ sandboxId, path });
+  expect((await download.content({ timeoutMs: 30_000 }).buffer()).equals(content)).toBe(true);
+  await failure(run(bed.fleet, "download", { sandboxId, path: `${path}.not` }), "file_not_found");
+  expect(readdirSync("/var/tmp").filter((name) => name.includes(upload.id))).toEqual([]);
   await run(bed.fleet, "destroy", { sandboxId });
 });
 
