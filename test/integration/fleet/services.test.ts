@@ -62,10 +62,10 @@ describe("refused", () => {
     ];
     for (const handle of waiting) {
       expect(await handle.cancel()).toBe(true);
-      await failure(handle.result({ timeoutMs: 40_000 }), "canceled");
+      await failure(handle.result({ timeoutMs: 10_000 }), "canceled");
     }
     await provision.cancel();
-    await failure(provision.result({ timeoutMs: 40_000 }), "canceled");
+    await failure(provision.result({ timeoutMs: 10_000 }), "canceled");
     bed.pve.faults.lock(9_001, null);
   });
 });
