@@ -43,7 +43,6 @@ export async function runTask(run: Run, task: TaskStep): Promise<void> {
     // A refusal of this request says nothing of an earlier one whose fate is unknown: that may still be executed.
     const wasUnknown = begun?.name === step && begun.open === true;
     await run.begin(step, { ...write, ...at, open: true });
-    run.check();
     const found = wasUnknown ? await findRunning(run, task) : null;
     const upid = await (found === null ? task.start() : Promise.resolve(found)).catch(async (error: unknown) => {
       if (wasRefused(error) && !wasUnknown) await run.begin(step);

@@ -1,10 +1,11 @@
 /** Cancel, wherever the operation is: it ends as canceled, and nothing of it goes on or stays in PVE. */
-import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from "vitest";
 import type { Handle, JobInput, JobMethods, JobName, OperationView } from "../../../producers/index.ts";
 import { JOB_NAMES } from "../../../shared/jobs/index.ts";
 import { nodeQueue } from "../../../shared/queues.ts";
 import { slotOf } from "../../../shared/state/slots.ts";
 import { ABORTS_LOCK_MS, abortsLock } from "../../../workers/control/aborts.ts";
+import { CLONE } from "../../../workers/sandbox/look.ts";
 import type { TaskEntry } from "../../pve/views.ts";
 import { type Bed, containerOf, failure, firstFailure, provisionOne, run, startBed, until, within } from "./harness.ts";
 
@@ -74,6 +75,26 @@ describe("a provision", () => {
     await cancels(placing, queued);
     await queue?.resume();
     expect(bed.pve.tasks().filter(({ type }) => type === "vzclone")).toEqual([]);
+  });
+
+  test("between the record of its clone and the request: nothing was asked, so nothing is waited for", async () => {
+    const context = bed.workers?.context;
+    if (!context) throw new Error("the bed has workers");
+    const write = context.store.write.bind(context.store);
+    using spy = vi.spyOn(context.store, "write");
+    const handle = await provision();
+    spy.mockImplementation(async (writer, written) => {
+      const released = await write(writer, written);
+      const { step } = written.operation ?? {};
+      if (writer.id !== handle.id || step?.name !== CLONE || step.upid !== undefined) return released;
+      using heard = context.wake.watch(["abort"]);
+      await handle.cancel();
+      await heard.next({ timeoutMs: 5_000, signal: within() });
+      await context.redis.ping(); // the run's own look at the abort went ahead of it
+      return released;
+    });
+    await failure(handle.result({ timeoutMs: 5_000 }), "canceled");
+    await leavesNothing(handle);
   });
 
   test.each(["vzclone", "vzstart"] as const)("in its %s task: the task is stopped", async (type) => {
