@@ -8,6 +8,7 @@ import { z } from "zod";
 import { Cidrs } from "./cidrs.ts";
 import { GATE_SETTINGS } from "./config-gate.ts";
 import { findSshProblems, SSH_SETTINGS } from "./config-ssh.ts";
+import { WEBHOOK_SETTINGS } from "./config-webhooks.ts";
 import { FleetError } from "./errors.ts";
 import { NodeName, TeamId } from "./ids.ts";
 import { StorageName } from "./jobs/fields.ts";
@@ -193,6 +194,7 @@ const WorkerEnv = SharedEnv.extend({
     .prefault("worker,ops"),
   FLEET_SHUTDOWN_SECONDS: integer(0, 600).default(20),
   ...SSH_SETTINGS,
+  ...WEBHOOK_SETTINGS,
   OPS_HOST: z.string().default("127.0.0.1"),
   OPS_PORT: integer(0, 65_535).default(3000),
 });

@@ -99,6 +99,10 @@ export const POLICY = {
   ssh_unreachable: "transport",
   ssh_refused: "never",
   ssh_host_key_refused: "never",
+  // Webhooks
+  webhook_not_found: "never",
+  webhook_failed: "transport",
+  signature_invalid: "never",
   // The fleet itself
   lock_lost: "transport",
   shutting_down: "transport",

@@ -3,11 +3,13 @@ import { type JobsOptions, Queue } from "bullmq";
 import type { OperationId, SandboxId, TeamId } from "./ids.ts";
 import type { JobName } from "./jobs/index.ts";
 import type { RedisConnection } from "./redis/connect.ts";
+import type { WebhookJob } from "./webhooks.ts";
 
 export const PLACE = "place";
 export const CONTROL = "control";
 export const nodeQueue = (node: string): string => `node-${node}`;
 export const execQueue = (node: string): string => `exec-${node}`;
+export const webhookQueue = (target: string): string => `webhook-${target}`;
 
 /** What a job carries: ids for the board. Everything else, secrets first, is in the operation's record. */
 export interface JobData {
@@ -28,6 +30,7 @@ const JOB_OPTIONS: JobsOptions = {
 };
 
 export type FleetQueue = Queue<JobData, unknown, JobName | string>;
+export type WebhookQueue = Queue<WebhookJob, unknown, string>;
 
 export interface NewJob {
   id: string;
@@ -39,17 +42,19 @@ export interface NewJob {
 
 export interface Queues {
   get(name: string): FleetQueue;
+  /** Deliveries to a target. */
+  webhook(target: string): WebhookQueue;
   /** Adds an operation's job, to run after `delayMs`; adding one that is there already changes nothing. */
   add(queue: string, job: NewJob): Promise<void>;
   close(): Promise<void>;
 }
 
 export function createQueues(redis: RedisConnection, prefix: string): Queues {
-  const queues = new Map<string, FleetQueue>();
-  const get = (name: string): FleetQueue => {
+  const queues = new Map<string, Queue>();
+  const open = (name: string): Queue => {
     const known = queues.get(name);
     if (known) return known;
-    const queue: FleetQueue = new Queue(name, {
+    const queue: Queue = new Queue(name, {
       connection: redis,
       prefix,
       defaultJobOptions: JOB_OPTIONS,
@@ -62,8 +67,11 @@ export function createQueues(redis: RedisConnection, prefix: string): Queues {
     queues.set(name, queue);
     return queue;
   };
+  // What a queue holds follows from its name.
+  const get = (name: string): FleetQueue => open(name);
   return {
     get,
+    webhook: (target) => open(webhookQueue(target)),
     async add(queue, { id, kind, priority, data, delayMs = 0 }) {
       const options = { ...(priority > 0 ? { priority } : {}), ...(delayMs > 0 ? { delay: delayMs } : {}) };
       await get(queue).add(kind, data, { jobId: id, ...options });

@@ -33,6 +33,7 @@ import type { LiveRuns } from "./run/process-operation.ts";
 import { createAddressOf } from "./ssh/node-address.ts";
 import { createNodeShell } from "./ssh/node-shell.ts";
 import { startWake } from "./wake.ts";
+import { startWebhooks } from "./webhooks/webhooks.ts";
 
 export interface FleetWorkers extends AsyncDisposable {
   readonly context: WorkerContext;
@@ -95,6 +96,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const live: LiveRuns = new Set();
   const workers = createQueueWorkers(context, live);
   if (works) stack.use(startAborts(context, live));
+  if (works) stack.use(await startWebhooks(context));
   if (works) {
     nodes.startProbing(
       (node, signal) => answers(pve, node, signal),

@@ -18,7 +18,7 @@ const base = {
 /** Of an operation that is an item of a batch. */
 const batched = { batch: BatchId.optional(), item: z.number().optional() };
 
-const FleetEventSchema = z.discriminatedUnion("type", [
+export const FleetEventSchema = z.discriminatedUnion("type", [
   z.object({
     type: z.literal("operation.accepted"),
     ...base,
@@ -59,6 +59,7 @@ const FleetEventSchema = z.discriminatedUnion("type", [
 ]);
 export type FleetEvent = z.output<typeof FleetEventSchema>;
 export type FleetEventType = FleetEvent["type"];
+export const EVENT_TYPES = FleetEventSchema.options.map(({ shape }) => shape.type.value);
 
 /** A cursor of the stream: `0` is its beginning, `$` its end. */
 const Cursor = z.string().regex(/^(0|\$|\d+-\d+)$/, "must be a cursor of an earlier event, 0 or $");

@@ -78,6 +78,8 @@ export interface Keys {
   readonly breakers: string;
   /** Hash of API keys by id: see `api-keys.ts`. */
   readonly apiKeys: string;
+  /** Hash of webhook targets by name: see `webhooks.ts`. */
+  readonly webhooks: string;
 }
 
 export function createKeys(prefix: string): Keys {
@@ -133,5 +135,6 @@ export function createKeys(prefix: string): Keys {
     cordons: key("cordons"),
     breakers: key("breakers"),
     apiKeys: key("api-keys"),
+    webhooks: key("webhooks"),
   };
 }

@@ -5,6 +5,7 @@ import { CONTROL, execQueue, nodeQueue, PLACE } from "../../shared/queues.ts";
 import { isConnectionError } from "../../shared/redis/connect.ts";
 import type { WorkerContext } from "../context.ts";
 import type { LiveInventory } from "../inventory/source.ts";
+import { retireWebhooks } from "../webhooks/retire.ts";
 import { admitWaiting } from "./admit.ts";
 import { evictFromBadNodes } from "./evict.ts";
 import { expireSandboxes } from "./expire.ts";
@@ -32,6 +33,7 @@ const TASKS = {
   reap: { everyMs: 5_000, run: reapSlots },
   reconcile: { everyMs: 5_000, run: reconcile },
   missing: { everyMs: 5_000, run: destroyMissing },
+  webhooks: { everyMs: 60_000, run: retireWebhooks },
   limits: {
     everyMs: 60_000,
     run: async (context) => {

@@ -1,0 +1,175 @@
+/** Webhooks: delivered at least once to those who are listed and to nobody else, whatever the receivers do. */
+import { randomBytes } from "node:crypto";
+import { once } from "node:events";
+import { createServer, type IncomingHttpHeaders, type Server } from "node:http";
+import type { AddressInfo } from "node:net";
+import { buffer } from "node:stream/consumers";
+import { Webhook as StandardWebhook } from "standardwebhooks";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { verifyWebhook } from "../../../producers/webhooks.ts";
+import { createQueues, type Queues } from "../../../shared/queues.ts";
+import { type Bed, failure, startBed, until } from "./harness.ts";
+
+interface Delivery {
+  path: string;
+  headers: IncomingHttpHeaders;
+  body: string;
+}
+
+const newSecret = () => `whsec_${randomBytes(32).toString("base64")}`;
+const SECRETS = { old: newSecret(), next: newSecret() };
+const LOOPBACK = ["127.0.0.0/8", "::1/128"];
+
+interface Answer {
+  status: number;
+  headers?: Record<string, string>;
+}
+
+/** What each path answers to a message, by how often it came. */
+const ANSWERS: Record<string, (times: number) => Answer | null> = {
+  "/flaky": (times) => ({ status: times === 1 ? 500 : 204 }),
+  "/busy": (times) => (times === 1 ? { status: 503, headers: { "retry-after": "2" } } : { status: 200 }),
+  "/moved": () => ({ status: 302, headers: { location: "/good" } }),
+  "/gone": () => ({ status: 410 }),
+  "/silent": () => null,
+};
+
+const answerOf = (path: string, times: number): Answer | null => {
+  const answer = ANSWERS[path];
+  return answer === undefined ? { status: 200 } : answer(times);
+};
+
+let bed: Bed;
+let server: Server;
+let queues: Queues;
+let origin: string;
+const deliveries: Delivery[] = [];
+const of = (path: string) => deliveries.filter((one) => one.path === path);
+
+beforeAll(async () => {
+  server = createServer(async (request, response) => {
+    const { url: path = "", headers } = request;
+    const body = (await buffer(request)).toString("utf8");
+    deliveries.push({ path, headers, body });
+    const times = of(path).filter((one) => one.headers["webhook-id"] === headers["webhook-id"]).length;
+    const answer = answerOf(path, times);
+    if (answer !== null) response.writeHead(answer.status, answer.headers).end("ok");
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  origin = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  bed = await startBed({ pve: { nodes: 1 }, env: { FLEET_WEBHOOKS: JSON.stringify(targets()) } });
+  queues = createQueues(bed.redis, bed.env["FLEET_PREFIX"] ?? "");
+});
+
+afterAll(async () => {
+  server.closeAllConnections();
+  server.close();
+  await queues.close();
+  await bed.close();
+});
+
+function targets() {
+  const target = (name: string, more: object = {}) => ({
+    name,
+    url: `${origin}/${name}`,
+    secrets: [SECRETS.old],
+    types: ["operation.failed"],
+    allowPrivate: LOOPBACK,
+    ...more,
+  });
+  const named = `http://localhost:${new URL(origin).port}/private`;
+  return [
+    target("good", { secrets: [SECRETS.next, SECRETS.old] }),
+    target("red", { team: "red", types: undefined }),
+    target("flaky"),
+    target("busy"),
+    target("moved", { attempts: 1 }),
+    target("gone"),
+    target("silent"),
+    target("private", { url: named, allowPrivate: ["10.0.0.0/8"], attempts: 1 }),
+  ];
+}
+
+/** An operation that fails at once; resolves with its id. */
+async function failOne(team = "blue"): Promise<string> {
+  const handle = await bed.client({ team }).provision({ template: "there-is-none" });
+  await failure(handle.result({ timeoutMs: 20_000 }), "template_not_found");
+  return handle.id;
+}
+
+const eventOf = ({ body }: Delivery) => JSON.parse(body).data;
+const delivered = (path: string, operation: string, count = 1) =>
+  until(() => {
+    const found = of(path).filter((one) => eventOf(one).operation === operation);
+    return found.length >= count && found;
+  }, `${count} deliveries of ${operation} to ${path}`);
+const dead = (target: string, operation: string) =>
+  until(
+    async () => (await queues.webhook(target).getFailed()).find(({ data }) => JSON.stringify(data).includes(operation)),
+    `a dead letter of ${target}`,
+  );
+
+test("a message is signed so that a library and ours verify it, with each secret", async () => {
+  const operation = await failOne();
+  const [one] = await delivered("/good", operation);
+  if (!one) throw new Error("unreachable");
+  for (const secret of Object.values(SECRETS)) {
+    const headers = one.headers as Record<string, string>; // none of these comes twice
+    expect(new StandardWebhook(secret).verify(one.body, headers)).toMatchObject({ type: "operation.failed" });
+    expect(verifyWebhook(one, secret)).toMatchObject({
+      id: one.headers["webhook-id"],
+      type: "operation.failed",
+      event: { type: "operation.failed", operation, team: "blue", data: { code: "template_not_found" } },
+    });
+  }
+  expect(() => verifyWebhook(one, newSecret())).toThrow("signature_invalid");
+});
+
+test("a target gets the team and the types that it asked for", async () => {
+  const blue = await failOne("blue");
+  const red = await failOne("red");
+  await delivered("/red", red, 3);
+  await delivered("/good", blue);
+  const types = of("/red").map(({ body }) => JSON.parse(body).type);
+  expect(new Set(types)).toEqual(new Set(["operation.accepted", "sandbox.changed", "operation.failed"]));
+  expect(of("/red").every((one) => eventOf(one).team === "red")).toBe(true);
+});
+
+describe("a receiver that does not take a message", () => {
+  test("gets it again by the same id, no sooner than it wants", async () => {
+    const begun = performance.now();
+    const operation = await failOne();
+    const [first, second] = await delivered("/flaky", operation, 2);
+    expect(second?.headers["webhook-id"]).toBe(first?.headers["webhook-id"]);
+    await delivered("/busy", operation, 2);
+    expect(performance.now() - begun).toBeGreaterThan(2_000);
+  });
+
+  test("is not followed where it redirects to", async () => {
+    const operation = await failOne();
+    expect((await dead("moved", operation)).failedReason).toBe(
+      "webhook_failed: answered 302; redirects are not followed",
+    );
+    expect(of("/good").filter((one) => eventOf(one).operation === operation)).toHaveLength(1); // its own
+  });
+
+  test("gets it no more when it says that it is gone", async () => {
+    const operation = await failOne();
+    expect((await dead("gone", operation)).attemptsMade).toBe(1);
+  });
+
+  test("keeps nobody else waiting", async () => {
+    for (let count = 0; count < 12; count++) await failOne();
+    const operation = await failOne();
+    await delivered("/good", operation);
+    expect(of("/silent").length).toBeGreaterThan(0);
+  });
+});
+
+test("a name that leads to a private address which is not listed is not connected to", async () => {
+  const operation = await failOne();
+  const { failedReason } = await dead("private", operation);
+  expect(failedReason).toMatch(/^address_refused: localhost leads to (127\.0\.0\.1|::1), which allowPrivate does not/);
+  expect(of("/private")).toEqual([]);
+});
