@@ -22,6 +22,7 @@ export interface SubmitOptions {
 
 /** Sealed values of a request that is never accepted go by themselves after this long. */
 const UNCLAIMED_SECRET_SEC = 86_400;
+const AskedTeam = TeamId.optional();
 const DEFAULT_TEAM = TeamId.parse("default");
 const IdempotencyKey = z.string().min(1).max(512).optional();
 const OnQuota = z.enum(["refuse", "wait"]).optional();
@@ -89,7 +90,7 @@ async function addJob(parts: Parts, kind: JobName, { id, sandbox, team, queue, p
 /** Which sandbox an operation is about, and for a new one the record to begin with. */
 function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, unknown>>) {
   const id = newOperationId();
-  const asked = TeamId.optional().parse(input["team"]);
+  const asked = AskedTeam.parse(input["team"]);
   if (asked !== undefined && parts.team !== undefined && asked !== parts.team) {
     throw new FleetError("invalid_input", `team: this client was made for team ${parts.team} and can name no other`, {
       facts: { fields: ["team"] },

@@ -505,10 +505,12 @@ function toAcceptArgs(request: AcceptRequest, now: number, keyring: readonly Buf
   };
 }
 
+const AnyFields = z.record(z.string(), z.unknown());
+
 /** What it counts for; undefined: nothing. */
 function toQuotaClass({ kind, input, onQuota }: AcceptRequest): QuotaClass | undefined {
   const { frees, quotas = "others" }: JobSpec = jobs[kind];
-  const values = z.record(z.string(), z.unknown()).safeParse(input).data ?? {};
+  const values = frees === undefined ? {} : (AnyFields.safeParse(input).data ?? {});
   const isFreeing =
     frees === true || Object.entries(frees ?? {}).some(([field, ones]) => ones.some((one) => one === values[field]));
   return isFreeing || onQuota === "ignore" ? undefined : quotas;

@@ -14,7 +14,8 @@ import { startProgram, startWorld, TEMPLATE, type World } from "./world.ts";
 const AT_ONCE = 64;
 /** Commands of one burst; one of a bare queue takes far less time. */
 const BURST = { command: 400, instant: 1_500, bare: 6_000 };
-const WARM_UP = 200;
+/** Commands of each kind that do not count; through the fleet so many that its code is compiled, as after a while in service. */
+const WARM_UP = { command: 200, instant: 4_000 };
 const PATIENCE = { timeoutMs: 60_000 };
 const COMMAND = "true";
 
@@ -22,8 +23,8 @@ const HELP = `npm run bench -- exec [options]
 
   What the fleet adds to a command, against the exec daemon of a container of the stand-in for Proxmox VE, which starts a
   bash for each, and against one that answers at once. Redis, the stand-in, the workers and the instant daemon are
-  processes of their own, all on this machine, whose cores they share. All in turns; ${WARM_UP} commands of each kind warm up
-  and do not count.
+  processes of their own, all on this machine, whose cores they share. All in turns; ${WARM_UP.command} commands of each kind and
+  ${WARM_UP.instant} to the instant daemon warm up and do not count.
 
   --singles N        commands one at a time (500)
   --rounds N         rounds; each has its share of the singles and a burst of each kind, ${AT_ONCE} at once (5)
@@ -103,7 +104,8 @@ async function measure(
   await redis.hset(createKeys(prefix).sandbox(instantly.sandboxId), "address", daemon.told["address"] ?? "");
   const bare = stack.use(await startBareQueue(redisUrl));
   const kinds = { direct, fleet: through(real.sandboxId), instant: through(instantly.sandboxId), bare: bare.run };
-  for (const run of Object.values(kinds)) await rate(run, WARM_UP);
+  await rate(kinds.instant, WARM_UP.instant);
+  for (const run of Object.values(kinds)) await rate(run, WARM_UP.command);
 
   const measured: Measured = { pairs: [], rounds: [] };
   for (let turn = 0; turn < rounds; turn++) {

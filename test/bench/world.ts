@@ -5,10 +5,13 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
+import { mkdtemp, open, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
+import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { createFleet, type Fleet } from "../../producers/index.ts";
-import { startWorkerProcess } from "../integration/fleet/worker-process.ts";
 import type { LogEntry, TaskEntry } from "../pve/views.ts";
 import { startRedis } from "../redis.ts";
 
@@ -48,20 +51,7 @@ export async function startWorld({ workers }: { workers: number }): Promise<Worl
     FLEET_ROLES: "worker",
     FLEET_NODE_SLOTS: String(NODE_SLOTS),
   };
-  const pids: number[] = [];
-  // Also where a signal ends the bench at once.
-  const killAll = () => {
-    for (const pid of pids) {
-      try {
-        process.kill(pid, "SIGKILL");
-      } catch {
-        // It has gone already.
-      }
-    }
-  };
-  process.on("exit", killAll);
-  stack.defer(() => void process.off("exit", killAll));
-  for (let at = 0; at < workers; at++) pids.push(stack.use(await startWorkerProcess(env)).pid);
+  for (let at = 0; at < workers; at++) stack.use(await startWorker(env));
   const fleet = stack.use(createFleet({ redis: redis.url, prefix, secretKey }));
   const resources = stack.move();
   return {
@@ -72,6 +62,36 @@ export async function startWorld({ workers }: { workers: number }): Promise<Worl
     secretKey,
     [Symbol.asyncDispose]: () => resources.disposeAsync(),
   };
+}
+
+const WORKER = fileURLToPath(new URL("../../workers/main.ts", import.meta.url));
+
+/** Its log goes to a file, as to a collector's: read here, it would be work of the producer's. */
+async function startWorker(env: Record<string, string>): Promise<AsyncDisposable> {
+  await using stack = new AsyncDisposableStack();
+  const folder = await mkdtemp(join(tmpdir(), "fleet-bench-"));
+  stack.defer(() => rm(folder, { recursive: true, force: true }));
+  const file = join(folder, "worker.log");
+  await using log = await open(file, "a");
+  const child = spawn(process.execPath, [WORKER], {
+    env: { PATH: process.env["PATH"] ?? "", ...env },
+    stdio: ["ignore", log.fd, log.fd],
+  });
+  // Also where a signal ends the bench at once.
+  const kill = () => void child.kill("SIGKILL");
+  process.on("exit", kill);
+  stack.defer(async () => {
+    process.off("exit", kill);
+    kill();
+    if (isAlive(child)) await once(child, "exit");
+  });
+  const patience = AbortSignal.timeout(20_000);
+  while (!(await readFile(file, "utf8")).includes("workers started")) {
+    if (!isAlive(child) || patience.aborted) throw new Error(`the worker is not up:\n${await readFile(file, "utf8")}`);
+    await delay(50);
+  }
+  const resources = stack.move();
+  return { [Symbol.asyncDispose]: () => resources.disposeAsync() };
 }
 
 async function startCluster(): Promise<Cluster> {
