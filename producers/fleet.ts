@@ -23,6 +23,7 @@ import { type SubmitOptions, submit } from "./submit.ts";
 import { createTeamQuotas, type TeamQuotas } from "./team-quotas.ts";
 import { createTemplates, type Templates } from "./templates.ts";
 import { type EventOptions, watchEvents } from "./watch-events.ts";
+import { createWebhookTargets, type WebhookTargets } from "./webhook-targets.ts";
 
 /**
  * One method a job kind. Each resolves once the operation is accepted: it will end, whatever happens to this process.
@@ -52,6 +53,7 @@ export interface Fleet extends JobMethods, AsyncDisposable {
   readonly templates: Templates;
   readonly nodes: Nodes;
   readonly quotas: TeamQuotas;
+  readonly webhooks: WebhookTargets;
   /** What workers last read of the cluster; null before any has. */
   inventory(): Promise<Inventory | null>;
   /** Whether work sent now would be done. Never throws. */
@@ -86,6 +88,7 @@ export function createFleet(options: FleetOptions): Fleet {
     templates: createTemplates(parts, sandboxes),
     nodes: createNodes(parts, sandboxes, async (sandboxId) => (await methods.destroy({ sandboxId })).result()),
     quotas: createTeamQuotas(parts),
+    webhooks: createWebhookTargets(parts),
     inventory: () => parts.link.request((redis) => loadInventory(redis, parts.keys)),
     health: () => checkHealth(parts),
     close,

@@ -24,3 +24,4 @@ export type { SubmitOptions } from "./submit.ts";
 export type { QuotaView, TeamLimits, TeamQuotas } from "./team-quotas.ts";
 export type { Templates, TemplateView } from "./templates.ts";
 export type { EventOptions } from "./watch-events.ts";
+export type { DeadWebhook, WebhookTargets, WebhookTargetView, WebhookTry } from "./webhook-targets.ts";

@@ -10,6 +10,7 @@ import { addNodes } from "./commands/nodes.ts";
 import { addProvision } from "./commands/provision.ts";
 import { addQuota } from "./commands/quota.ts";
 import { addTemplate } from "./commands/template.ts";
+import { addWebhooks } from "./commands/webhooks.ts";
 import { EXIT, EXIT_HELP } from "./exit-codes.ts";
 import type { Cli } from "./session.ts";
 
@@ -57,6 +58,7 @@ function createProgram(cli: Cli): Command {
   addEvents(program, cli);
   addNodes(program, addNode(program, cli), cli);
   addQuota(program, cli);
+  addWebhooks(program, cli);
   return program;
 }
 

@@ -29,8 +29,9 @@ const LOOK_EVERY = 100;
 const CLAIM_MS = 10_000;
 const REDIS_MS = 5_000;
 const KEEP_DELIVERED = { count: 1_000, age: 86_400 };
-/** Dead letters. */
-const KEEP_DEAD = { count: 1_000, age: 14 * 86_400 };
+/** How long dead letters are kept. */
+export const DEAD_MS = 14 * 86_400_000;
+const KEEP_DEAD = { count: 1_000, age: DEAD_MS / 1_000 };
 
 /** Throws `not_configured` for a target that can't be reached as configured. */
 export async function startWebhooks(context: WorkerContext): Promise<AsyncDisposable> {
@@ -48,7 +49,7 @@ export async function startWebhooks(context: WorkerContext): Promise<AsyncDispos
     publish().catch((error: unknown) => log.debug({ err: error }, "could not tell the webhooks' targets"));
   }, PUBLISH_MS);
   stack.defer(() => clearInterval(timer));
-  for (const target of targets) stack.use(startFollowing(context, target));
+  for (const target of targets) stack.use(await startFollowing(context, target));
   return stack.move();
 }
 
@@ -83,7 +84,10 @@ function startDelivery({ config, redis, log }: WorkerContext, target: WebhookTar
   };
 }
 
-function startFollowing(context: WorkerContext, target: WebhookTarget): AsyncDisposable {
+/** Resolves once the target gets what happens from then on. */
+async function startFollowing(context: WorkerContext, target: WebhookTarget): Promise<AsyncDisposable> {
+  const { redis, keys } = context;
+  await createEventGroupStore((run) => run(redis), keys).open(webhookGroup(target.name), "$");
   const stop = new AbortController();
   const ended = follow(context, target, stop.signal);
   return {
@@ -94,7 +98,7 @@ function startFollowing(context: WorkerContext, target: WebhookTarget): AsyncDis
   };
 }
 
-/** Begins with what happens from the target's first day on, and goes on where it was. */
+/** Goes on where the group was, whoever was there. */
 async function follow(context: WorkerContext, target: WebhookTarget, signal: AbortSignal): Promise<void> {
   const { config, redis, keys, log } = context;
   const group = webhookGroup(target.name);

@@ -1,19 +1,11 @@
 /** The event stream, and who shares it. */
 import { type Command, Option } from "commander";
+import { EVENT_TYPES } from "../../../shared/state/events.ts";
 import type { FleetEventType } from "../../index.ts";
 import { toEventLine } from "../describe.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
 import type { Cli, GlobalOptions } from "../session.ts";
 import { formatTable, toPrintable } from "../terminal.ts";
-
-const EVENT_TYPES = [
-  "operation.accepted",
-  "operation.succeeded",
-  "operation.failed",
-  "operation.canceled",
-  "sandbox.changed",
-  "sandbox.updated",
-] as const satisfies readonly FleetEventType[];
 
 const EVENT_EXAMPLES = `
 Each line begins with its time and its cursor; give the last cursor that you saw to --after to miss nothing.

@@ -1,7 +1,7 @@
 /** Secrets: what is planted must come out in the container, and nowhere else. */
 import { createHash } from "node:crypto";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import type { RedisConnection } from "../../../shared/redis/connect.ts";
+import { dump } from "./dump.ts";
 import { type Bed, containerOf, failure, provisionOne, run, startBed } from "./harness.ts";
 import type { WorkerProcess } from "./worker-process.ts";
 
@@ -12,24 +12,6 @@ beforeAll(async () => {
   worker = await bed.startProcess();
 });
 afterAll(() => bed.close());
-
-/** Every key with everything in it. */
-async function dump(redis: RedisConnection): Promise<string> {
-  const parts: string[] = [];
-  for (const key of await redis.keys("*")) {
-    parts.push(key, JSON.stringify(await readers[await redis.type(key)]?.(redis, key)));
-  }
-  return parts.join("\n");
-}
-
-const readers: Record<string, (redis: RedisConnection, key: string) => Promise<unknown>> = {
-  string: (redis, key) => redis.get(key),
-  hash: (redis, key) => redis.hgetall(key),
-  list: (redis, key) => redis.lrange(key, 0, -1),
-  set: (redis, key) => redis.smembers(key),
-  zset: (redis, key) => redis.zrange(key, "0", "-1"),
-  stream: (redis, key) => redis.xrange(key, "-", "+"),
-};
 
 test("env and stdin reach setup and exec; both, exec token and PVE token are in no key, log or request in clear", async () => {
   const planted = {

@@ -1,13 +1,21 @@
 /** Webhooks: delivered at least once to those who are listed and to nobody else, whatever the receivers do. */
+
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { createServer, type IncomingHttpHeaders, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
-import { buffer } from "node:stream/consumers";
+import { PassThrough } from "node:stream";
+import { buffer, text } from "node:stream/consumers";
 import { Webhook as StandardWebhook } from "standardwebhooks";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { runProgram } from "../../../producers/cli/program.ts";
+import { createCli } from "../../../producers/cli/session.ts";
+import { createTerminal } from "../../../producers/cli/terminal.ts";
 import { verifyWebhook } from "../../../producers/webhooks.ts";
 import { createQueues, type Queues } from "../../../shared/queues.ts";
+import { loadTargets, publishTargets } from "../../../shared/state/webhooks.ts";
+import { retireWebhooks } from "../../../workers/webhooks/retire.ts";
+import { dump } from "./dump.ts";
 import { type Bed, failure, startBed, until } from "./harness.ts";
 
 interface Delivery {
@@ -32,7 +40,11 @@ const ANSWERS: Record<string, (times: number) => Answer | null> = {
   "/moved": () => ({ status: 302, headers: { location: "/good" } }),
   "/gone": () => ({ status: 410 }),
   "/silent": () => null,
+  "/down": () => ({ status: isUp ? 200 : 500 }),
+  "/held": (times) => (times === 1 ? null : { status: 200 }),
+  "/retired": () => ({ status: 500 }),
 };
+let isUp = false;
 
 const answerOf = (path: string, times: number): Answer | null => {
   const answer = ANSWERS[path];
@@ -58,7 +70,7 @@ beforeAll(async () => {
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
   origin = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-  bed = await startBed({ pve: { nodes: 1 }, env: { FLEET_WEBHOOKS: JSON.stringify(targets()) } });
+  bed = await startBed({ pve: { nodes: 1 }, env: only(...targets()) });
   queues = createQueues(bed.redis, bed.env["FLEET_PREFIX"] ?? "");
 });
 
@@ -69,15 +81,18 @@ afterAll(async () => {
   await bed.close();
 });
 
+const target = (name: string, more: object = {}) => ({
+  name,
+  url: `${origin}/${name}`,
+  secrets: [SECRETS.old],
+  types: ["operation.failed"],
+  allowPrivate: LOOPBACK,
+  ...more,
+});
+
+const only = (...them: object[]) => ({ FLEET_WEBHOOKS: JSON.stringify(them) });
+
 function targets() {
-  const target = (name: string, more: object = {}) => ({
-    name,
-    url: `${origin}/${name}`,
-    secrets: [SECRETS.old],
-    types: ["operation.failed"],
-    allowPrivate: LOOPBACK,
-    ...more,
-  });
   const named = `http://localhost:${new URL(origin).port}/private`;
   return [
     target("good", { secrets: [SECRETS.next, SECRETS.old] }),
@@ -87,6 +102,7 @@ function targets() {
     target("moved", { attempts: 1 }),
     target("gone"),
     target("silent"),
+    target("down", { attempts: 1 }),
     target("private", { url: named, allowPrivate: ["10.0.0.0/8"], attempts: 1 }),
   ];
 }
@@ -160,11 +176,87 @@ describe("a receiver that does not take a message", () => {
   });
 
   test("keeps nobody else waiting", async () => {
-    for (let count = 0; count < 12; count++) await failOne();
+    await Promise.all(Array.from({ length: 12 }, () => failOne()));
     const operation = await failOne();
     await delivered("/good", operation);
     expect(of("/silent").length).toBeGreaterThan(0);
   });
+});
+
+/** A command line of an operator. */
+async function cli(...words: string[]) {
+  const [stdout, stderr] = [new PassThrough(), new PassThrough()];
+  const exit = (code: number) => expect(code).toBe("not reached");
+  const { REDIS_URL, FLEET_PREFIX } = bed.env;
+  const env = { REDIS_URL, FLEET_PREFIX };
+  const code = await runProgram(
+    createCli({ terminal: createTerminal({ stdout, stderr }, env, exit), env, exit }),
+    words,
+  );
+  const [out, err] = await Promise.all([text(stdout.end()), text(stderr.end())]);
+  return { code, out, err };
+}
+
+test("the command shows, tries and sends again, with Redis alone", async () => {
+  const operation = await failOne();
+  await dead("down", operation);
+  const [ls, letters] = await Promise.all([cli("webhooks", "ls"), cli("webhooks", "dead", "down", "--json")]);
+  expect(ls.out).toMatch(/^TARGET +HOST .*\n(.*\n)*down +127\.0\.0\.1:\d+ +- +operation\.failed +0 +0 +[1-9]/);
+  const [letter] = JSON.parse(letters.out).filter((one: { operation: string }) => one.operation === operation);
+  expect(letter).toMatchObject({ type: "operation.failed", attempts: 1, reason: "webhook_failed: answered 500" });
+  const [failed, unknown] = await Promise.all([cli("webhooks", "test", "down"), cli("webhooks", "test", "nobody")]);
+  expect(failed).toMatchObject({ code: 1, err: "fleet: webhook_failed: answered 500\n" });
+  expect(unknown).toMatchObject({ code: 1, err: expect.stringMatching(/webhook_not_found.*there are busy, down/) });
+  isUp = true;
+  expect(await cli("webhooks", "retry", "down", letter.id)).toMatchObject({ code: 0, out: "1 sent again\n" });
+  const [first, again] = await delivered("/down", operation, 2);
+  expect(again?.headers["webhook-id"]).toBe(first?.headers["webhook-id"]);
+  expect((await cli("webhooks", "test", "down")).out).toMatch(/^down answered 200 after /);
+  expect(verifyWebhook(of("/down").at(-1) as Delivery, SECRETS.old)).toMatchObject({
+    type: "webhook.test",
+    event: null,
+  });
+  await failure(bed.client({ team: "red" }).webhooks.list(), "forbidden");
+});
+
+test("a worker that dies before it has written that it delivered: again, by the same id; secrets are nowhere", async () => {
+  const doomed = await bed.startProcess({ ...only(target("held")), LOG_LEVEL: "trace" });
+  const operation = await failOne();
+  await delivered("/held", operation);
+  await doomed.end("SIGKILL");
+  await bed.startWorkers(only(target("held")));
+  const [first, again] = await delivered("/held", operation, 2);
+  expect(again?.headers["webhook-id"]).toBe(first?.headers["webhook-id"]);
+  await until(async () => (await queues.webhook("held").getCompletedCount()) === 1, "the record of it");
+  const written = [await dump(bed.redis), doomed.output()].join("\n");
+  for (const secret of Object.values(SECRETS)) {
+    expect(written).not.toContain(secret.slice("whsec_".length));
+    expect(written).not.toContain(Buffer.from(secret.slice("whsec_".length), "base64").toString("hex"));
+  }
+  expect(written).not.toContain("/held"); // a URL's path may be a secret, too
+});
+
+test("what waits for a target that is configured no more is given up, and stays in sight", async () => {
+  const before = await bed.startWorkers(only(target("retired")));
+  const operation = await failOne();
+  await delivered("/retired", operation);
+  await until(async () => (await queues.webhook("retired").getDelayedCount()) === 1, "its next try");
+  await before.close();
+  const published = await loadTargets(bed.redis, bed.keys);
+  const old = published.filter(({ name }) => name === "retired").map((one) => ({ ...one, at: Date.now() - 601_000 }));
+  await publishTargets(bed.redis, bed.keys, old);
+  if (!bed.workers) throw new Error("unreachable");
+  await retireWebhooks(bed.workers.context, AbortSignal.timeout(10_000));
+  expect(await bed.fleet.webhooks.dead("retired")).toMatchObject([
+    { operation, reason: "webhook_not_found: the target is not configured any more" },
+  ]);
+  await failure(bed.fleet.webhooks.retry("retired"), "webhook_not_found");
+  expect(await bed.redis.xinfo("GROUPS", bed.keys.events)).not.toContainEqual(
+    expect.arrayContaining([":webhook:retired"]),
+  );
+  await queues.webhook("retired").clean(0, 10, "failed");
+  await retireWebhooks(bed.workers.context, AbortSignal.timeout(10_000));
+  expect((await bed.fleet.webhooks.list()).map(({ name }) => name)).not.toContain("retired");
 });
 
 test("a name that leads to a private address which is not listed is not connected to", async () => {
@@ -172,4 +264,23 @@ test("a name that leads to a private address which is not listed is not connecte
   const { failedReason } = await dead("private", operation);
   expect(failedReason).toMatch(/^address_refused: localhost leads to (127\.0\.0\.1|::1), which allowPrivate does not/);
   expect(of("/private")).toEqual([]);
+});
+
+test("a target that is too far behind is told so", async () => {
+  const late = await bed.startWorkers(only(target("late")));
+  await late.close();
+  await failOne();
+  const last = await failOne();
+  await until(async () => {
+    const behind = (await bed.fleet.webhooks.list()).filter(({ behind }) => behind > 0);
+    return behind.length === 1 && behind[0]?.name === "late";
+  }, "the others to have all");
+  await bed.redis.xtrim(bed.keys.events, "MAXLEN", 1);
+  await bed.startWorkers(only(target("late")));
+  await delivered("/late", last);
+  const [missed] = of("/late").map((one) => verifyWebhook(one, SECRETS.old));
+  expect(missed).toMatchObject({
+    type: "webhook.missed",
+    data: { after: expect.any(String), oldest: expect.any(String) },
+  });
 });
