@@ -2,6 +2,7 @@
 import { z } from "zod";
 import { FleetError } from "../shared/errors.ts";
 import { newOperationId, newSandboxId, SandboxId, TeamId } from "../shared/ids.ts";
+import { ADOPTED } from "../shared/jobs/adopt.ts";
 import { checkRanges } from "../shared/jobs/check-ranges.ts";
 import { type JobName, type ParsedInput, parseInput } from "../shared/jobs/index.ts";
 import { loadInventory } from "../shared/state/inventory.ts";
@@ -42,6 +43,7 @@ export async function submit<N extends JobName>(
   const idempotencyKey = checkIdempotencyKey(options.idempotencyKey);
   const onQuota = checkOnQuota(options.onQuota);
   await checkAgainstCluster(parts, input);
+  if (kind === "adopt") await assertNode(parts, input["node"]);
   const { stored, secrets } = splitSecrets(kind, input);
   const request = { ...toTarget(parts, kind, input), kind, scope: parts.team, input: stored, secrets };
   if (secrets) {
@@ -106,6 +108,16 @@ function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, un
       const given = { instanceId, template: String(template), metadata, ttlSeconds, ttlAction, wakeOnHttp };
       return { id, team, sandbox, batch: priority === "batch", newSandbox: { ...begin, ...given } };
     }
+    case "adopt": {
+      const { node, instanceId, metadata } = input as ParsedInput<"adopt">; // as above
+      return {
+        id,
+        team,
+        sandbox,
+        batch: false,
+        newSandbox: { ...begin, node, instanceId, template: ADOPTED, metadata },
+      };
+    }
     case "template": {
       const { sandboxId: source, version, metadata } = input as ParsedInput<"template">; // as above
       const newSandbox = { ...begin, template: source, source, version, metadata };
@@ -128,6 +140,18 @@ async function checkAgainstCluster(parts: Parts, input: Readonly<Record<string, 
     ]),
   );
   checkRanges({ cpuunits, node: node ?? sandbox?.node }, inventory?.nodes ?? []);
+}
+
+/** Nobody would ever serve the queue of a node that there is not. */
+async function assertNode(parts: Parts, node: unknown): Promise<void> {
+  const inventory = await parts.link.request((redis) => loadInventory(redis, parts.keys));
+  if (!inventory)
+    throw new FleetError("node_unavailable", "no worker has read the cluster yet; start one, then ask again");
+  const names = inventory.nodes.map(({ name }) => name);
+  if (names.some((name) => name === node)) return;
+  throw new FleetError("invalid_input", `node: there is no node ${String(node)}; nodes are ${names.join(", ")}`, {
+    facts: { fields: ["node"] },
+  });
 }
 
 const Asked = z.object({

@@ -28,6 +28,8 @@ export const POLICY = {
   service_not_found: "never",
   not_running: "never",
   is_template: "never",
+  already_adopted: "never",
+  not_adoptable: "never",
   not_ready: "never",
   unsupported: "never",
   timeout: "never",

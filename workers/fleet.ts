@@ -61,6 +61,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const collector = createCollector(pve, {
     vmids: config.PVE_VMID_RANGE,
     urls: { pattern, ...(publicDomain === undefined ? {} : { publicDomain }) },
+    leased: () => redis.hkeys(keys.vmids),
     isCloning: async (node, vmid) => (await slots.taken([slotOf.replica(node, vmid)]))[0] !== 0,
   });
   const inventory = stack.use(createInventorySource(redis, keys, collector));

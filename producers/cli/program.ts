@@ -1,5 +1,6 @@
 /** The commands, wired. */
 import { Command, CommanderError } from "commander";
+import { addAdopt } from "./commands/adopt.ts";
 import { addConfigure, addDestroy, addPower, addServices, addSnapshot, addUpdate } from "./commands/changes.ts";
 import { addCopy } from "./commands/copy.ts";
 import { addEvents } from "./commands/events.ts";
@@ -47,6 +48,7 @@ function createProgram(cli: Cli): Command {
   addServices(program, cli);
   addSnapshot(program, cli);
   addTemplate(program, cli);
+  addAdopt(program, cli);
   addPower(program, cli);
   addConfigure(program, cli);
   addUpdate(program, cli);

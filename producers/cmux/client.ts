@@ -1,6 +1,7 @@
 /** The client that the cmux backend codes against, on the fleet. It needs Redis alone: no credentials of PVE. */
 import { DEFAULT_URL_PATTERN } from "../../shared/config-gate.ts";
 import { FleetError } from "../../shared/errors.ts";
+import { CMUX_SERVICES } from "../../shared/jobs/adopt.ts";
 import type { ServiceAuth } from "../../shared/jobs/fields.ts";
 import type { Inventory } from "../../shared/state/inventory.ts";
 import { isGone, isProvisional, type SandboxRecord } from "../../shared/state/records.ts";
@@ -9,7 +10,7 @@ import type { Health } from "../health.ts";
 import { type FleetOptions, toFleetOptions } from "../options.ts";
 import { findSandbox, get, type InstanceQuery } from "./find.ts";
 import { CmuxInstance, type ExecResult, execIn, type InstanceContext } from "./instance.ts";
-import { checkUrlSettings, SERVICES, toHostId, toPublicUrl } from "./services.ts";
+import { checkUrlSettings, toHostId, toPublicUrl } from "./services.ts";
 import { listManifest, resolveTemplate, type Snapshots } from "./snapshots.ts";
 import { deleteTemplate, listOrphans, type OrphanedTemplate, type SavedTemplate, saveTemplate } from "./templates.ts";
 
@@ -170,7 +171,7 @@ async function startInstance(
   const { fleet, auth } = context;
   const handle = await fleet.provision({
     template,
-    services: SERVICES.map((service) => ({ ...service, auth })),
+    services: CMUX_SERVICES.map((service) => ({ ...service, auth })),
     // Entries of `undefined` are what today's callers pass for what they do not know.
     metadata: Object.fromEntries(
       Object.entries(metadata).flatMap(([key, value]) => (value === undefined ? [] : [[key, value]])),

@@ -1,15 +1,9 @@
-/** The services of a cmux workspace, and the public URLs that their ports have. */
+/** The public URLs that the ports of a cmux workspace have. */
 import { z } from "zod";
 import { Domain, UrlPattern } from "../../shared/config-gate.ts";
 import { FleetError } from "../../shared/errors.ts";
+import { CMUX_SERVICES } from "../../shared/jobs/adopt.ts";
 import { fillPattern, hostLabel } from "../../shared/urls.ts";
-
-export const SERVICES = [
-  { name: "vscode", port: 39_378 },
-  { name: "worker", port: 39_376 },
-  { name: "vnc", port: 39_380 },
-  { name: "xterm", port: 39_383 },
-] as const;
 
 const Settings = z.object({ publicDomain: Domain.optional(), pattern: UrlPattern.optional() });
 
@@ -36,7 +30,7 @@ export function toPublicUrl(
   { publicDomain, pattern }: { publicDomain?: string | undefined; pattern: string },
 ): string | null {
   if (publicDomain === undefined) return null;
-  const service = SERVICES.find((one) => one.port === port);
+  const service = CMUX_SERVICES.find((one) => one.port === port);
   const id = toHostId(hostId);
   const vmid = /^(?:cmux-)?(\d+)$/.exec(id)?.[1];
   if (pattern.includes("{service}") && service === undefined) return null;

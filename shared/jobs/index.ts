@@ -1,6 +1,7 @@
 /** The catalog of job kinds. A kind is one file here, one handler in `workers/handlers/`, one line in each index. */
 import type { z } from "zod";
 import { FleetError } from "../errors.ts";
+import { adopt } from "./adopt.ts";
 import { configure } from "./configure.ts";
 import { delete_snapshot } from "./delete-snapshot.ts";
 import { destroy } from "./destroy.ts";
@@ -28,6 +29,7 @@ export const jobs = {
   snapshot,
   delete_snapshot,
   template,
+  adopt,
   power,
   configure,
   update,

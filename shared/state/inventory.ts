@@ -52,6 +52,17 @@ export const Replica = z.object({
 });
 export type Replica = z.output<typeof Replica>;
 
+/** A container that is no sandbox of ours, as PVE's list shows it, which lags. */
+export const StrangeContainer = z.object({
+  node: NodeName,
+  vmid: Vmid,
+  name: z.string(),
+  /** `running`, `stopped`, or `unknown`. */
+  status: z.string(),
+  lock: z.string().optional(),
+});
+export type StrangeContainer = z.output<typeof StrangeContainer>;
+
 export const Inventory = z.object({
   at: z.number(),
   /** What the worker that read it makes URLs from: PVE_PUBLIC_DOMAIN and PVE_URL_PATTERN. */
@@ -60,6 +71,8 @@ export const Inventory = z.object({
   version: z.string(),
   nodes: z.array(NodeInventory),
   replicas: z.array(Replica),
+  /** Containers that `adopt` may take, templates left out. */
+  strangers: z.array(StrangeContainer).optional(),
 });
 export type Inventory = z.output<typeof Inventory>;
 

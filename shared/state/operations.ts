@@ -29,6 +29,7 @@ import {
   ADD_OUTPUT,
   CLAIM,
   CLAIM_ADDRESS,
+  CLAIM_VMID,
   END,
   INSPECT,
   LEASE_ADDRESS,
@@ -169,6 +170,8 @@ export interface OperationStore {
   /** Asks the operation to undo and end. */
   abort(id: OperationId, error: ErrorRecord, scope: TeamId | undefined): Promise<"ok" | "ended" | "unknown">;
   leaseVmid(writer: Writer, range: { first: number; last: number }): Promise<Vmid>;
+  /** Leases one certain VMID, inside the range or not; returns who else has it, a sandbox or `STRAY`. */
+  claimVmid(writer: Writer, vmid: Vmid): Promise<string | null>;
   /** An address of the range, with prefix length; the one that the sandbox has already, if any. */
   leaseAddress(writer: Writer, range: AddressRange): Promise<string>;
   /** Throws `address_refused` while another live sandbox has the address. */
@@ -334,6 +337,15 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
         "vmid_range_exhausted",
         `all VMIDs from ${first} to ${last} are taken; widen PVE_VMID_RANGE`,
       );
+    },
+
+    async claimVmid(writer, vmid) {
+      const { id, fence, revision } = writer;
+      const [outcome, holder] = await runList(CLAIM_VMID, id, fence, vmid, revision);
+      if (outcome === "taken") return String(holder);
+      if (outcome !== "ok") throw lockLost(id, outcome);
+      writer.revision++;
+      return null;
     },
 
     async leaseAddress(writer, { first, last, bits }) {

@@ -626,6 +626,25 @@ end
 return {'exhausted'}
 `);
 
+/**
+ * Leases one certain VMID for the sandbox of a run. ARGV: id, fence, vmid, revision → ['ok'] or [outcome]; ['taken', holder]
+ * where another has it.
+ */
+export const CLAIM_VMID = withPrelude(`
+local id, fence, vmid = ARGV[2], ARGV[3], ARGV[4]
+local key = opKey(id)
+if isRepeated(key, fence, ARGV[5]) then return {'ok'} end
+local refused = mayWrite(key, fence, ARGV[5])
+if refused then return {refused} end
+local sandbox = redis.call('HGET', key, 'sandbox')
+local holder = redis.call('HGET', P..':vmids', vmid)
+if holder and holder ~= sandbox then return {'taken', holder} end
+redis.call('HSET', P..':vmids', vmid, sandbox)
+redis.call('HSET', sbxKey(sandbox), 'vmid', vmid)
+redis.call('HINCRBY', key, 'revision', 1)
+return {'ok'}
+`);
+
 /** Leases an IPv4 address, next-fit. ARGV: id, fence, first, last (as numbers), prefix length, revision → ['ok', address/bits] or [outcome]. */
 export const LEASE_ADDRESS = withPrelude(`
 local id, fence, first, last = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])

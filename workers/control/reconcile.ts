@@ -51,17 +51,19 @@ export function judge(
   now: number,
 ): Verdict {
   const { operation, sandbox } = records;
+  // It was somebody's work before it was ours, so whatever became of its record: `fleet adopt` takes it in again.
+  const mayRemove = stamp.adopted !== true;
   if (!sandbox) {
     // A record that is missing says something only where it was, and can't have been forgotten in the ordinary way.
     const isMissed = stamp.origin === origin && now - stamp.at < retentionMs;
     const lost = losses.some((from) => stamp.at >= from - LOST_BEFORE_MS && stamp.at <= from + LOST_AT_MOST_MS);
-    return isMissed && lost ? "remove" : "leave";
+    return isMissed && lost && mayRemove ? "remove" : "leave";
   }
   // A clone that comes late has a MAC address of PVE's. The sandbox's own was seen gone: somebody restored a backup of it.
-  if (isGone(sandbox.state)) return hasMac(config, sandbox.hwaddr) ? "leave" : "remove";
+  if (isGone(sandbox.state)) return hasMac(config, sandbox.hwaddr) || !mayRemove ? "leave" : "remove";
   if (sandbox.node === place.node && sandbox.vmid === place.vmid) return "own";
   if (operation && !isEnded(operation.status)) return "wait";
-  return sandbox.node === undefined || sandbox.vmid === undefined ? "leave" : "remove";
+  return sandbox.node === undefined || sandbox.vmid === undefined || !mayRemove ? "leave" : "remove";
 }
 
 /** One that is left is looked at again after this long. */
@@ -146,7 +148,7 @@ async function settle(context: WorkerContext, { place: known }: Stray, signal: A
         facts,
         sandbox
           ? "container of a sandbox that has ended is there again; if nobody restored it on purpose, destroy it by hand"
-          : "container with our stamp is unknown to Redis; destroy it by hand, or restore its record",
+          : "container with our stamp is unknown to Redis; take it in with fleet adopt, or destroy it by hand",
       );
       await redis.hset(keys.strays, place.vmid, -(Date.now() + LEFT_MS));
       return verdict;

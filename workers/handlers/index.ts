@@ -1,5 +1,6 @@
 /** One handler a kind; a kind without one does not compile. */
 import type { JobName } from "../../shared/jobs/index.ts";
+import { adopt } from "./adopt.ts";
 import { configure } from "./configure.ts";
 import { delete_snapshot } from "./delete-snapshot.ts";
 import { destroy } from "./destroy.ts";
@@ -27,6 +28,7 @@ const handlers = {
   snapshot,
   delete_snapshot,
   template,
+  adopt,
   power,
   configure,
   update,

@@ -1,7 +1,7 @@
 /** Reading the cluster: nodes, capacity, storages, templates and their replicas, DNS search domains. */
 import { FleetError } from "../../shared/errors.ts";
 import type { NodeName, Vmid } from "../../shared/ids.ts";
-import type { Inventory, NodeInventory, Replica, Storage } from "../../shared/state/inventory.ts";
+import type { Inventory, NodeInventory, Replica, Storage, StrangeContainer } from "../../shared/state/inventory.ts";
 import type { Call, ClusterResource, LxcConfig, PveApi } from "../pve/api.ts";
 import { parseMount, parseSizeMib, parseTags, storageOf } from "../pve/config-format.ts";
 import { parseStamp } from "../sandbox/stamp.ts";
@@ -21,27 +21,34 @@ export interface CollectorOptions {
   vmids: { first: number; last: number };
   /** Whether the fleet itself clones from this template just now. */
   isCloning: (node: NodeName, vmid: Vmid) => Promise<boolean>;
+  /** VMIDs that sandboxes of ours have, also outside the range. */
+  leased: () => Promise<readonly string[]>;
   /** For producers, who have no such settings of their own. */
   urls: NonNullable<Inventory["urls"]>;
   now?: () => number;
 }
 
-export function createCollector(pve: PveApi, { vmids, isCloning, urls, now = Date.now }: CollectorOptions): Collector {
+export function createCollector(
+  pve: PveApi,
+  { vmids, isCloning, leased, urls, now = Date.now }: CollectorOptions,
+): Collector {
   const configs = createCache<LxcConfig>(now);
   const searches = createCache<string>(now);
   const versions = createCache<string>(now);
   return {
     async collect(call, before) {
       const ofNode = { ...call, deadlineMs: NODE_DEADLINE_MS };
-      const [resources, version] = await Promise.all([
+      const [resources, version, own] = await Promise.all([
         pve.clusterResources({}, call),
         versions.get("version", async () => (await pve.version(call)).version),
+        leased(),
       ]);
+      const owned = new Set(own.map(Number));
       const search = (name: NodeName) => searchOf(pve, searches, name, ofNode);
       const nodes = await Promise.all(
         resources
           .filter(({ type }) => type === "node")
-          .map((node) => toNode(node, resources, { vmids, search, before: before?.nodes ?? [] })),
+          .map((node) => toNode(node, resources, { vmids, owned, search, before: before?.nodes ?? [] })),
       );
       const readConfig = (node: NodeName, vmid: Vmid, name: string | undefined) =>
         // A template's config changes only by hand; PVE's list tells us of a new name or lock at once.
@@ -58,7 +65,8 @@ export function createCollector(pve: PveApi, { vmids, isCloning, urls, now = Dat
       const replicas = await Promise.all(
         guests.map((one) => replicaOf(one, { nodes, vmids, before, readConfig, isLocked })),
       );
-      return { at: now(), urls, version, nodes, replicas: replicas.filter((one) => one !== null) };
+      const strangers = guests.flatMap((one) => toStranger(one, owned));
+      return { at: now(), urls, version, nodes, replicas: replicas.filter((one) => one !== null), strangers };
     },
   };
 }
@@ -160,10 +168,12 @@ async function toNode(
   all: readonly ClusterResource[],
   {
     vmids,
+    owned,
     search,
     before,
   }: {
     vmids: { first: number; last: number };
+    owned: ReadonlySet<number>;
     search: (node: NodeName) => Promise<string>;
     before: readonly NodeInventory[];
   },
@@ -179,6 +189,7 @@ async function toNode(
       one.node === name &&
       one.template !== true &&
       !isOurs(one.vmid, vmids) &&
+      !owned.has(one.vmid ?? 0) &&
       one.status === "running",
   );
   const dnsSearch = online ? await search(name) : (last?.dnsSearch ?? "");
@@ -196,6 +207,15 @@ async function toNode(
       .map((one) => toStorage(one, last?.storages ?? [])),
     foreignMemoryBytes: foreign.reduce((sum, { maxmem }) => sum + (maxmem ?? 0), 0),
   };
+}
+
+/** One without a name has only just come, or its node can't tell. */
+function toStranger(
+  { node, vmid, name, status = "unknown", template, lock }: ClusterResource,
+  owned: ReadonlySet<number>,
+): StrangeContainer[] {
+  if (node === undefined || vmid === undefined || name === undefined || template === true || owned.has(vmid)) return [];
+  return [{ node, vmid, name, status, ...(lock === undefined ? {} : { lock }) }];
 }
 
 const isOurs = (vmid: Vmid | undefined, { first, last }: { first: number; last: number }) =>

@@ -48,6 +48,8 @@ export interface PveApi {
   storages(node: NodeName, call: Call): Promise<replies.NodeStorage[]>;
   storageConfig(call: Call): Promise<replies.StorageConfig[]>;
   pools(call: Call): Promise<replies.Pool[]>;
+  /** Refused for a guest that is in another pool. */
+  changePool(pool: string, change: { vmid: Vmid; remove?: boolean }, call: Call): Promise<void>;
   /** Of the token itself, on one path. */
   permissions(path: string, call: Call): Promise<ReadonlySet<string>>;
   /** Whether no guest of the cluster has this VMID; answers without any right on it, and reserves nothing. */
@@ -79,6 +81,10 @@ export function createPveApi(http: PveHttp): PveApi {
     storages: (node, call) => getOf(node, "/storage", replies.NodeStorage.array(), call),
     storageConfig: (call) => get("/storage", replies.StorageConfig.array(), call),
     pools: (call) => get("/pools", replies.Pool.array(), call),
+    changePool: async (pool, { vmid, remove }, call) => {
+      const params = { vms: String(vmid), delete: remove };
+      await send({ method: "PUT", path: `/pools/${encodeSegment(pool)}`, params }, Nothing, call);
+    },
     permissions: async (path, call) => {
       const permissions = await get("/access/permissions", replies.Permissions, call, { path });
       return new Set(Object.keys(permissions[path] ?? {}));

@@ -53,6 +53,8 @@ export interface Run<N extends JobName = JobName> extends AsyncDisposable {
   addOutput(entries: readonly OutputEntry[]): Promise<number | "refused">;
   /** A VMID for the sandbox, recorded with the lease; the one it had goes back. */
   leaseVmid(): Promise<Vmid>;
+  /** Leases the VMID of a container that is there already; returns who else has it. */
+  claimVmid(vmid: Vmid): Promise<string | null>;
   /** An address of the range, with prefix length; the one it has, if any. */
   leaseAddress(range: AddressRange): Promise<string>;
   /** Makes an address that the container was seen to have the sandbox's. Throws `address_refused`. */
@@ -268,6 +270,12 @@ export function startRun<N extends JobName>(
         const vmid = await store.leaseVmid(writer, context.config.PVE_VMID_RANGE);
         sandbox = { ...sandbox, vmid };
         return vmid;
+      }),
+    claimVmid: (vmid) =>
+      inOrder(async () => {
+        const holder = await store.claimVmid(writer, vmid);
+        if (holder === null) sandbox = { ...sandbox, vmid };
+        return holder;
       }),
     leaseAddress: (range) =>
       inOrder(async () => {

@@ -22,6 +22,8 @@ const Stamp = z.object({
   origin: z.string().optional(),
   /** Of a template. */
   template: z.object({ version: z.string().optional(), source: SandboxId }).optional(),
+  /** It was there before the fleet: never removed but by a destroy that somebody asked for. */
+  adopted: z.literal(true).optional(),
 });
 export type Stamp = z.output<typeof Stamp>;
 
@@ -37,6 +39,23 @@ export function formatDescription(
   lines.push(...harmless.map((line) => (line.startsWith(MARK) ? `> ${line}` : line)));
   return lines.join("\n");
 }
+
+/** What stands in a description stays, behind the stamp; an earlier stamp that was valid for this VMID goes. */
+export function addStamp(description: string | undefined, stamp: Omit<Stamp, "v">): string {
+  return [formatDescription(stamp, { token: null, text: undefined }), removeStamp(description, stamp.vmid)]
+    .filter((text) => text !== "")
+    .join("\n");
+}
+
+/** The description without stamps that are valid for this VMID. */
+export function removeStamp(description: string | undefined, vmid: number): string {
+  const lines = (description ?? "").trimEnd().split("\n");
+  return lines.filter((line) => parseStamp(line, vmid) === null).join("\n");
+}
+
+/** The exec token in a description, as the hookscript finds it: the first, anywhere in a line. */
+export const readToken = (description: string | undefined): string | undefined =>
+  new RegExp(`${TOKEN_MARK}([a-f0-9]{64})`).exec(description ?? "")?.[1];
 
 export const hasToken = (description: string | undefined, token: string): boolean =>
   description?.split("\n").includes(TOKEN_MARK + token) === true;

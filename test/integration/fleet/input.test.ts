@@ -104,6 +104,10 @@ const PAIRS: { [N in JobName]: [JobInput<N>, JobInput<N>] } = {
     { template: "cmux-base", cores: 1, env: { A: "1" } },
     { template: "cmux-base", cores: 1, env: { A: "2" } },
   ],
+  adopt: [
+    { node: "pve1", vmid: 150 },
+    { node: "pve1", vmid: 151 },
+  ],
   exec: [
     { sandboxId: "", command: "echo ran >> once.log", env: { A: "1" } },
     { sandboxId: "", command: "echo ran >> once.log", env: { A: "2" } },
@@ -161,6 +165,7 @@ describe("an idempotency key", () => {
     async (kind) => {
       const own = (await provisionOne(bed.fleet, { services: [{ name: "web", port: 80 }] })).sandboxId;
       const other = (await provisionOne(bed.fleet)).sandboxId;
+      if (kind === "adopt") bed.pve.faults.occupy(150);
       const [first, second] = PAIRS[kind].map((input) => ("sandboxId" in input ? { ...input, sandboxId: own } : input));
       const options = { idempotencyKey: `key of ${kind} for {anybody}: "ü"` };
       const handles = await Promise.all([1, 2, 3].map(() => send(kind)(first, options)));

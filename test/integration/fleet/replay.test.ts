@@ -43,6 +43,10 @@ const KINDS: { [N in JobName]: () => Promise<Handle<JobName>> } = {
     return bed.fleet.delete_snapshot({ ...sandbox, snapshotId });
   },
   template: async () => bed.fleet.template({ ...(await one()), name: "once" }),
+  adopt: async () => {
+    bed.pve.faults.occupy(20_900);
+    return bed.fleet.adopt({ node: "pve1", vmid: 20_900 });
+  },
   power: async () => bed.fleet.power({ ...(await one()), action: "reboot" }),
   configure: async () => bed.fleet.configure({ ...(await one()), memoryMib: 1_024, diskGib: 6 }),
   update: async () => bed.fleet.update({ ...(await one()), metadata: { a: "1" }, ttlSeconds: 600 }),

@@ -86,3 +86,13 @@ test.each<[string, SandboxRecord | null, OperationRecord["status"] | null, numbe
   const memory = Array.isArray(lost) ? known(lost) : lost;
   expect(judge({ place, stamp, config }, { operation, sandbox }, memory, now)).toBe(verdict);
 });
+
+test.each<[string, SandboxRecord | null, number[], Verdict]>([
+  ["accepted in a lost second", null, [AT - 500], "leave"],
+  ["its sandbox has been destroyed, or was never taken in to the end", sandboxOf("failed", place), [], "leave"],
+  ["its sandbox stands elsewhere", sandboxOf("running", { ...place, vmid: Vmid.parse(20_002) }), [], "leave"],
+  ["its record lost its lease only", sandboxOf("running", place), [], "own"],
+])("one that was adopted is never removed: %s", (_, sandbox, losses, verdict) => {
+  const adopted = { place, stamp: { ...stamp, adopted: true as const }, config };
+  expect(judge(adopted, { operation: null, sandbox }, known(losses), now)).toBe(verdict);
+});
