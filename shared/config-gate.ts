@@ -57,6 +57,8 @@ export const GATE_SETTINGS = {
     .optional(),
   /** Networks of the proxies in front: they may ask which hosts there are. */
   GATE_TRUSTED_PROXIES: Cidrs.prefault("127.0.0.0/8,::1/128"),
+  /** How long a request waits for a sandbox that it wakes, and for its service, before it is told to come again. */
+  GATE_WAKE_SECONDS: z.coerce.number({ error: "must be a number" }).int("must be whole").min(1).max(300).default(30),
   /** Pages of these may send unsafe requests with a link's cookie; a workspace's own always may. */
   GATE_APP_ORIGINS: Origins.prefault(""),
 };

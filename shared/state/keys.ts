@@ -57,6 +57,8 @@ export interface Keys {
   /** Events that a consumer group gave up. */
   deadEvents(group: string): string;
   sandbox(id: string): string;
+  /** Operations that change a sandbox, in their order. */
+  changes(sandbox: string): string;
   teamSandboxes(team: string): string;
   snapshot(id: string): string;
   /** A team's templates that the fleet made, by sandbox id; see `templates.ts`. */
@@ -120,6 +122,7 @@ export function createKeys(prefix: string): Keys {
     output: (operation) => key("output", operation),
     deadEvents: (group) => key("dead-events", group),
     sandbox: (id) => key("sbx", id),
+    changes: (sandbox) => key("changes", sandbox),
     teamSandboxes: (team) => key("team", team),
     snapshot: (id) => key("snap", id),
     templates: (team) => key("templates", team),

@@ -134,6 +134,8 @@ export const SandboxRecord = z.object({
   /** Of a template, for people: which of those with this name it is. */
   version: z.string().optional(),
   state: z.enum(SANDBOX_STATES),
+  /** When it came into this state; tells one sleep from the next. */
+  stateAt: z.number().optional(),
   node: NodeName.optional(),
   vmid: Vmid.optional(),
   hostname: z.string().optional(),

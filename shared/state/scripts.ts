@@ -94,6 +94,7 @@ local function setSandbox(id, change, now, op, ttl)
   apply(key, change.set, change.unset)
   local state, team, node, vmid = unpack(redis.call('HMGET', key, 'state', 'team', 'node', 'vmid'))
   if state ~= before then
+    redis.call('HSET', key, 'stateAt', now)
     emit('sandbox.changed', now, op, id, team, cjson.encode({state = state, before = before, node = node or nil, vmid = vmid and tonumber(vmid) or nil}))
     if GONE[state] then
       redis.call('HSET', key, 'endedAt', now)

@@ -4,12 +4,12 @@
  */
 import { isDeepStrictEqual } from "node:util";
 import { FleetError } from "../../shared/errors.ts";
-import { newOperationId, OperationId, SandboxId } from "../../shared/ids.ts";
+import { OperationId, SandboxId } from "../../shared/ids.ts";
 import { type JobName, parseInput } from "../../shared/jobs/index.ts";
 import { defineScript, runScript } from "../../shared/redis/script.ts";
 import { isEnded, type SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
-import { addJob } from "../run/process-operation.ts";
+import { askOperation } from "../run/ask-operation.ts";
 import { forEachRecord } from "./for-each-record.ts";
 
 const PAGE = 200;
@@ -63,24 +63,10 @@ async function ask(
   sandbox: SandboxRecord,
   { kind, input, idempotencyKey, why }: Reason & { kind: JobName; input: unknown },
 ): Promise<boolean> {
-  const { store, log } = context;
   if (await isUnderWay(context, sandbox.id, { kind, input })) return true;
   try {
-    const accepted = await store.accept({
-      id: newOperationId(),
-      kind,
-      sandbox: sandbox.id,
-      team: sandbox.team,
-      scope: undefined,
-      input,
-      secrets: undefined,
-      idempotencyKey,
-      batch: false,
-      newSandbox: undefined,
-    });
-    const operation = await store.load(accepted.id);
-    if (operation && !accepted.parked && !accepted.existing) await addJob(context, operation);
-    log.info({ sandbox: sandbox.id, operation: accepted.id, kind, why }, "the clockwork asks for it");
+    const { id } = await askOperation(context, sandbox, { kind, input, idempotencyKey });
+    context.log.info({ sandbox: sandbox.id, operation: id, kind, why }, "the clockwork asks for it");
     return true;
   } catch (error) {
     if (error instanceof FleetError && ["sandbox_not_found", "sandbox_gone"].includes(error.code)) return false;
@@ -94,7 +80,7 @@ async function isUnderWay(
   sandbox: SandboxId,
   { kind, input }: { kind: JobName; input: unknown },
 ): Promise<boolean> {
-  const changes = await redis.lrange(`${keys.prefix}:changes:${sandbox}`, 0, -1);
+  const changes = await redis.lrange(keys.changes(sandbox), 0, -1);
   const operations = await Promise.all(changes.map((id) => store.load(OperationId.parse(id))));
   return operations.some((one) => one?.kind === kind && !isEnded(one.status) && isDeepStrictEqual(one.input, input));
 }

@@ -26,7 +26,7 @@ export interface Rules {
 
 export type Decision =
   | { is: "forward"; route: Route }
-  /** It sleeps; who asks may wake it. */
+  /** It sleeps, or is just falling asleep; who asks may wake it. */
   | { is: "asleep"; route: Route }
   /** A link is exchanged for a cookie, and leaves the address bar. */
   | { is: "redirect"; location: string; cookie: string }
@@ -42,7 +42,7 @@ export function decide(asked: Asked, route: Route | null, rules: Rules): Decisio
   if (route === null) return refused(404, NO_SERVICE);
   const allowed = checkAuth(asked, route, rules);
   if (allowed !== null) return allowed;
-  return route.address === undefined ? { is: "asleep", route } : { is: "forward", route };
+  return route.address === undefined || route.leaving ? { is: "asleep", route } : { is: "forward", route };
 }
 
 /** Null: it may pass. */

@@ -4,19 +4,20 @@
  */
 import { timingSafeEqual } from "node:crypto";
 import { once } from "node:events";
-import { createServer, type IncomingMessage, type ServerResponse, STATUS_CODES } from "node:http";
+import { type Agent, createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import { type AddressInfo, BlockList, isIP, type Socket } from "node:net";
 import { createProxyServer, proxyUpgrade } from "httpxy";
-import { unreachable } from "../../shared/errors.ts";
-import { toLinkKeys } from "../../shared/links.ts";
 import { connectRedis } from "../../shared/redis/connect.ts";
-import { type ApiKey, createApiKeyStore } from "../../shared/state/api-keys.ts";
 import { parseHostHeader } from "../../shared/url-pattern.ts";
 import type { WorkerContext } from "../context.ts";
-import { type Decision, decide, type Rules } from "./decide.ts";
-import { createLimiter } from "./limiter.ts";
-import { type Registry, type Route, startRegistry } from "./registry.ts";
-import { readRequest, type Shown, stripCredentials } from "./request.ts";
+import { leave, say, toAnswer } from "./answers.ts";
+import { createEnter } from "./enter.ts";
+import { createExchanges } from "./exchanges.ts";
+import { createJudge } from "./judge.ts";
+import { type Route, startRegistry } from "./registry.ts";
+import { stripCredentials } from "./request.ts";
+import { createUpstream } from "./upstream.ts";
+import { createWaker } from "./waker.ts";
 
 export interface Gate extends AsyncDisposable {
   /** Where it listens, e.g. `http://127.0.0.1:3080`. */
@@ -27,8 +28,6 @@ export interface Gate extends AsyncDisposable {
 const PROXY_SECRET = "x-fleet-proxy-secret";
 /** Where the proxy shall go on to, as ADDRESS:PORT. */
 const UPSTREAM = "x-fleet-upstream";
-/** A key that was revoked is forgotten by a message; should that be lost, after this long. */
-const KEY_MS = 5_000;
 const HEADERS_MS = 10_000;
 
 /** Throws `not_configured` where there is no public domain. */
@@ -43,30 +42,42 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   );
   const judge = createJudge(context, registry);
   stack.defer(wake.on((kind, subject) => void (kind === "key" && judge.forgetKey(subject))));
-  const open = createOpenExchanges(registry);
+  const open = createExchanges(registry);
+  const upstream = stack.use(createUpstream(registry));
+  const closing = new AbortController();
+  const enter = createEnter({
+    judge,
+    upstream,
+    waker: createWaker(context, registry, closing.signal),
+    wakeMs: config.GATE_WAKE_SECONDS * 1_000,
+    signal: closing.signal,
+  });
   const proxy = createProxyServer({ xfwd: false });
   const secret = config.GATE_PROXY_SECRET === undefined ? null : Buffer.from(config.GATE_PROXY_SECRET);
 
-  const server = createServer({ maxHeaderSize: 32_768, shouldUpgradeCallback: isWebSocket }, (request, response) => {
-    const answer = isFromProxy(request, secret) ? answerProxy(request, response) : serve(request, response);
-    answer.catch((error: unknown) => {
-      log.warn({ err: error }, "the gate could not answer a request");
+  const answer = (request: IncomingMessage, response: ServerResponse) => {
+    const answered = isFromProxy(request, secret) ? answerProxy(request, response) : serve(request, response);
+    answered.catch((error: unknown) => {
+      if (!closing.signal.aborted) log.warn({ err: error }, "the gate could not answer a request");
       if (response.headersSent) response.destroy();
-      else say(response, 503, "the registry of services can't be read just now; try again", { "retry-after": "1" });
+      else {
+        const text = "the registry of services can't be read just now; try again";
+        say(request, response, { status: 503, text, headers: { "retry-after": "1" } });
+      }
     });
-  });
+  };
+  const server = createServer({ maxHeaderSize: 32_768, shouldUpgradeCallback: isWebSocket }, answer);
+  // Who asks before sending its body is told to go on once there is somebody to take it.
+  server.on("checkContinue", answer);
   server.headersTimeout = HEADERS_MS;
   server.requestTimeout = 0; // uploads take their time
 
   const answerProxy = async (request: IncomingMessage, response: ServerResponse) => {
     const { "x-forwarded-method": method = "GET", "x-forwarded-uri": target = "/" } = request.headers;
     const asked = { method: String(method), target: String(target), upgrade: isUpgrade(request) };
-    const decision = await judge.ask(request, asked, String(request.headers["x-forwarded-for"] ?? ""));
-    if (decision.is !== "forward") {
-      refuse(response, decision);
-      return;
-    }
-    const { route } = decision;
+    const outcome = await enter(request, asked, String(request.headers["x-forwarded-for"] ?? ""));
+    if (outcome.is !== "forward") return say(request, response, toAnswer(outcome));
+    const { route } = outcome;
     stripCredentials(request.headers);
     const { cookie = "", authorization = "", "x-api-key": key = "" } = request.headers;
     response.writeHead(200, { [UPSTREAM]: upstreamOf(route), cookie, authorization, "x-api-key": String(key) }).end();
@@ -75,29 +86,36 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   const serve = async (request: IncomingMessage, response: ServerResponse) => {
     const isOwn = parseHostHeader(request.headers.host) === null && (await ownPage(request, response));
     if (isOwn) return;
-    const decision = await judge.ask(request, askedOf(request), request.socket.remoteAddress ?? "");
-    if (decision.is !== "forward") {
-      refuse(response, decision);
-      return;
-    }
-    const { route } = decision;
+    const outcome = await enter(request, askedOf(request), request.socket.remoteAddress ?? "");
+    if (request.socket.destroyed) return; // while it waited for the sandbox
+    if (outcome.is !== "forward") return say(request, response, toAnswer(outcome));
+    const { route } = outcome;
     forwardHeaders(request);
+    if (request.headers.expect !== undefined) {
+      delete request.headers.expect;
+      response.writeContinue();
+    }
     using _ = open.add(route, request.socket);
-    await proxy.web(request, response, { target: `http://${upstreamOf(route)}` }).catch((error: unknown) => {
+    const forward = (agent: Agent) => proxy.web(request, response, { target: `http://${upstreamOf(route)}`, agent });
+    // A connection that is used again may have been closed by the service just then.
+    const sent = isRepeatable(request)
+      ? forward(upstream.pooled(route)).catch((error: unknown) => {
+          if (response.headersSent || request.socket.destroyed) throw error;
+          return forward(upstream.fresh);
+        })
+      : forward(upstream.fresh);
+    await sent.catch((error: unknown) => {
       log.debug({ err: error, sandbox: route.sandbox.id, service: route.service.name }, "a service did not answer");
+      const text = `nothing answers on port ${route.service.port} of this sandbox`;
       if (response.headersSent) response.destroy();
-      else say(response, 502, `nothing answers on port ${route.service.port} of this sandbox`);
+      else say(request, response, { status: 502, text });
     });
   };
 
   const upgrade = async (request: IncomingMessage, socket: Socket, head: Buffer) => {
-    const decision = await judge.ask(request, askedOf(request), socket.remoteAddress ?? "");
-    if (decision.is !== "forward") {
-      const { status, text } = toAnswer(decision);
-      leave(socket, status, text);
-      return;
-    }
-    const { route } = decision;
+    const outcome = await enter(request, askedOf(request), socket.remoteAddress ?? "");
+    if (outcome.is !== "forward") return leave(socket, toAnswer(outcome));
+    const { route } = outcome;
     forwardHeaders(request);
     const held = open.add(route, socket);
     socket.once("close", () => held[Symbol.dispose]());
@@ -111,13 +129,14 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   /** Pages of the gate itself, at its own address: for the load balancer, and for Caddy's `ask`. */
   const ownPage = async (request: IncomingMessage, response: ServerResponse): Promise<boolean> => {
     const url = new URL(request.url ?? "/", "http://gate");
-    if (url.pathname === "/healthz") say(response, 200, "ok");
+    if (url.pathname === "/healthz") say(request, response, { status: 200, text: "ok" });
     else if (url.pathname === "/ask") {
-      if (!isTrusted(request.socket.remoteAddress)) say(response, 403, "only the proxy may ask");
+      if (!isTrusted(request.socket.remoteAddress))
+        say(request, response, { status: 403, text: "only the proxy may ask" });
       else {
         const host = parseHostHeader(url.searchParams.get("domain") ?? undefined);
         const known = host !== null && (await registry.find(host)) !== null;
-        say(response, known ? 200 : 404, known ? "ok" : "no such service");
+        say(request, response, known ? { status: 200, text: "ok" } : { status: 404, text: "no such service" });
       }
     } else return false;
     return true;
@@ -133,7 +152,7 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
     socket.on("error", () => socket.destroy());
     upgrade(request, socket, head).catch((error: unknown) => {
       log.debug({ err: error }, "the gate could not upgrade a connection");
-      leave(socket, 502, "nothing answers there");
+      leave(socket, { status: 502, text: "nothing answers there" });
     });
   });
 
@@ -148,6 +167,7 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
     url,
     async [Symbol.asyncDispose]() {
       const closed = once(server, "close");
+      closing.abort();
       server.close();
       server.closeAllConnections();
       open.destroyAll();
@@ -157,6 +177,12 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
     },
   };
 }
+
+/** What may be sent twice, as RFC 9110 has it (9.2.1), and whose body can't be lost on the way. */
+const isRepeatable = ({ method = "", headers }: IncomingMessage): boolean =>
+  ["GET", "HEAD", "OPTIONS"].includes(method) &&
+  headers["transfer-encoding"] === undefined &&
+  Number(headers["content-length"] ?? 0) === 0;
 
 const isUpgrade = ({ headers }: IncomingMessage): boolean => headers.upgrade !== undefined;
 
@@ -196,131 +222,4 @@ function toBlockList(cidrs: readonly string[]): BlockList {
     list.addSubnet(address, Number(bits), isIP(address) === 6 ? "ipv6" : "ipv4");
   }
   return list;
-}
-
-interface Judge {
-  ask(
-    request: IncomingMessage,
-    asked: { method: string; target: string; upgrade: boolean },
-    client: string,
-  ): Promise<Decision | { is: "limited" }>;
-  forgetKey(id: string): void;
-}
-
-function createJudge({ config, redis, keys }: WorkerContext, registry: Registry): Judge {
-  const apiKeys = createApiKeyStore(redis, keys);
-  const remembered = new Map<string, { key: Promise<ApiKey | null>; until: number }>();
-  const failures = createLimiter({ most: 60, perMs: 60_000 });
-  const linkKeys = toLinkKeys(config.FLEET_SECRET_KEY);
-  const appOrigins = new Set(config.GATE_APP_ORIGINS);
-  const loadKey = ({ id }: NonNullable<Shown["key"]>) => {
-    const known = remembered.get(id);
-    if (known && known.until > performance.now()) return known.key;
-    if (remembered.size > 10_000) remembered.clear();
-    const key = apiKeys.load(id);
-    remembered.set(id, { key, until: performance.now() + KEY_MS });
-    key.catch(() => remembered.delete(id));
-    return key;
-  };
-  return {
-    async ask(request, { method, target, upgrade }, client) {
-      if (failures.isOver(client)) return { is: "limited" };
-      const { host, cookies, key } = readRequest(request);
-      if (host === null) return { is: "refused", status: 400, reason: "the Host header is not a host name" };
-      const route = await registry.find(host);
-      const apiKey = key && { secret: key.secret, known: await loadKey(key) };
-      const rules: Rules = { linkKeys, appOrigins, nowSec: Math.floor(Date.now() / 1_000) };
-      const { origin } = request.headers;
-      const asked = { method, host, target, upgrade, origin, cookies, apiKey: apiKey ?? undefined };
-      const decision = decide(asked, route, rules);
-      // A page without its link is no attack; a wrong key, link or cookie may be one.
-      if (decision.is === "refused" && decision.status === 403) failures.count(client);
-      return decision;
-    },
-    forgetKey: (id) => void remembered.delete(id),
-  };
-}
-
-/** Open exchanges end with their route: a sandbox that is gone must not be talked to over a connection from before. */
-function createOpenExchanges(registry: Registry) {
-  const sockets = new Map<string, Map<Socket, Route>>();
-  registry.onChange((sandbox) => {
-    for (const [socket, route] of sockets.get(sandbox) ?? []) {
-      const host = parseHostHeader(new URL(route.service.url).host) ?? "";
-      registry.find(host).then(
-        (now) => {
-          const same =
-            now?.service.epoch === route.service.epoch &&
-            now.address === route.address &&
-            now.service.port === route.service.port;
-          if (!same) socket.destroy();
-        },
-        () => socket.destroy(),
-      );
-    }
-  });
-  return {
-    destroyAll() {
-      for (const own of sockets.values()) for (const socket of own.keys()) socket.destroy();
-    },
-    add(route: Route, socket: Socket): Disposable {
-      const { id } = route.sandbox;
-      const own = sockets.get(id) ?? new Map<Socket, Route>();
-      sockets.set(id, own.set(socket, route));
-      return {
-        [Symbol.dispose]() {
-          own.delete(socket);
-          if (own.size === 0) sockets.delete(id);
-        },
-      };
-    },
-  };
-}
-
-/** Headers of the gate's own answers. */
-const OWN_PAGE = {
-  "content-type": "text/plain; charset=utf-8",
-  "cache-control": "no-store",
-  "content-security-policy": "default-src 'none'; frame-ancestors *",
-  "referrer-policy": "no-referrer",
-  "x-content-type-options": "nosniff",
-};
-
-/** The end of a connection that is not upgraded. */
-function leave(socket: Socket, status: number, text: string): void {
-  socket.end(
-    `HTTP/1.1 ${status} ${STATUS_CODES[status] ?? ""}\r\nConnection: close\r\nContent-Length: ${text.length}\r\n\r\n${text}`,
-  );
-}
-
-function say(response: ServerResponse, status: number, text: string, headers: Record<string, string> = {}): void {
-  response.writeHead(status, { ...OWN_PAGE, ...headers }).end(`${text}\n`);
-}
-
-type Refusal = Exclude<Decision | { is: "limited" }, { is: "forward" }>;
-
-function refuse(response: ServerResponse, decision: Refusal): void {
-  const { status, text, headers = {} } = toAnswer(decision);
-  say(response, status, text, headers);
-}
-
-function toAnswer(decision: Refusal): { status: number; text: string; headers?: Record<string, string> } {
-  switch (decision.is) {
-    case "limited": {
-      const text = "too many wrong keys and links from your address; wait a minute";
-      return { status: 429, text, headers: { "retry-after": "60" } };
-    }
-    case "redirect":
-      return { status: 302, text: "", headers: { location: decision.location, "set-cookie": decision.cookie } };
-    case "asleep": {
-      const text = `the sandbox is ${decision.route.sandbox.state}`;
-      return { status: 503, text, headers: { "retry-after": "5" } };
-    }
-    case "refused": {
-      const { status, reason: text } = decision;
-      return status === 401 ? { status, text, headers: { "www-authenticate": "Bearer" } } : { status, text };
-    }
-    default:
-      throw unreachable(decision);
-  }
 }

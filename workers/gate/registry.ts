@@ -3,7 +3,8 @@
  * While events can't be read nothing is remembered, so that what is hidden or gone never answers from a stale note.
  */
 import type { Logger } from "pino";
-import { SandboxId } from "../../shared/ids.ts";
+import { z } from "zod";
+import { OperationId, SandboxId } from "../../shared/ids.ts";
 import type { ExposedService } from "../../shared/jobs/fields.ts";
 import { closeRedis, type RedisConnection } from "../../shared/redis/connect.ts";
 import { newestCursor, readEvents } from "../../shared/state/events.ts";
@@ -18,6 +19,8 @@ export interface Route {
   service: ExposedService;
   /** Where it listens; absent while the sandbox sleeps, or while its address is not certain to be its own. */
   address?: string;
+  /** An operation is putting it to sleep; told of those only that a request would wake. */
+  leaving: boolean;
 }
 
 export interface Registry extends AsyncDisposable {
@@ -42,8 +45,17 @@ export interface RegistryOptions {
 const REMEMBERED = 20_000;
 /** A host without a sandbox has no event that would tell of a change. */
 const UNKNOWN_MS = 500;
+/** Nor has the begin of an operation that is to put the sandbox to sleep. */
+const LEAVING_MS = 50;
 const BLOCK_MS = 2_000;
 const AGAIN_MS = 200;
+
+interface Found {
+  sandbox: SandboxId | null;
+  route: Route | null;
+  /** To be looked at again soon. */
+  mayLeave?: boolean;
+}
 
 interface Entry {
   route: Promise<Route | null>;
@@ -73,11 +85,11 @@ export function startRegistry(options: RegistryOptions): Registry {
     for (const listener of listeners) listener(sandbox);
   };
 
-  const lookUp = async (host: string): Promise<{ sandbox: SandboxId | null; route: Route | null }> => {
+  const lookUp = async (host: string): Promise<Found> => {
     const parts = parse(host);
     const sandbox = parts && (await sandboxOf(redis, keys, parts));
     if (!parts || !sandbox) return { sandbox: null, route: null };
-    return { sandbox, route: await toRoute({ redis, keys, store }, sandbox, parts) };
+    return { sandbox, ...(await toRoute({ redis, keys, store }, sandbox, parts)) };
   };
 
   const find: Registry["find"] = async (host) => {
@@ -91,10 +103,11 @@ export function startRegistry(options: RegistryOptions): Registry {
     if (entries.size >= REMEMBERED) forgetAll();
     entries.set(host, entry);
     try {
-      const { sandbox } = await asked;
+      const { sandbox, route, mayLeave } = await asked;
       // An event since may have told of what was being read.
       if (begun !== generation) entries.delete(host);
       else if (sandbox === null) entry.until = performance.now() + UNKNOWN_MS;
+      else if (mayLeave && route !== null) entry.until = performance.now() + LEAVING_MS;
       else hostsOf.set(sandbox, (hostsOf.get(sandbox) ?? new Set()).add(host));
     } catch (error) {
       entries.delete(host);
@@ -151,19 +164,37 @@ async function sandboxOf(redis: RedisConnection, keys: Keys, parts: HostParts): 
 }
 
 async function toRoute(
-  { redis, keys, store }: Pick<RegistryOptions, "redis" | "keys" | "store">,
+  from: Pick<RegistryOptions, "redis" | "keys" | "store">,
   id: SandboxId,
   parts: HostParts,
-): Promise<Route | null> {
+): Promise<Omit<Found, "sandbox">> {
+  const { redis, keys, store } = from;
+  const none = { route: null };
   const sandbox = await store.loadSandbox(id);
-  if (!sandbox || isGone(sandbox.state) || isProvisional(sandbox.state) || sandbox.state === "destroying") return null;
-  if (parts.vmid !== undefined && sandbox.vmid !== parts.vmid) return null;
+  if (!sandbox || isGone(sandbox.state) || isProvisional(sandbox.state) || sandbox.state === "destroying") return none;
+  if (parts.vmid !== undefined && sandbox.vmid !== parts.vmid) return none;
   const service = sandbox.services.find(
     ({ name, port }) => (parts.service ?? name) === name && (parts.port ?? port) === port,
   );
-  if (service?.level !== "public") return null;
+  if (service?.level !== "public") return none;
   const { address, state } = sandbox;
+  const sleep = sandbox.wakeOnHttp && state === "running" ? await nextSleep(from, id) : null;
+  const about = { sandbox, service, leaving: sleep === "running" };
   // A guest may give itself any address: only the one that was claimed for this sandbox is connected to.
   const own = state === "running" && address !== undefined && (await redis.hget(keys.addresses, address)) === id;
-  return own ? { sandbox, service, address } : { sandbox, service };
+  return { route: own ? { ...about, address } : about, mayLeave: sleep !== null };
 }
+
+/** How far the operation is that is about to put the sandbox to sleep; null: there is none, or another comes first. */
+async function nextSleep(
+  { redis, keys, store }: Pick<RegistryOptions, "redis" | "keys" | "store">,
+  sandbox: SandboxId,
+): Promise<"queued" | "running" | null> {
+  const head = OperationId.safeParse(await redis.lindex(keys.changes(sandbox), 0));
+  const operation = head.success ? await store.load(head.data) : null;
+  if (operation?.kind !== "power" || (operation.status !== "queued" && operation.status !== "running")) return null;
+  const sleeps = Sleep.safeParse(operation.input).success;
+  return sleeps ? operation.status : null;
+}
+
+const Sleep = z.object({ action: z.enum(["pause", "stop", "shutdown"]) });

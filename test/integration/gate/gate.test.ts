@@ -1,6 +1,5 @@
 /** The gate in front of real services of sandboxes: who gets in, what is hidden, what never goes through. */
 import { once } from "node:events";
-import { createServer, type IncomingHttpHeaders, request as send } from "node:http";
 import { connect } from "node:net";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { TeamId } from "../../../shared/ids.ts";
@@ -8,6 +7,7 @@ import { LINK_COOKIE, LINK_PARAMETER } from "../../../shared/links.ts";
 import { createApiKeyStore } from "../../../shared/state/api-keys.ts";
 import { type Gate, startGate } from "../../../workers/gate/gate.ts";
 import { type Bed, provisionOne, run, startBed, until } from "../fleet/harness.ts";
+import { type Asked, askGate, seen, startEcho, upgradeAt } from "./rig.ts";
 
 const DOMAIN = "sandbox.test";
 const PORT = 8_000;
@@ -41,7 +41,7 @@ beforeAll(async () => {
   });
   ({ sandboxId, vmid } = sandbox);
   hostOf = (service) => `${service}-${vmid}.${DOMAIN}`;
-  guest = await startEcho(sandbox.address);
+  guest = await startEcho(sandbox.address, PORT);
 });
 afterAll(async () => {
   await guest?.[Symbol.asyncDispose]();
@@ -49,56 +49,8 @@ afterAll(async () => {
   await bed?.close();
 });
 
-/** A server in the guest that tells what reached it; echoes what comes over an upgraded connection. */
-async function startEcho(address: string): Promise<AsyncDisposable> {
-  const server = createServer(async (request, response) => {
-    let body = "";
-    for await (const chunk of request) body += chunk;
-    response.setHeader("content-type", "application/json");
-    response.end(JSON.stringify({ method: request.method, url: request.url, headers: request.headers, body }));
-  });
-  server.on("upgrade", (_request, socket) => {
-    socket.on("error", () => socket.destroy());
-    socket.write("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
-    socket.pipe(socket);
-  });
-  server.listen(PORT, address);
-  await once(server, "listening");
-  return {
-    async [Symbol.asyncDispose]() {
-      server.close();
-      server.closeAllConnections();
-      await once(server, "close");
-    },
-  };
-}
-
-interface Reply {
-  status: number;
-  headers: IncomingHttpHeaders;
-  text: string;
-}
-
-async function ask(
-  host: string,
-  {
-    path = "/",
-    method = "GET",
-    headers = {},
-    body = "",
-  }: { path?: string; method?: string; headers?: Record<string, string>; body?: string } = {},
-): Promise<Reply> {
-  const { hostname, port } = new URL(gate.url);
-  const request = send({ hostname, port, path, method, agent: false, headers: { host, ...headers } });
-  request.end(body);
-  const [response] = await once(request, "response");
-  let text = "";
-  for await (const chunk of response) text += chunk;
-  return { status: response.statusCode, headers: response.headers, text };
-}
-
-const seen = ({ text }: Reply) =>
-  JSON.parse(text) as { method: string; url: string; headers: Record<string, string>; body: string };
+const ask = (host: string, asked: Asked = {}) => askGate(gate, host, asked);
+const upgrade = (host: string, headers: Record<string, string>) => upgradeAt(gate, host, headers);
 
 /** Exchanges a link for its cookie, as a browser does. */
 async function openLink(service = "linked"): Promise<string> {
@@ -171,17 +123,6 @@ describe("who may pass, passes", () => {
     expect((await ask(hostOf("linked"), { headers: { cookie } })).status).toBe(403);
   });
 });
-
-async function upgrade(host: string, headers: Record<string, string>) {
-  const { hostname, port } = new URL(gate.url);
-  const socket = connect(Number(port), hostname);
-  const lines = Object.entries({ host, connection: "Upgrade", upgrade: "websocket", ...headers }).map(
-    ([name, value]) => `${name}: ${value}\r\n`,
-  );
-  socket.write(`GET /ws HTTP/1.1\r\n${lines.join("")}\r\n`);
-  const [head] = await once(socket, "data");
-  return { socket, status: Number(/^HTTP\/1\.1 (\d+)/.exec(String(head))?.[1]) };
-}
 
 test("what is hidden answers no more, on a connection that is kept as well; what is exposed answers at once", async () => {
   const { port, hostname } = new URL(gate.url);

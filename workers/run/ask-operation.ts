@@ -1,0 +1,33 @@
+import { newOperationId } from "../../shared/ids.ts";
+import type { JobName } from "../../shared/jobs/index.ts";
+import type { Accepted } from "../../shared/state/operations.ts";
+import type { SandboxRecord } from "../../shared/state/records.ts";
+import type { WorkerContext } from "../context.ts";
+import { addJob } from "./process-operation.ts";
+
+/**
+ * Asks for an operation on the fleet's own account: it counts for no quota. The same key again is the same operation.
+ * Throws `sandbox_not_found` or `sandbox_gone`.
+ */
+export async function askOperation(
+  context: WorkerContext,
+  sandbox: SandboxRecord,
+  { kind, input, idempotencyKey }: { kind: JobName; input: unknown; idempotencyKey: string },
+): Promise<Accepted> {
+  const accepted = await context.store.accept({
+    id: newOperationId(),
+    kind,
+    sandbox: sandbox.id,
+    team: sandbox.team,
+    scope: undefined,
+    input,
+    secrets: undefined,
+    idempotencyKey,
+    batch: false,
+    onQuota: "ignore",
+    newSandbox: undefined,
+  });
+  const operation = await context.store.load(accepted.id);
+  if (operation && !accepted.parked && !accepted.existing) await addJob(context, operation);
+  return accepted;
+}
