@@ -21,6 +21,8 @@ export interface EventOptions {
   signal?: AbortSignal | undefined;
   sandbox?: string | undefined;
   operation?: string | undefined;
+  /** Of the operations that are its items; what happens to their sandboxes is not in it. */
+  batch?: string | undefined;
   /** A fleet of one team sees that team only. */
   team?: string | undefined;
   types?: readonly FleetEventType[] | undefined;
@@ -106,11 +108,12 @@ async function* follow(
 }
 
 function toFilter(parts: Parts, options: EventOptions): (event: FleetEvent) => boolean {
-  const { sandbox, operation, types } = options;
+  const { sandbox, operation, batch, types } = options;
   const team = toTeam(parts.team, options.team);
   return (event) =>
     (team === undefined || event.team === team) &&
     (sandbox === undefined || event.sandbox === sandbox) &&
     (operation === undefined || event.operation === operation) &&
+    (batch === undefined || ("batch" in event.data && event.data.batch === batch)) &&
     (types === undefined || types.includes(event.type));
 }

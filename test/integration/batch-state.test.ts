@@ -5,7 +5,7 @@ import { type BatchId, newBatchId, newFence, newOperationId, newSandboxId, TeamI
 import { type BatchStore, createBatchStore, toItemEnd } from "../../shared/state/batches.ts";
 import type { BatchPolicy } from "../../shared/state/records.ts";
 import { type RedisServer, startRedis } from "../redis.ts";
-import { createRig, type Rig } from "./producers/rig.ts";
+import { createRig, type Rig, toProvisioned } from "./producers/rig.ts";
 
 let server: RedisServer;
 let rig: Rig;
@@ -102,6 +102,24 @@ test("an item is accepted once: the same again is known, another input or one pa
   expect(await batches.loadRejection(id, 1)).toMatchObject({ code: "storage_full" });
   const gone = await rig.store.acceptItems([provisionItem(newBatchId(), 0)]);
   expect(gone).toMatchObject([{ outcome: "refused", error: { code: "batch_not_found" } }]);
+});
+
+test("events of a batch are those of its operations", async () => {
+  const id = await opened();
+  const [first, second] = await accepted(id, 2);
+  if (!first || !second) throw new Error("unreachable");
+  await accepted(await opened(), 1);
+  await rig.succeed(second, toProvisioned(second, newSandboxId()));
+  await rig.fail(first, failure);
+  const seen: [string, string, unknown][] = [];
+  for await (const { operation, type, data } of rig.fleet.events({ after: "0", follow: false, batch: id }))
+    seen.push([operation, type, "item" in data && data.item]);
+  expect(seen).toEqual([
+    [first, "operation.accepted", 0],
+    [second, "operation.accepted", 1],
+    [second, "operation.succeeded", 1],
+    [first, "operation.failed", 0],
+  ]);
 });
 
 test("the same id again is the same batch; another team's, policy's or size's is a conflict", async () => {

@@ -22,6 +22,7 @@ export function addEvents(program: Command, cli: Cli): void {
     once?: boolean;
     sandbox?: string;
     operation?: string;
+    batch?: string;
     team?: string;
     type?: FleetEventType[];
   };
@@ -36,19 +37,21 @@ export function addEvents(program: Command, cli: Cli): void {
     .addOption(new Option("--once", "end with the newest").conflicts("follow"))
     .option("--sandbox <sandbox>", "of this sandbox")
     .option("--operation <operation>", "of this operation")
+    .option("--batch <batch>", "of the operations of this batch")
     .option("--team <team>", "of this team")
     .addOption(new Option("--type <type>", "of this type; repeatable").choices(EVENT_TYPES).argParser(collectType))
     .addHelpText("after", EVENT_EXAMPLES)
     .action(async () => {
-      const { json = false, after, once = false, team, type, sandbox, operation } = command.optsWithGlobals<Options>();
+      const { json = false, after, once = false, sandbox, type, ...of } = command.optsWithGlobals<Options>();
       await cli.run({ json }, async ({ fleet, terminal, interrupt, print }) => {
         const events = fleet.events({
           after: after ?? (once ? "0" : "$"),
           follow: !once,
           signal: interrupt,
-          team,
+          team: of.team,
+          operation: of.operation,
+          batch: of.batch,
           types: type,
-          operation,
           sandbox: sandbox === undefined ? undefined : await resolveSandbox(sandbox, fleet.sandboxes),
         });
         for await (const event of events) print(event, `${toPrintable(toEventLine(event, terminal.paint))}\n`);

@@ -3,7 +3,7 @@ import { execFile } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { type Bed, failure, provisionOne, startBed } from "./harness.ts";
+import { type Bed, failure, provisionOne, startBed, until } from "./harness.ts";
 
 let bed: Bed;
 beforeAll(async () => {
@@ -54,6 +54,21 @@ test("without BullMQ's own jobs", async () => {
   for (const queue of ["place", "node-pve1"]) await bed.workers?.context.queues.get(queue).clean(0, 1_000, "completed");
   const late = await bed.client().operation(handle.id);
   expect(await late.result()).toEqual(result);
+});
+
+test("after somebody obliterated BullMQ's queues: of what waited, of what ran, and late", async () => {
+  bed.pve.faults.request({ kind: "delay", ms: 700, method: "POST", path: "/clone$", times: 6 });
+  const handles = await Promise.all(Array.from({ length: 6 }, () => bed.fleet.provision({ template: "cmux-base" })));
+  const results = Promise.all(handles.map((handle) => handle.result({ timeoutMs: 30_000 })));
+  const queues = ["place", "node-pve1", "exec-pve1"].map((name) => bed.workers?.context.queues.get(name));
+  await until(async () => (await queues[1]?.getActiveCount()) === 4, "as many as the node takes");
+  const obliterate = () => Promise.all(queues.map((queue) => queue?.obliterate({ force: true })));
+  await obliterate();
+  expect(await Promise.all(queues.map((queue) => queue?.count()))).toEqual([0, 0, 0]);
+  const ended = await results;
+  expect(new Set(ended.map(({ sandboxId }) => sandboxId)).size).toBe(6);
+  await obliterate();
+  expect(await Promise.all(handles.map((handle) => handle.result()))).toEqual(ended);
 });
 
 test("a wait that is over leaves the operation alone", async () => {
