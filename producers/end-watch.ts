@@ -46,9 +46,16 @@ export interface Wait {
 
 type Waiter = Deferred<EndedOperation>;
 
+/** Wakes who follows a batch. Begun before one looks: what comes between the look and the wait is not missed. */
+export interface BatchWatch extends Disposable {
+  /** Resolves when something may have changed since the last one, and after `withinMs`. Throws the signal's reason. */
+  next(withinMs: number, signal: AbortSignal): Promise<void>;
+}
+
 export class EndWatch {
   readonly #parts: Parts;
   readonly #waiting = new Map<string, Set<Waiter>>();
+  readonly #watchers = new Map<string, Set<() => void>>();
   readonly #closing = new AbortController();
   #tail: { reader: EventReader; done: Promise<void> } | undefined;
 
@@ -76,6 +83,41 @@ export class EndWatch {
       signal?.removeEventListener("abort", onAbort);
       this.#unregister(id, waiter);
     }
+  }
+
+  watchBatch(id: string): BatchWatch {
+    if (this.#closing.signal.aborted) throw closedError();
+    const closing = this.#closing.signal;
+    let changed = false;
+    let wake: (() => void) | undefined;
+    const onChange = () => {
+      changed = true;
+      wake?.();
+    };
+    const watchers = this.#watchers.get(id) ?? new Set();
+    this.#watchers.set(id, watchers.add(onChange));
+    this.#startTail(undefined);
+    return {
+      async next(withinMs, signal) {
+        const stop = AbortSignal.any([signal, closing]);
+        if (!changed) {
+          const woken = new Promise<void>((resolve) => {
+            wake = resolve;
+          });
+          const patience = new AbortController();
+          const either = AbortSignal.any([stop, patience.signal]);
+          await Promise.race([woken, pause(withinMs, undefined, { signal: either }).catch(() => {})]);
+          patience.abort();
+        }
+        changed = false;
+        if (closing.aborted) throw closedError();
+        signal.throwIfAborted();
+      },
+      [Symbol.dispose]: () => {
+        watchers.delete(onChange);
+        if (watchers.size === 0) this.#watchers.delete(id);
+      },
+    };
   }
 
   async close(): Promise<void> {
@@ -129,7 +171,7 @@ export class EndWatch {
       let neededAt = performance.now();
       while (performance.now() - neededAt < LINGER_MS && !this.#closing.signal.aborted) {
         after = await this.#step(reader, after);
-        if (this.#waiting.size > 0) neededAt = performance.now();
+        if (this.#waiting.size + this.#watchers.size > 0) neededAt = performance.now();
       }
       // Nobody registers between the check and this: both happen in one turn.
       this.#tail = undefined;
@@ -144,7 +186,8 @@ export class EndWatch {
     try {
       if (after === undefined) return await this.#resync();
       const { ended, cursor } = await reader.readEnds(after);
-      await this.#look(ended.filter((id) => this.#waiting.has(id)));
+      for (const { batch } of ended) if (batch !== undefined) this.#wakeWatchers(batch);
+      await this.#look(ended.flatMap(({ operation }) => (this.#waiting.has(operation) ? [operation] : [])));
       return cursor;
     } catch {
       await pause(RESYNC_MS, undefined, { signal: this.#closing.signal }).catch(() => {});
@@ -157,8 +200,13 @@ export class EndWatch {
     if (this.#parts.link.redis().status === "ready") this.#lookAtAll().catch(() => {}); // the next one comes
   }
 
+  #wakeWatchers(id: string): void {
+    for (const wake of this.#watchers.get(id) ?? []) wake();
+  }
+
   async #resync(): Promise<string> {
     const cursor = await this.#parts.link.request((redis) => newestCursor(redis, this.#parts.keys));
+    for (const id of this.#watchers.keys()) this.#wakeWatchers(id);
     await this.#lookAtAll();
     return cursor;
   }
@@ -169,13 +217,9 @@ export class EndWatch {
 
   /** Reads records and settles those that have ended or are gone. */
   async #look(ids: readonly string[]): Promise<void> {
-    const { link, keys } = this.#parts;
     for (let at = 0; at < ids.length; at += REREAD_BATCH) {
-      const batch = ids.slice(at, at + REREAD_BATCH);
-      // No pipeline: commands of one turn are written together all the same, and ioredis needs long to make one.
-      await link.request((redis) =>
-        Promise.all(batch.map(async (id) => this.#settle(id, await redis.hmget(keys.operation(id), ...FIELDS)))),
-      );
+      const some = ids.slice(at, at + REREAD_BATCH);
+      await Promise.all(some.map(async (id) => this.#settle(id, await loadFields(this.#parts, id))));
     }
   }
 
@@ -199,6 +243,15 @@ export class EndWatch {
     return this.#parts.team === undefined || record.team === this.#parts.team;
   }
 }
+
+/** Of these operations the records that are still there and in reach. */
+export async function loadEnded(parts: Parts, ids: readonly string[]): Promise<EndedOperation[]> {
+  return (await Promise.all(ids.map(async (id) => decodeEnded(id, await loadFields(parts, id)) ?? []))).flat();
+}
+
+/** No pipeline for many: commands of one turn are written together all the same, and ioredis needs long to make one. */
+const loadFields = ({ link, keys }: Parts, id: string): Promise<(string | null)[]> =>
+  link.request((redis) => redis.hmget(keys.operation(id), ...FIELDS));
 
 function decodeEnded(id: string, values: readonly (string | null)[]): EndedOperation | null {
   const hash: Record<string, string> = {};

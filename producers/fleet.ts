@@ -3,6 +3,7 @@ import type { TeamId } from "../shared/ids.ts";
 import { JOB_NAMES, type JobInput, type JobName } from "../shared/jobs/index.ts";
 import type { FleetEvent } from "../shared/state/events.ts";
 import { type Inventory, loadInventory } from "../shared/state/inventory.ts";
+import { type Batches, createBatches, type SubmitBatch } from "./batches.ts";
 import { EndWatch } from "./end-watch.ts";
 import {
   type ConsumeOptions,
@@ -42,6 +43,14 @@ export interface Fleet extends JobMethods, AsyncDisposable {
   upload(input: JobInput<"upload">, content: ContentSource, options?: SubmitOptions): Promise<Handle<"upload">>;
   /** A handle of an operation that this or another process began. Throws `operation_unknown`. */
   operation(id: string): Promise<AnyHandle>;
+  /**
+   * Many operations under one id: a provision `count` times, or any jobs, which are read as they are accepted. Resolves once
+   * all are accepted. Throws `invalid_input` for the options or a bad provision, `idempotency_conflict` where the id had
+   * other input, or what the source throws; a bad job of a source fails its item alone. After a crash or an error the same
+   * id with the same source goes on, and nothing is done twice.
+   */
+  readonly batch: SubmitBatch;
+  readonly batches: Batches;
   events(options?: EventOptions): AsyncIterableIterator<FleetEvent>;
   /**
    * Shares the events among all who consume with this group's name: each goes to one of them, again where that one dies.
@@ -68,6 +77,7 @@ export function createFleet(options: FleetOptions): Fleet {
   const watch = new EndWatch(parts);
   const methods = createMethods(parts, watch);
   const sandboxes = createSandboxes(parts);
+  const { submit: batch, ...batches } = createBatches(parts, watch);
   const closing = new AbortController();
   const close = async () => {
     closing.abort();
@@ -81,6 +91,8 @@ export function createFleet(options: FleetOptions): Fleet {
       const record = await loadOperation(parts, id);
       return toAnyHandle(parts, watch, record);
     },
+    batch,
+    batches,
     events: (eventOptions = {}) => watchEvents(parts, eventOptions, closing.signal),
     consume: (group, handle, consumeOptions = {}) => consume(parts, group, handle, consumeOptions, closing.signal),
     eventGroups: createEventGroups(parts),

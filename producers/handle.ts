@@ -79,7 +79,8 @@ export function createHandle<N extends JobName>(
   return { ...base, ...more } as unknown as HandleOf<N>; // tsc does not narrow N by kind
 }
 
-function toResult<N extends JobName>(kind: N, ended: EndedOperation): JobOutput<N> {
+/** Throws the operation's own error. */
+export function toResult<N extends JobName>(kind: N, ended: EndedOperation): JobOutput<N> {
   const facts = { operation: ended.id, sandbox: ended.sandbox };
   if (ended.status !== "succeeded") {
     const { code, message, facts: known } = ended.error ?? { code: "internal", message: "it left no error", facts: {} };

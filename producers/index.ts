@@ -1,13 +1,15 @@
 /** What a backend imports: `import { createFleet } from "sandbox-fleet"`. Nothing here reads the environment on import. */
 export type { ErrorFacts, ErrorRecord, FleetErrorCode } from "../shared/errors.ts";
 export { FleetError } from "../shared/errors.ts";
-export type { OperationId, SandboxId, ServiceName, SnapshotId, TeamId } from "../shared/ids.ts";
+export type { BatchId, OperationId, SandboxId, ServiceName, SnapshotId, TeamId } from "../shared/ids.ts";
 export type { JobInput, JobName, JobOutput } from "../shared/jobs/index.ts";
 export type { DeadEvent, GroupFacts } from "../shared/state/event-groups.ts";
 export type { FleetEvent, FleetEventType } from "../shared/state/events.ts";
 export type { Inventory } from "../shared/state/inventory.ts";
 export type { OperationStatus, SandboxRecord, SandboxState, SnapshotRecord } from "../shared/state/records.ts";
 export { assertRepeatable } from "./assert-repeatable.ts";
+export type { Batch, BatchCounts, BatchView, ItemOutcome } from "./batch.ts";
+export type { Batches, BatchOptions, BatchProvision } from "./batches.ts";
 export type { Content } from "./content.ts";
 export type { Wait } from "./end-watch.ts";
 export type { ConsumeOptions, EventGroups, EventHandler } from "./event-groups.ts";
@@ -21,6 +23,7 @@ export type { Sandboxes, SandboxFilter } from "./sandboxes.ts";
 export type { ContentSource } from "./spool.ts";
 export type { OperationView } from "./status.ts";
 export type { SubmitOptions } from "./submit.ts";
+export type { BadJob, BatchJob, BatchJobs } from "./submit-batch.ts";
 export type { QuotaView, TeamLimits, TeamQuotas } from "./team-quotas.ts";
 export type { Templates, TemplateView } from "./templates.ts";
 export type { EventOptions } from "./watch-events.ts";

@@ -2,6 +2,7 @@
 import type { TeamId } from "../shared/ids.ts";
 import { createQueues, type Queues } from "../shared/queues.ts";
 import { Channels } from "../shared/redis/channels.ts";
+import { type BatchStore, createBatchStore } from "../shared/state/batches.ts";
 import { type ContentStore, createContentStore } from "../shared/state/contents.ts";
 import { createKeys, type Keys } from "../shared/state/keys.ts";
 import { createNodeStateStore, type NodeStateStore } from "../shared/state/nodes.ts";
@@ -20,6 +21,8 @@ export interface Parts {
   readonly team: TeamId | undefined;
   readonly now: () => number;
   readonly store: OperationStore;
+  readonly batches: BatchStore;
+  readonly keyring: readonly Buffer[] | undefined;
   readonly secrets: SecretStore;
   readonly contents: ContentStore;
   readonly queues: Queues;
@@ -34,13 +37,15 @@ export function createParts(options: CheckedOptions): Parts {
   const link = createLink(options.redis, options.requestTimeoutMs);
   const keys = createKeys(options.prefix);
   const channels = new Channels(() => link.openBlocking());
-  let opened: Pick<Parts, "store" | "secrets" | "queues" | "slots" | "nodeStates" | "quotas"> | undefined;
+  let opened: Pick<Parts, "store" | "batches" | "secrets" | "queues" | "slots" | "nodeStates" | "quotas"> | undefined;
   const open = () => {
     if (opened) return opened;
     const redis = link.redis();
     opened = {
       // Retention is set by whoever ends an operation, and a producer never does.
       store: createOperationStore(redis, keys, { retentionSec: 0, keyring: options.keyring }),
+      // A batch without any operation is ended by its producer.
+      batches: createBatchStore(redis, keys, { retentionSec: 86_400 }),
       secrets: createSecretStore(redis, keys, options.keyring),
       queues: createQueues(redis, options.prefix),
       slots: createSlots(redis, keys),
@@ -56,6 +61,10 @@ export function createParts(options: CheckedOptions): Parts {
     team: options.team,
     now: Date.now,
     contents: createContentStore(keys, options.keyring),
+    keyring: options.keyring,
+    get batches() {
+      return open().batches;
+    },
     get store() {
       return open().store;
     },

@@ -1,12 +1,13 @@
 /** From an input to an accepted operation with its job in a queue. */
 import { z } from "zod";
 import { FleetError } from "../shared/errors.ts";
-import { newOperationId, newSandboxId, SandboxId, TeamId } from "../shared/ids.ts";
+import { newOperationId, newSandboxId, type OperationId, SandboxId, TeamId } from "../shared/ids.ts";
 import { ADOPTED } from "../shared/jobs/adopt.ts";
 import { checkRanges } from "../shared/jobs/check-ranges.ts";
 import { type JobName, type ParsedInput, parseInput } from "../shared/jobs/index.ts";
 import { loadInventory } from "../shared/state/inventory.ts";
-import type { Accepted, AcceptRequest } from "../shared/state/operations.ts";
+import type { Accepted, AcceptRequest, ItemGroup } from "../shared/state/operations.ts";
+import type { SecretValues } from "../shared/state/secrets.ts";
 import type { Parts } from "./parts.ts";
 import { splitSecrets } from "./split-secrets.ts";
 import { assertSandbox, type ContentSource, spool } from "./spool.ts";
@@ -24,7 +25,7 @@ export interface SubmitOptions {
 /** Sealed values of a request that is never accepted go by themselves after this long. */
 const UNCLAIMED_SECRET_SEC = 86_400;
 const AskedTeam = TeamId.optional();
-const DEFAULT_TEAM = TeamId.parse("default");
+export const DEFAULT_TEAM = TeamId.parse("default");
 const IdempotencyKey = z.string().min(1).max(512).optional();
 const OnQuota = z.enum(["refuse", "wait"]).optional();
 
@@ -39,23 +40,49 @@ export async function submit<N extends JobName>(
   options: SubmitOptions,
   content?: ContentSource,
 ): Promise<Accepted> {
-  const input: Record<string, unknown> = parseInput(kind, raw);
   const idempotencyKey = checkIdempotencyKey(options.idempotencyKey);
   const onQuota = checkOnQuota(options.onQuota);
-  await checkAgainstCluster(parts, input);
-  if (kind === "adopt") await assertNode(parts, input["node"]);
-  const { stored, secrets } = splitSecrets(kind, input);
-  const request = { ...toTarget(parts, kind, input), kind, scope: parts.team, input: stored, secrets };
-  if (secrets) {
-    await parts.link.request(() => parts.secrets.put(request.id, secrets, { expiresInSec: UNCLAIMED_SECRET_SEC }));
-  }
+  const prepared = await prepare(parts, kind, raw);
+  const request = { ...prepared.request, ...newIds(prepared) };
+  await sealSecrets(parts, request);
   const asked = { ...request, idempotencyKey, onQuota };
-  const forget = async () => {
-    if (secrets) await parts.link.request(() => parts.secrets.remove(request.id));
-  };
+  const forget = () => forgetSecrets(parts, request);
   const accepted = await (kind === "upload" ? acceptUpload(parts, asked, content) : accept(parts, asked, forget));
   if (!accepted.existing && !accepted.parked) await addJob(parts, kind, accepted);
   return accepted;
+}
+
+/** A checked input, ready to be asked for once or many times. */
+export interface Prepared {
+  request: ItemGroup["request"] & { secrets: SecretValues | undefined };
+  /** The sandbox that it is about; undefined for one that makes a new one each time. */
+  sandbox: SandboxId | undefined;
+}
+
+type Sealed = { id: OperationId; secrets: SecretValues | undefined };
+
+/** Throws `invalid_input` and what only the cluster or a team's scope can refuse. */
+export async function prepare(parts: Parts, kind: JobName, raw: unknown): Promise<Prepared> {
+  const input: Record<string, unknown> = parseInput(kind, raw);
+  const { sandbox, ...target } = toTarget(parts, kind, input);
+  await checkAgainstCluster(parts, input);
+  if (kind === "adopt") await assertNode(parts, input["node"]);
+  const { stored, secrets } = splitSecrets(kind, input);
+  return { request: { ...target, kind, scope: parts.team, input: stored, secrets }, sandbox };
+}
+
+export const newIds = ({ sandbox }: Prepared): { id: OperationId; sandbox: SandboxId } => ({
+  id: newOperationId(),
+  sandbox: sandbox ?? newSandboxId(),
+});
+
+export async function sealSecrets(parts: Parts, { id, secrets }: Sealed): Promise<void> {
+  if (!secrets) return;
+  await parts.link.request(() => parts.secrets.put(id, secrets, { expiresInSec: UNCLAIMED_SECRET_SEC }));
+}
+
+export async function forgetSecrets(parts: Parts, { id, secrets }: Sealed): Promise<void> {
+  if (secrets) await parts.link.request(() => parts.secrets.remove(id));
 }
 
 /** `forget`: removes what was kept for a request that comes to nothing. Should it fail, that still expires. */
@@ -91,7 +118,6 @@ async function addJob(parts: Parts, kind: JobName, { id, sandbox, team, queue, p
 
 /** Which sandbox an operation is about, and for a new one the record to begin with. */
 function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, unknown>>) {
-  const id = newOperationId();
   const asked = AskedTeam.parse(input["team"]);
   if (asked !== undefined && parts.team !== undefined && asked !== parts.team) {
     throw new FleetError("invalid_input", `team: this client was made for team ${parts.team} and can name no other`, {
@@ -99,32 +125,26 @@ function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, un
     });
   }
   const team = asked ?? parts.team ?? DEFAULT_TEAM;
-  const sandbox = newSandboxId();
-  const begin = { id: sandbox, operation: id, team, state: "placing" as const, createdAt: parts.now() };
+  const begin = { team, state: "placing" as const, createdAt: parts.now() };
   switch (kind) {
     case "provision": {
       const { instanceId, template, metadata, ttlSeconds, ttlAction, wakeOnHttp, priority } =
         input as ParsedInput<"provision">; // just parsed as that kind
       const given = { instanceId, template: String(template), metadata, ttlSeconds, ttlAction, wakeOnHttp };
-      return { id, team, sandbox, batch: priority === "batch", newSandbox: { ...begin, ...given } };
+      return { team, sandbox: undefined, batch: priority === "batch", newSandbox: { ...begin, ...given } };
     }
     case "adopt": {
       const { node, instanceId, metadata } = input as ParsedInput<"adopt">; // as above
-      return {
-        id,
-        team,
-        sandbox,
-        batch: false,
-        newSandbox: { ...begin, node, instanceId, template: ADOPTED, metadata },
-      };
+      const newSandbox = { ...begin, node, instanceId, template: ADOPTED, metadata };
+      return { team, sandbox: undefined, batch: false, newSandbox };
     }
     case "template": {
       const { sandboxId: source, version, metadata } = input as ParsedInput<"template">; // as above
       const newSandbox = { ...begin, template: source, source, version, metadata };
-      return { id, team, sandbox, batch: false, source, newSandbox };
+      return { team, sandbox: undefined, batch: false, source, newSandbox };
     }
     default:
-      return { id, team, sandbox: SandboxId.parse(input["sandboxId"]), batch: false, newSandbox: undefined };
+      return { team, sandbox: SandboxId.parse(input["sandboxId"]), batch: false, newSandbox: undefined };
   }
 }
 
@@ -183,7 +203,7 @@ function checkIdempotencyKey(key: string | undefined): string | undefined {
   });
 }
 
-function checkOnQuota(onQuota: unknown): "refuse" | "wait" | undefined {
+export function checkOnQuota(onQuota: unknown): "refuse" | "wait" | undefined {
   const parsed = OnQuota.safeParse(onQuota);
   if (parsed.success) return parsed.data;
   throw new FleetError("invalid_input", 'onQuota: must be "refuse" or "wait"', { facts: { fields: ["onQuota"] } });

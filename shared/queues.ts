@@ -46,8 +46,16 @@ export interface Queues {
   webhook(target: string): WebhookQueue;
   /** Adds an operation's job, to run after `delayMs`; adding one that is there already changes nothing. */
   add(queue: string, job: NewJob): Promise<void>;
+  /** The same for many, in one step a queue. */
+  addAll(jobs: readonly (NewJob & { queue: string })[]): Promise<void>;
   close(): Promise<void>;
 }
+
+const toJobOptions = ({ id, priority, delayMs = 0 }: NewJob): JobsOptions => ({
+  jobId: id,
+  ...(priority > 0 ? { priority } : {}),
+  ...(delayMs > 0 ? { delay: delayMs } : {}),
+});
 
 export function createQueues(redis: RedisConnection, prefix: string): Queues {
   const queues = new Map<string, Queue>();
@@ -72,9 +80,17 @@ export function createQueues(redis: RedisConnection, prefix: string): Queues {
   return {
     get,
     webhook: (target) => open(webhookQueue(target)),
-    async add(queue, { id, kind, priority, data, delayMs = 0 }) {
-      const options = { ...(priority > 0 ? { priority } : {}), ...(delayMs > 0 ? { delay: delayMs } : {}) };
-      await get(queue).add(kind, data, { jobId: id, ...options });
+    async add(queue, job) {
+      await get(queue).add(job.kind, job.data, toJobOptions(job));
+    },
+    async addAll(jobs) {
+      const names = [...new Set(jobs.map(({ queue }) => queue))];
+      await Promise.all(
+        names.map((name) => {
+          const some = jobs.filter(({ queue }) => queue === name);
+          return get(name).addBulk(some.map((job) => ({ name: job.kind, data: job.data, opts: toJobOptions(job) })));
+        }),
+      );
     },
     async close() {
       await Promise.all([...queues.values()].map((queue) => queue.close()));

@@ -4,6 +4,7 @@ import type { WorkerConfig } from "../shared/config.ts";
 import type { FleetError } from "../shared/errors.ts";
 import type { Queues } from "../shared/queues.ts";
 import type { RedisConnection } from "../shared/redis/connect.ts";
+import type { BatchStore } from "../shared/state/batches.ts";
 import type { ContentStore } from "../shared/state/contents.ts";
 import type { Inventory } from "../shared/state/inventory.ts";
 import type { Keys } from "../shared/state/keys.ts";
@@ -24,6 +25,7 @@ export interface WorkerContext {
   readonly redis: RedisConnection;
   readonly keys: Keys;
   readonly store: OperationStore;
+  readonly batches: BatchStore;
   readonly slots: Slots;
   readonly quotas: Quotas;
   readonly strays: Strays;

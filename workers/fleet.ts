@@ -7,6 +7,7 @@ import { FleetError, isAboutAccess, toFleetError } from "../shared/errors.ts";
 import { NodeName } from "../shared/ids.ts";
 import { createQueues, execQueue, nodeQueue, PLACE } from "../shared/queues.ts";
 import { closeRedis, connectRedis } from "../shared/redis/connect.ts";
+import { createBatchStore } from "../shared/state/batches.ts";
 import { createContentStore } from "../shared/state/contents.ts";
 import type { Inventory } from "../shared/state/inventory.ts";
 import { createKeys } from "../shared/state/keys.ts";
@@ -18,6 +19,7 @@ import { createSlots, slotOf } from "../shared/state/slots.ts";
 import { createStrays } from "../shared/state/strays.ts";
 import type { WorkerContext } from "./context.ts";
 import { startAborts } from "./control/aborts.ts";
+import { settleBatch } from "./control/batches.ts";
 import { assertNodeLimits, assertPlaceLimit, startClockwork } from "./control/clockwork.ts";
 import { createExecd } from "./exec/execd.ts";
 import { handlerOf } from "./handlers/index.ts";
@@ -68,11 +70,13 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const queues = createQueues(redis, config.FLEET_PREFIX);
   stack.defer(() => queues.close());
   const strays = createStrays(redis, keys);
+  const retentionSec = config.FLEET_RETENTION_HOURS * 3_600;
   const context: WorkerContext = {
     config,
     redis,
     keys,
-    store: createOperationStore(redis, keys, { retentionSec: config.FLEET_RETENTION_HOURS * 3_600 }),
+    store: createOperationStore(redis, keys, { retentionSec }),
+    batches: createBatchStore(redis, keys, { retentionSec }),
     slots,
     quotas: createQuotas(redis, keys),
     strays,
@@ -112,10 +116,18 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
       workers.follow(latest).catch((error: unknown) => log.warn({ err: error }, "could not follow the cluster yet"));
     });
   }
-  wake.on((kind) => {
-    if (kind !== "node") return;
-    const adopt = inventory.update(Number.POSITIVE_INFINITY, AbortSignal.timeout(30_000));
-    adopt.catch((error: unknown) => log.warn({ err: error }, "could not take over the cluster's state yet"));
+  const leaving = new AbortController();
+  stack.defer(() => leaving.abort(new FleetError("shutting_down", "the worker is shutting down")));
+  wake.on((kind, subject) => {
+    if (kind === "node") {
+      const adopt = inventory.update(Number.POSITIVE_INFINITY, AbortSignal.timeout(30_000));
+      adopt.catch((error: unknown) => log.warn({ err: error }, "could not take over the cluster's state yet"));
+    }
+    if (kind === "batch" && works) {
+      settleBatch(context, subject, leaving.signal).catch((error: unknown) => {
+        if (!leaving.signal.aborted) log.warn({ err: error }, "could not settle a batch yet");
+      });
+    }
   });
 
   const resources = stack.move();

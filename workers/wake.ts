@@ -1,8 +1,8 @@
-/** What wakes who waits: aborted operations, freed slots, ended operations, jobs that left the queue of a node, changed nodes, revoked API keys. A lost message only costs the waiter's own time limit. */
+/** What wakes who waits: aborted operations, freed slots, ended operations, jobs that left the queue of a node, changed nodes, revoked API keys, stopped batches. A lost message only costs the waiter's own time limit. */
 import { closeRedis, type RedisConnection } from "../shared/redis/connect.ts";
 import type { Keys } from "../shared/state/keys.ts";
 
-const KINDS = ["abort", "free", "ended", "left", "node", "key"] as const;
+const KINDS = ["abort", "free", "ended", "left", "node", "key", "batch"] as const;
 export type WakeKind = (typeof KINDS)[number];
 
 export interface Wake extends AsyncDisposable {

@@ -26,21 +26,12 @@ export async function runScript(
   }
 }
 
-/** One script many times in one round trip, in this order; each is a step of its own. Throws the first error. */
+/** One script many times at once, in this order; each is a step of its own. Throws the first error. */
 export async function runScripts(
   redis: RedisConnection,
   script: Script,
   keys: readonly string[],
   calls: readonly (readonly (string | number)[])[],
 ): Promise<unknown[]> {
-  const pipeline = redis.pipeline();
-  for (const args of calls) pipeline.evalsha(script.sha, keys.length, ...keys, ...args);
-  const replies = (await pipeline.exec()) ?? [];
-  const values: unknown[] = [];
-  for (const [at, args] of calls.entries()) {
-    const [error, value] = replies[at] ?? [new Error("no reply")];
-    if (error && !error.message.startsWith("NOSCRIPT")) throw error;
-    values.push(error ? await runScript(redis, script, keys, args) : value);
-  }
-  return values;
+  return Promise.all(calls.map((args) => runScript(redis, script, keys, args)));
 }

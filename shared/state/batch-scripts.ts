@@ -95,7 +95,7 @@ for _, entry in ipairs(page) do
   local operation, status, sandbox = string.match(entry, '^%d+ (%S+) (%S+) (%S+)$')
   if status == 'succeeded' then
     local maker, state = unpack(redis.call('HMGET', sbxKey(sandbox), 'operation', 'state'))
-    if maker == operation and not GONE[state] then redis.call('SADD', batchPart(id, 'undo'), sandbox) end
+    if maker == operation and not GONE[state] then redis.call('ZADD', batchPart(id, 'undo'), 0, sandbox) end
   end
 end
 redis.call('HINCRBY', batchKey(id), 'undoAt', #page)
@@ -106,7 +106,7 @@ return #page
 export const COUNT_UNDONE = withPrelude(`
 local id = ARGV[2]
 for i = 6, #ARGV do
-  if redis.call('SREM', batchPart(id, 'undo'), ARGV[i]) == 1 then redis.call('HINCRBY', batchKey(id), ARGV[5], 1) end
+  if redis.call('ZREM', batchPart(id, 'undo'), ARGV[i]) == 1 then redis.call('HINCRBY', batchKey(id), ARGV[5], 1) end
 end
 finishBatch(id, ARGV[3], ARGV[4])
 return 1

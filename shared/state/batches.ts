@@ -34,7 +34,7 @@ export interface BatchStore {
   /** Throws `idempotency_conflict` where the id is another's, or had another policy or size. */
   open(batch: { id: BatchId; team: TeamId; policy: BatchPolicy; size: number | undefined }): Promise<void>;
   /** Nothing more will be added. */
-  close(id: BatchId): Promise<void>;
+  close(id: string): Promise<void>;
   /** An item that can become no operation; `hash` tells its input apart. Throws `batch_not_found`, `idempotency_conflict`. */
   reject(id: BatchId, index: number, hash: string, error: FleetError): Promise<"ok" | "known" | "stopped">;
   /** From this step on nothing of it begins. */
@@ -107,7 +107,7 @@ export function createBatchStore(
   };
 }
 
-const batchNotFound = (id: string): FleetError =>
+export const batchNotFound = (id: string): FleetError =>
   new FleetError("batch_not_found", `there is no batch ${id} (any more)`, { facts: { batch: id } });
 
 const CODE_FIELD = "code:";

@@ -101,13 +101,19 @@ export async function readEnds(
   keys: Keys,
   after: string,
   blockMs: number,
-): Promise<{ ended: string[]; cursor: string }> {
+): Promise<{ ended: OperationEnded[]; cursor: string }> {
   const { entries, cursor } = await readEntries(redis, keys, after, blockMs);
   const ended = entries.flatMap(([, fields]) => {
-    const { type = "", operation = "" } = toRecord(fields);
-    return ENDS.has(type) ? [operation] : [];
+    const { type = "", operation = "", data = "" } = toRecord(fields);
+    return ENDS.has(type) ? [{ operation, batch: /"batch":"([^"]*)"/.exec(data)?.[1] }] : [];
   });
   return { ended, cursor };
+}
+
+export interface OperationEnded {
+  operation: string;
+  /** Whose item it is. */
+  batch: string | undefined;
 }
 
 const ENDS: ReadonlySet<string> = new Set(["operation.succeeded", "operation.failed", "operation.canceled"]);

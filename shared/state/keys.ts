@@ -50,7 +50,7 @@ export interface Keys {
   batchEnds(id: string): string;
   /** Errors of items that became no operation, by index. */
   batchRejected(id: string): string;
-  /** Sandboxes that the undo of a batch has yet to destroy. */
+  /** Sandboxes that the undo of a batch has yet to destroy, by when that is asked for (again). */
   batchUndo(id: string): string;
   /** Live output of an operation, see `output.ts`; also the pub/sub channel that tells of more. */
   output(operation: string): string;

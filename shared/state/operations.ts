@@ -26,6 +26,7 @@ import {
 import {
   ABORT,
   ACCEPT,
+  ACCEPT_ITEMS,
   ADD_OUTPUT,
   CLAIM,
   CLAIM_ADDRESS,
@@ -87,13 +88,11 @@ export interface AcceptRequest {
   idempotencyKey: string | undefined;
   /** Waits behind interactive work. */
   batch: boolean;
-  /** The item of a batch that it is; the same item is accepted once. */
-  item?: { batch: BatchId; index: number };
   /** Where a quota of the team has no room; refused with `quota_exceeded` when absent. */
   onQuota?: OnQuota | undefined;
   /** For `template`: the sandbox that is copied; the operation takes its turn among that one's, too. */
   source?: SandboxId;
-  /** For kinds that make a sandbox: the record to begin with. */
+  /** For kinds that make a sandbox: the record to begin with, without its ids. */
   newSandbox: Fields<z.output<typeof SandboxRecord>> | undefined;
 }
 
@@ -117,12 +116,19 @@ export interface Accepted {
   priority: number;
 }
 
+/** Items of a batch that ask for the same. */
+export interface ItemGroup {
+  request: Omit<AcceptRequest, "id" | "sandbox" | "idempotencyKey">;
+  items: readonly { id: OperationId; sandbox: SandboxId; index: number }[];
+}
+
 /** What became of an item of a batch; `known`: it had been accepted or refused before. */
 export type ItemAcceptance =
   | { outcome: "accepted"; accepted: Accepted }
   | { outcome: "known" }
   | { outcome: "stopped" }
-  | { outcome: "refused"; error: FleetError };
+  /** `hash` tells its input apart. */
+  | { outcome: "refused"; error: FleetError; hash: string };
 
 /** What a run shows with each write; the store counts on. */
 export interface Writer {
@@ -149,8 +155,8 @@ export type Claim =
 export interface OperationStore {
   /** Stores an operation once. Throws `idempotency_conflict`, `quota_exceeded`, `sandbox_not_found` or `sandbox_gone`. */
   accept(request: AcceptRequest): Promise<Accepted>;
-  /** Stores items of batches, in order and one step each, in one round trip. Throws nothing that is about an item. */
-  acceptItems(requests: readonly AcceptRequest[]): Promise<ItemAcceptance[]>;
+  /** Stores items of a batch, in order and in one round trip, each once. Throws nothing that is about one item. */
+  acceptItems(batch: BatchId, groups: readonly ItemGroup[]): Promise<ItemAcceptance[]>;
   /**
    * Makes `fence` the only one that may write. With `by`, only while that job carries the operation and holds its lock,
    * which is renewed; without, for the fleet's own clockwork.
@@ -213,7 +219,7 @@ export interface StoreOptions {
  * What tells two inputs apart, whatever the order of their keys; the first is kept with the record, any may match.
  * With secrets they are keyed, one for each key: a plain hash of a short secret would give it away.
  */
-function hashInput(kind: JobName, input: unknown, secrets: unknown, keyring: readonly Buffer[]): string[] {
+export function hashInput(kind: JobName, input: unknown, secrets: unknown, keyring: readonly Buffer[]): string[] {
   const text = `${kind} ${canonical(withoutDefaults(kind, input))}`;
   if (secrets === undefined) return [createHash("sha256").update(text).digest("base64url")];
   return keyring.map((key) =>
@@ -241,7 +247,6 @@ function canonical(value: unknown): string {
   return `{${entries.map(([key, one]) => `${JSON.stringify(key)}:${canonical(one)}`).join(",")}}`;
 }
 
-const AcceptedFacets = z.tuple([z.string(), z.string(), z.coerce.number(), TeamId]);
 const SealedReply = z.tuple([z.string().nullable(), z.string().nullable()]);
 const AcceptReply = z.tuple([z.string(), OperationId, SandboxId], z.string());
 
@@ -252,16 +257,27 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
   const runList = async (script: Script, ...args: (string | number)[]) =>
     (await run(script, ...args)) as [string, ...unknown[]]; // shapes: scripts.ts
   const ttl = options.retentionSec;
-  const toAcceptJson = (request: AcceptRequest) => JSON.stringify(toAcceptArgs(request, now(), options.keyring ?? []));
+  const keyring = options.keyring ?? [];
 
   return {
     async accept(request) {
-      return toAccepted(await run(ACCEPT, toAcceptJson(request)));
+      const { id, sandbox, idempotencyKey: key } = request;
+      // Hashed, since a caller's key may hold anything and becomes part of a Redis key.
+      const idempotency = key === undefined ? undefined : createHash("sha256").update(key).digest("base64url");
+      const args = { ...toAcceptArgs(request, now(), keyring), id, sandbox, idempotency };
+      return toAccepted(await run(ACCEPT, JSON.stringify(args)));
     },
 
-    async acceptItems(requests) {
-      const calls = requests.map((request) => [keys.prefix, toAcceptJson(request)]);
-      return (await runScripts(redis, ACCEPT, [keys.open], calls)).map(toItemAcceptance);
+    async acceptItems(batch, groups) {
+      const asked = groups.map(({ request, items }) => ({ args: toAcceptArgs(request, now(), keyring), items }));
+      const calls = inSteps(asked).map((step) => {
+        const rows = step.map(({ args, items }) => [args, items.map(({ id, sandbox, index }) => [id, sandbox, index])]);
+        return [keys.prefix, batch, JSON.stringify(rows)];
+      });
+      const replies = ItemReplies.parse(await runScripts(redis, ACCEPT_ITEMS, [keys.open], calls)).flat();
+      return asked
+        .flatMap(({ args, items }) => items.map((item) => ({ ...item, hash: args.hashes[0] ?? "" })))
+        .map((item, at) => toItemAcceptance(item, replies[at] ?? ""));
     },
 
     async claim(id, fence, by) {
@@ -404,17 +420,24 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
   };
 }
 
+const Facets = z.tuple([z.string(), z.string(), z.coerce.number(), TeamId]);
+const ItemReplies = z.array(z.array(z.string()));
+
 /** Of ACCEPT's reply. Throws what it was refused for. */
 function toAccepted(reply: unknown): Accepted {
   const [outcome, id, sandbox, ...facets] = AcceptReply.parse(reply);
+  if (outcome !== "accepted" && outcome !== "existing") throw toNotAccepted(outcome, { id, sandbox, facets });
+  const [parked, queue, priority, team] = Facets.parse(facets);
+  return { id, sandbox, team, existing: outcome === "existing", parked: parked === "1", queue, priority };
+}
+
+function toNotAccepted(
+  outcome: string,
+  { id, sandbox, facets }: { id: OperationId; sandbox: SandboxId; facets: readonly string[] },
+): FleetError {
   switch (outcome) {
-    case "accepted":
-    case "existing": {
-      const [parked, queue, priority, team] = AcceptedFacets.parse(facets);
-      return { id, sandbox, team, existing: outcome === "existing", parked: parked === "1", queue, priority };
-    }
     case "conflict":
-      throw new FleetError(
+      return new FleetError(
         "idempotency_conflict",
         `this idempotency key belongs to ${id}, which had other input; use a new key`,
         { facts: { operation: id, sandbox } },
@@ -424,24 +447,24 @@ function toAccepted(reply: unknown): Accepted {
       const known = outcome === "instance_conflict";
       const whose = known ? `belongs to sandbox ${sandbox}, which was asked for with other input` : "is taken";
       const text = `this instance id ${whose}; choose another`;
-      throw new FleetError("idempotency_conflict", text, { facts: known ? { sandbox } : {} });
+      return new FleetError("idempotency_conflict", text, { facts: known ? { sandbox } : {} });
     }
     case "instance_going":
-      throw new FleetError("sandbox_gone", `sandbox ${sandbox}, which has this instance id, is being destroyed`, {
+      return new FleetError("sandbox_gone", `sandbox ${sandbox}, which has this instance id, is being destroyed`, {
         facts: { sandbox },
       });
     case "item_conflict":
-      throw itemConflict();
+      return itemConflict();
     case "batch_not_found":
-      throw new FleetError("batch_not_found", "the batch is not known (any more)");
+      return new FleetError("batch_not_found", "the batch is not known (any more)");
     case "quota_exceeded":
-      throw toQuotaExceeded(facets[0] ?? "");
+      return toQuotaExceeded(facets[0] ?? "");
     case "content_gone":
-      throw contentGone(id);
+      return contentGone(id);
     case "sandbox_gone":
-      throw new FleetError("sandbox_gone", `sandbox ${sandbox} has ended`, { facts: { sandbox } });
+      return new FleetError("sandbox_gone", `sandbox ${sandbox} has ended`, { facts: { sandbox } });
     default:
-      throw new FleetError("sandbox_not_found", `there is no sandbox ${sandbox}`, { facts: { sandbox } });
+      return new FleetError("sandbox_not_found", `there is no sandbox ${sandbox}`, { facts: { sandbox } });
   }
 }
 
@@ -451,15 +474,24 @@ export const itemConflict = (): FleetError =>
     "this item of the batch had other input before, or is none of it; use a new batch id",
   );
 
-function toItemAcceptance(reply: unknown): ItemAcceptance {
-  const [outcome] = AcceptReply.parse(reply);
-  if (outcome === "item_known") return { outcome: "known" };
-  if (outcome === "batch_stopped") return { outcome: "stopped" };
-  try {
-    return { outcome: "accepted", accepted: toAccepted(reply) };
-  } catch (error) {
-    if (!(error instanceof FleetError)) throw error;
-    return { outcome: "refused", error };
+/** By hand: ten thousand of them through a schema each cost as much as all the rest. */
+function toItemAcceptance(
+  { id, sandbox, hash }: { id: OperationId; sandbox: SandboxId; hash: string },
+  reply: string,
+): ItemAcceptance {
+  const [outcome = "", ...facets] = reply.split(" ");
+  const [parked, queue = "", priority, team] = facets;
+  switch (outcome) {
+    case "accepted": {
+      const rest = { team: team as TeamId, parked: parked === "1", queue, priority: Number(priority) }; // as it was asked for
+      return { outcome, accepted: { id, sandbox, existing: false, ...rest } };
+    }
+    case "item_known":
+      return { outcome: "known" };
+    case "batch_stopped":
+      return { outcome: "stopped" };
+    default:
+      return { outcome: "refused", error: toNotAccepted(outcome, { id, sandbox, facets }), hash };
   }
 }
 
@@ -474,17 +506,36 @@ export function decodeSandbox(hash: Readonly<Record<string, string>>): SandboxRe
   return { ...decodeHash(SandboxRecord, hash, `sandbox ${hash["id"]}`), services };
 }
 
-function toAcceptArgs(request: AcceptRequest, now: number, keyring: readonly Buffer[]) {
+/** Items that are accepted in one step: thousands would keep Redis from everybody else. */
+const STEP = 50;
+
+function inSteps<T extends { items: readonly unknown[] }>(groups: readonly T[]): T[][] {
+  const steps: T[][] = [];
+  let room = 0;
+  for (const group of groups) {
+    for (let at = 0; at < group.items.length; ) {
+      if (room === 0) {
+        steps.push([]);
+        room = STEP;
+      }
+      const items = group.items.slice(at, at + room);
+      steps.at(-1)?.push({ ...group, items });
+      at += items.length;
+      room -= items.length;
+    }
+  }
+  return steps;
+}
+
+/** What does not depend on which operation it becomes: the script adds the ids. */
+function toAcceptArgs(request: ItemGroup["request"], now: number, keyring: readonly Buffer[]) {
   const spec = jobs[request.kind];
   const hashes = hashInput(request.kind, request.input, request.secrets, keyring);
   const operation: Fields<OperationRecord> = {
-    id: request.id,
     kind: request.kind,
-    sandbox: request.sandbox,
     input: request.input,
     inputHash: hashes[0] ?? "",
     status: "queued",
-    job: request.id,
     seq: 0,
     priority: spec.queue !== "place" ? 0 : request.batch ? 2 : 1,
     claims: 0,
@@ -492,24 +543,16 @@ function toAcceptArgs(request: AcceptRequest, now: number, keyring: readonly Buf
     acceptedAt: now,
   };
   return {
-    id: request.id,
     kind: request.kind,
-    sandbox: request.sandbox,
     team: request.team,
     scope: request.scope,
     route: spec.queue,
     destroys: request.kind === "destroy",
     batch: request.batch,
-    item: request.item,
     onQuota: request.onQuota,
     class: toQuotaClass(request),
     source: request.source,
     hashes,
-    // Hashed, since a caller's key may hold anything and becomes part of a Redis key.
-    idempotency:
-      request.idempotencyKey === undefined
-        ? undefined
-        : createHash("sha256").update(request.idempotencyKey).digest("base64url"),
     instance: request.newSandbox?.instanceId,
     now,
     operationSet: encodeFields(operation).set,
@@ -520,7 +563,7 @@ function toAcceptArgs(request: AcceptRequest, now: number, keyring: readonly Buf
 const AnyFields = z.record(z.string(), z.unknown());
 
 /** What it counts for; undefined: nothing. */
-function toQuotaClass({ kind, input, onQuota }: AcceptRequest): QuotaClass | undefined {
+function toQuotaClass({ kind, input, onQuota }: ItemGroup["request"]): QuotaClass | undefined {
   const { frees, quotas = "others" }: JobSpec = jobs[kind];
   const values = frees === undefined ? {} : (AnyFields.safeParse(input).data ?? {});
   const isFreeing =

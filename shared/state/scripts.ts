@@ -270,15 +270,15 @@ export const withPrelude = (body: string) => defineScript(PRELUDE + body);
 /** As above, for what accepts and ends operations. */
 export const withQuotas = (body: string) => withPrelude(QUOTA_LUA + body);
 
-/** ARGV: request JSON → [outcome, operation, sandbox], and for accepted and existing: parked, queue, priority, team. */
-export const ACCEPT = withQuotas(`
-local r = cjson.decode(ARGV[2])
-local key = opKey(r.id)
+/** Accepts a request in one step; `return`s as ACCEPT. */
+const ACCEPT_ONE = `
 local function reply(outcome, id)
   local sandbox, parked, queue, priority, team =
     unpack(redis.call('HMGET', opKey(id), 'sandbox', 'parked', 'queue', 'priority', 'team'))
   return {outcome, id, sandbox, parked, queue, priority, team}
 end
+local function accept(r)
+local key = opKey(r.id)
 -- The same request again: the connection broke before its reply came, and the client sent it once more.
 if redis.call('EXISTS', key) == 1 then return reply('accepted', r.id) end
 if r.item then
@@ -335,7 +335,7 @@ if #r.sandboxSet > 0 then
     redis.call('HSET', P..':instances', r.instance, r.sandbox)
     redis.call('HSET', sk, 'inputHash', r.hashes[1])
   end
-  redis.call('HSET', sk, unpack(r.sandboxSet))
+  redis.call('HSET', sk, 'id', r.sandbox, 'operation', r.id, unpack(r.sandboxSet))
   redis.call('HSET', sk, 'team', r.team)
   redis.call('ZADD', P..':sandboxes', r.now, r.sandbox)
   redis.call('ZADD', P..':team:'..r.team, r.now, r.sandbox)
@@ -355,7 +355,7 @@ if r.route ~= 'exec' then
   redis.call('RPUSH', changes, r.id)
   if r.source then redis.call('RPUSH', P..':changes:'..r.source, r.id) end
 end
-redis.call('HSET', key, unpack(r.operationSet))
+redis.call('HSET', key, 'id', r.id, 'sandbox', r.sandbox, 'job', r.id, unpack(r.operationSet))
 if r.source then redis.call('HSET', key, 'source', r.source) end
 redis.call('HSET', key, 'team', r.team, 'route', r.route, 'queue', queueOf(r.route, r.source or r.sandbox))
 if r.route == 'place' then redis.call('HSET', key, 'lane', r.batch and 'batch' or 'interactive') end
@@ -388,6 +388,31 @@ if r.kind == 'upload' then
   redis.call('ZADD', P..':contents', '+inf', r.id)
 end
 return reply('accepted', r.id)
+end
+`;
+
+/** ARGV: request JSON → [outcome, operation, sandbox], and for accepted and existing: parked, queue, priority, team. */
+export const ACCEPT = withQuotas(`${ACCEPT_ONE}
+return accept(cjson.decode(ARGV[2]))
+`);
+
+/**
+ * ARGV: batch, JSON of [request, [[operation, sandbox, index]…]]… → for each a text: what ACCEPT says of it, without the
+ * ids. Items with the same input share a request.
+ */
+export const ACCEPT_ITEMS = withQuotas(`${ACCEPT_ONE}
+local out = {}
+for _, group in ipairs(cjson.decode(ARGV[3])) do
+  local r = group[1]
+  for _, item in ipairs(group[2]) do
+    r.id, r.sandbox, r.item = item[1], item[2], {batch = ARGV[2], index = item[3]}
+    local reply = accept(r)
+    table.remove(reply, 2)
+    table.remove(reply, 2)
+    out[#out+1] = table.concat(reply, ' ')
+  end
+end
+return out
 `);
 
 /**

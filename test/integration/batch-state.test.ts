@@ -28,18 +28,17 @@ async function opened(policy: BatchPolicy = "keep"): Promise<BatchId> {
   return id;
 }
 
-function provisionItem(batch: BatchId, index: number, template = "base") {
-  const [id, sandbox] = [newOperationId(), newSandboxId()];
-  const newSandbox = { id: sandbox, operation: id, team, template, state: "placing" as const, createdAt: 1 };
+function provisionItem(index: number, template = "base") {
+  const newSandbox = { team, template, state: "placing" as const, createdAt: 1 };
   const kind = "provision" as const;
-  const asked = { id, kind, sandbox, team, scope: undefined, input: { template }, secrets: undefined };
-  return { ...asked, idempotencyKey: undefined, batch: true, item: { batch, index }, newSandbox };
+  const request = { kind, team, scope: undefined, input: { template }, secrets: undefined, batch: true, newSandbox };
+  return { request, items: [{ id: newOperationId(), sandbox: newSandboxId(), index }] };
 }
 
 /** Accepts items 0 to count - 1; their operations. */
 async function accepted(batch: BatchId, count: number) {
-  const items = Array.from({ length: count }, (_, index) => provisionItem(batch, index));
-  const outcomes = await rig.store.acceptItems(items);
+  const groups = Array.from({ length: count }, (_, index) => provisionItem(index));
+  const outcomes = await rig.store.acceptItems(batch, groups);
   return outcomes.flatMap((one) => (one.outcome === "accepted" ? [one.accepted.id] : []));
 }
 
@@ -95,12 +94,12 @@ test("an item is accepted once: the same again is known, another input or one pa
   expect(await batches.reject(id, 1, "h", failure)).toBe("known");
   await expect(batches.reject(id, 0, "h", failure)).rejects.toMatchObject({ code: "idempotency_conflict" });
   await batches.close(id);
-  const again = [provisionItem(id, 0), provisionItem(id, 0, "other"), provisionItem(id, 1), provisionItem(id, 2)];
+  const again = [provisionItem(0), provisionItem(0, "other"), provisionItem(1), provisionItem(2)];
   const conflict = { outcome: "refused", error: { code: "idempotency_conflict" } };
-  expect(await rig.store.acceptItems(again)).toMatchObject([{ outcome: "known" }, conflict, conflict, conflict]);
+  expect(await rig.store.acceptItems(id, again)).toMatchObject([{ outcome: "known" }, conflict, conflict, conflict]);
   expect(await counts(id)).toMatchObject({ queued: 1, failed: 1 });
   expect(await batches.loadRejection(id, 1)).toMatchObject({ code: "storage_full" });
-  const gone = await rig.store.acceptItems([provisionItem(newBatchId(), 0)]);
+  const gone = await rig.store.acceptItems(newBatchId(), [provisionItem(0)]);
   expect(gone).toMatchObject([{ outcome: "refused", error: { code: "batch_not_found" } }]);
 });
 
@@ -144,7 +143,7 @@ test("stop: from the failure's own step on nothing more is accepted or begins, a
   }
   await rig.fail(a, failure);
   expect(await batches.load(id)).toMatchObject({ stop: "stop", open: 0, reason: { code: "canceled" } });
-  expect(await rig.store.acceptItems([provisionItem(id, 3)])).toEqual([{ outcome: "stopped" }]);
+  expect(await rig.store.acceptItems(id, [provisionItem(3)])).toEqual([{ outcome: "stopped" }]);
   const claims = await Promise.all([b, c].map((one) => rig.store.claim(one, newFence())));
   const aborts = claims.map((claim) => claim.outcome === "claimed" && claim.operation.abort?.code);
   expect(aborts).toEqual([undefined, "canceled"]);
@@ -166,7 +165,7 @@ test("undo reaches what runs, and is over only when everything that was made is 
   expect(await rig.redis.smembers(rig.keys.aborting)).toContain(b);
   await rig.fail(b, new FleetError("canceled", "undone"));
   expect(await batches.noteUndo(id)).toBe(3);
-  expect(await rig.redis.smembers(rig.keys.batchUndo(id))).toEqual([sandbox]);
+  expect(await rig.redis.zrange(rig.keys.batchUndo(id), "0", "-1")).toEqual([sandbox]);
   expect(await batches.load(id)).not.toHaveProperty("endedAt");
   await batches.countUndone(id, "undone", [sandbox]);
   await batches.countUndone(id, "undone", [sandbox]);

@@ -70,7 +70,7 @@ export async function settleAborts(context: WorkerContext): Promise<void> {
 }
 
 /** Ends an aborted operation that has made nothing; wakes one that has; leaves a running one to its run. */
-async function settleAbort(context: WorkerContext, id: OperationId): Promise<void> {
+export async function settleAbort(context: WorkerContext, id: OperationId): Promise<void> {
   const operation = await context.store.load(id);
   if (!operation || isEnded(operation.status) || !operation.abort) {
     await context.redis.srem(context.keys.aborting, id);

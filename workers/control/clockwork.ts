@@ -7,6 +7,7 @@ import type { WorkerContext } from "../context.ts";
 import type { LiveInventory } from "../inventory/source.ts";
 import { retireWebhooks } from "../webhooks/retire.ts";
 import { admitWaiting } from "./admit.ts";
+import { closeAbandoned, settleBatches } from "./batches.ts";
 import { evictFromBadNodes } from "./evict.ts";
 import { expireSandboxes } from "./expire.ts";
 import { withLock } from "./lock.ts";
@@ -22,6 +23,7 @@ interface Task {
 
 const TASKS = {
   expire: { everyMs: 1_000, run: (context) => expireSandboxes(context) },
+  batch: { everyMs: 1_000, run: settleBatches },
   admit: { everyMs: 1_000, run: admitWaiting },
   sweep: {
     everyMs: 3_000,
@@ -38,6 +40,7 @@ const TASKS = {
     everyMs: 60_000,
     run: async (context) => {
       await context.quotas.mend();
+      await closeAbandoned(context);
       await assertLimits(context);
     },
   },

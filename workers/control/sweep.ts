@@ -20,6 +20,7 @@ export async function sweepOperations(context: WorkerContext, signal: AbortSigna
   await addReleased(context, await store.mendTurns());
   let helped = 0;
   let cursor: string | number = "-inf";
+  let offset = 0;
   while (true) {
     signal.throwIfAborted();
     const page: string[] = await redis.zrangebyscore(
@@ -28,7 +29,7 @@ export async function sweepOperations(context: WorkerContext, signal: AbortSigna
       Date.now() - GRACE_MS,
       "WITHSCORES",
       "LIMIT",
-      0,
+      offset,
       PAGE,
     );
     const ids = page.filter((_, at) => at % 2 === 0);
@@ -38,10 +39,11 @@ export async function sweepOperations(context: WorkerContext, signal: AbortSigna
     await forEachRecord(context, await store.inspect(known), async ({ id, state }) => {
       helped += Number(await help(context, id, state));
     });
-    // Pages go by time, so that what ends meanwhile shifts nothing; a full page of one millisecond would stand still.
-    const last = Number(page.at(-1));
     if (ids.length < PAGE) return helped;
-    cursor = last === cursor ? last + 1 : last;
+    // Pages go by time, so that what ends meanwhile shifts nothing; within a millisecond, in which a batch has hundreds, by rank.
+    const last = Number(page.at(-1));
+    offset = last === cursor ? offset + PAGE : 0;
+    cursor = last;
   }
 }
 
