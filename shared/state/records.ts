@@ -49,6 +49,8 @@ export const OperationRecord = z.object({
   /** The quota of its team that it waits for. */
   quota: z.enum(QUOTA_NAMES).optional(),
   priority: z.number().int(),
+  /** Of batch work whose turn it is: how often interactive work of other teams may still go before it. */
+  givesWay: z.number().int().optional(),
   /** The batch that it is an item of, and which one. */
   batch: BatchId.optional(),
   item: z.number().int().optional(),

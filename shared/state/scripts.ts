@@ -42,6 +42,24 @@ end
 -- first served. The others have none; they stand in their team's line by acceptance.
 local function lineOf(lane, team) return P..':line:'..lane..':'..team end
 local function turnsOf(lane) return P..':turns:'..lane end
+local function giveTurn(lane, team, id)
+  redis.call('HSET', turnsOf(lane), team, id)
+  if lane == 'batch' then redis.call('HSET', opKey(id), 'givesWay', math.max(1, redis.call('HLEN', turnsOf('interactive')))) end
+end
+-- Interactive work goes before that of batches, but only so often that no team goes without a turn: who has given way
+-- often enough is next. Called for the one that has had its turn.
+local function giveWay(id, out)
+  local lane, team = unpack(redis.call('HMGET', opKey(id), 'lane', 'team'))
+  if lane ~= 'interactive' then return out end
+  local turns = redis.call('HGETALL', turnsOf('batch'))
+  for i = 1, #turns, 2 do
+    local key = opKey(turns[i + 1])
+    if turns[i] ~= team and redis.call('EXISTS', key) == 1 and redis.call('HINCRBY', key, 'givesWay', -1) <= 0 then
+      out[#out+1] = turns[i + 1]
+    end
+  end
+  return out
+end
 local function hasTurn(id)
   local lane, team = unpack(redis.call('HMGET', opKey(id), 'lane', 'team'))
   return redis.call('HGET', turnsOf(lane), team) == id
@@ -55,7 +73,8 @@ end
 local function standInLine(id)
   local key = opKey(id)
   local lane, team, order = unpack(redis.call('HMGET', key, 'lane', 'team', 'order'))
-  if redis.call('HSETNX', turnsOf(lane), team, id) == 1 or hasTurn(id) then return true end
+  if redis.call('HEXISTS', turnsOf(lane), team) == 0 then giveTurn(lane, team, id) end
+  if hasTurn(id) then return true end
   if not order then
     order = redis.call('INCR', P..':order')
     redis.call('HSET', key, 'order', order)
@@ -70,7 +89,7 @@ local function passTurn(lane, team, out)
     if not id then return redis.call('HDEL', turnsOf(lane), team) end
     local key = opKey(id)
     if redis.call('HGET', key, 'parked') == '1' then
-      redis.call('HSET', turnsOf(lane), team, id)
+      giveTurn(lane, team, id)
       redis.call('HSET', key, 'parked', 0)
       redis.call('HDEL', key, 'waitingFor')
       out[#out+1] = id
@@ -513,7 +532,7 @@ end
 if not patch(w, sandbox, now) then return 'full' end
 local refused = revise(key, fence, ARGV[7])
 if refused then return refused end
-local out = w.leavesLine and leaveLine(id, {'ok'}) or {'ok'}
+local out = w.leavesLine and leaveLine(id, giveWay(id, {'ok'})) or {'ok'}
 applyOperation(key, w.operation)
 for _, command in ipairs(w.also) do redis.call(unpack(command)) end
 if w.sandbox then setSandbox(sandbox, w.sandbox, now, id, ttl) end

@@ -102,17 +102,48 @@ async function serveAll(line: Line): Promise<string> {
   return served.join(" ");
 }
 
-test("teams alternate whatever their backlog; one that comes later has its turn at once; interactive overtakes", async () => {
+test("teams alternate whatever their backlog; one that comes later has its turn at once", async () => {
   await using rig = createRig(server);
   const line = createLine(rig);
   for (let i = 0; i < 5; i++) await line.arrive("a");
   for (let i = 0; i < 2; i++) await line.arrive("b");
-  await line.arrive("bulk", true);
-  expect(await rig.queues.get(PLACE).getJobCounts("prioritized")).toEqual({ prioritized: 3 });
+  expect(await rig.queues.get(PLACE).getJobCounts("prioritized")).toEqual({ prioritized: 2 });
   expect(await line.serve()).toBe("a");
   await line.arrive("c");
-  expect(await serveAll(line)).toBe("b a c b a a a bulk");
+  expect(await serveAll(line)).toBe("b a c b a a a");
   expect(await rig.redis.keys(`${rig.prefix}:[lt]*:interactive*`)).toEqual([]);
+});
+
+test("interactive work overtakes that of batches, each of which goes all the same once all have overtaken it", async () => {
+  await using rig = createRig(server);
+  const line = createLine(rig);
+  for (let i = 0; i < 3; i++) {
+    await line.arrive("bulk", true);
+    await line.arrive("load", true);
+  }
+  await line.arrive("new0");
+  const turns: string[] = [];
+  /** By batch team: turns of others that it may still see before its own. */
+  const patience = new Map<string, number>();
+  for (let i = 1; turns.length < 14; i++) {
+    const waiting = [await line.turns(), await line.turns("batch")].flat();
+    for (const team of await line.turns("batch")) if (!patience.has(team)) patience.set(team, waiting.length + 1);
+    const team = (await line.serve()) ?? "";
+    turns.push(team);
+    patience.delete(team);
+    for (const [other, left] of patience) {
+      expect(left, `${other} after ${turns.join(" ")}`).toBeGreaterThan(0);
+      patience.set(other, left - 1);
+    }
+    if (i < 9) await line.arrive(`new${i}`);
+  }
+  expect(turns[0]).toBe("new0");
+  expect(turns.filter((team) => team === "bulk" || team === "load")).toHaveLength(6);
+  // Its own team's interactive work needs no such thing.
+  await line.arrive("bulk", true);
+  for (let i = 0; i < 4; i++) await line.arrive("bulk");
+  expect(await serveAll(line)).toBe("new8 bulk bulk bulk bulk bulk");
+  expect(await rig.redis.keys(`${rig.prefix}:[lt][iu]*`)).toEqual([]);
 });
 
 test("of many that wait only one has a job; another team's single one is second", async () => {

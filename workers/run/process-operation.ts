@@ -320,9 +320,17 @@ export async function addReleased(
     const operation = await context.store.load(id);
     if (!operation || isEnded(operation.status)) continue;
     await addJob(context, operation);
+    if (operation.queue === PLACE && operation.givesWay !== undefined && operation.givesWay <= 0)
+      await goNext(context, operation);
     if (seat === undefined || operation.queue !== PLACE || Math.floor(seat / SEATS) !== operation.priority) continue;
     await context.redis.zadd(placeLine(context), "XX", seat, operation.job);
   }
+}
+
+/** Before interactive work, and it stays there when it finds no slot free. */
+async function goNext({ queues }: WorkerContext, { job }: OperationRecord): Promise<void> {
+  const waiting = await queues.get(PLACE).getJob(job);
+  await waiting?.changePriority({ priority: 1, lifo: true });
 }
 
 /** A job's score in BullMQ: its priority, then a counter of 32 bits. */
