@@ -3,6 +3,7 @@ import type { TeamId } from "../shared/ids.ts";
 import { JOB_NAMES, type JobInput, type JobName } from "../shared/jobs/index.ts";
 import type { FleetEvent } from "../shared/state/events.ts";
 import { type Inventory, loadInventory } from "../shared/state/inventory.ts";
+import { type ApiKeys, createApiKeys } from "./api-keys.ts";
 import { type Batches, createBatches, type SubmitBatch } from "./batches.ts";
 import { EndWatch } from "./end-watch.ts";
 import {
@@ -62,6 +63,7 @@ export interface Fleet extends JobMethods, AsyncDisposable {
   readonly templates: Templates;
   readonly nodes: Nodes;
   readonly quotas: TeamQuotas;
+  readonly keys: ApiKeys;
   readonly webhooks: WebhookTargets;
   /** What workers last read of the cluster; null before any has. */
   inventory(): Promise<Inventory | null>;
@@ -100,6 +102,7 @@ export function createFleet(options: FleetOptions): Fleet {
     templates: createTemplates(parts, sandboxes),
     nodes: createNodes(parts, sandboxes, async (sandboxId) => (await methods.destroy({ sandboxId })).result()),
     quotas: createTeamQuotas(parts),
+    keys: createApiKeys(parts),
     webhooks: createWebhookTargets(parts),
     inventory: () => parts.link.request((redis) => loadInventory(redis, parts.keys)),
     health: () => checkHealth(parts),

@@ -7,6 +7,7 @@ export type { DeadEvent, GroupFacts } from "../shared/state/event-groups.ts";
 export type { FleetEvent, FleetEventType } from "../shared/state/events.ts";
 export type { Inventory } from "../shared/state/inventory.ts";
 export type { OperationStatus, SandboxRecord, SandboxState, SnapshotRecord } from "../shared/state/records.ts";
+export type { ApiKeys, ApiKeyView, NewApiKey } from "./api-keys.ts";
 export { assertRepeatable } from "./assert-repeatable.ts";
 export type { Batch, BatchCounts, BatchView, ItemOutcome } from "./batch.ts";
 export type { Batches, BatchOptions, BatchProvision } from "./batches.ts";

@@ -101,6 +101,7 @@ export const POLICY = {
   ssh_unreachable: "transport",
   ssh_refused: "never",
   ssh_host_key_refused: "never",
+  key_not_found: "never",
   // Webhooks
   webhook_not_found: "never",
   webhook_failed: "transport",

@@ -5,6 +5,7 @@ import { addConfigure, addDestroy, addPower, addServices, addSnapshot, addUpdate
 import { addCopy } from "./commands/copy.ts";
 import { addEvents } from "./commands/events.ts";
 import { addExec } from "./commands/exec.ts";
+import { addKeys, addLink } from "./commands/keys.ts";
 import { addCancel, addGet, addLs, addStatus } from "./commands/looks.ts";
 import { addNode } from "./commands/node.ts";
 import { addNodes } from "./commands/nodes.ts";
@@ -46,6 +47,8 @@ function createProgram(cli: Cli): Command {
   addExec(program, cli);
   addCopy(program, cli);
   addServices(program, cli);
+  addLink(program, cli);
+  addKeys(program, cli);
   addSnapshot(program, cli);
   addTemplate(program, cli);
   addAdopt(program, cli);

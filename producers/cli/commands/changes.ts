@@ -1,6 +1,6 @@
 /** Commands that change a sandbox and wait for it. */
 import { Argument, type Command, Option } from "commander";
-import type { TtlAction } from "../../../shared/jobs/fields.ts";
+import { ServiceAuth, type TtlAction } from "../../../shared/jobs/fields.ts";
 import type { Handle, JobName, JobOutput, SandboxId } from "../../index.ts";
 import { formatTime } from "../describe.ts";
 import { EXIT, toExitCode } from "../exit-codes.ts";
@@ -37,18 +37,24 @@ export async function change<N extends JobName>(
   session.print(result, `${describe(result)}\n`);
 }
 
+const READY_PROBES = ["tcp", "http"] as const;
+
 export function addServices(program: Command, cli: Cli): void {
   const expose = addWaitOptions(program.command("expose"))
     .description("Give a port of a sandbox a name and a URL.")
     .argument("<sandbox>", SANDBOX)
     .argument("<name>", "service name; becomes part of the URL")
     .argument("<port>", "port that the service listens on", parseNumber)
+    .addOption(new Option("--auth <who>", "who gets in at a public URL (link)").choices(ServiceAuth.options))
+    .addOption(new Option("--ready <probe>", "wait until it was seen to answer").choices(READY_PROBES))
     .addHelpText("after", "\nExample:\n  fleet expose sbx_... web 8080")
     .action(async (sandbox: string, name: string, port: number) => {
-      const options = expose.optsWithGlobals<WaitOptions>();
+      type Options = WaitOptions & { auth?: ServiceAuth; ready?: (typeof READY_PROBES)[number] };
+      const { auth, ready: waitUntilReady, ...options } = expose.optsWithGlobals<Options>();
       await cli.run(options, async (session) => {
         const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
-        const ask = () => session.fleet.expose({ sandboxId, name, port }, toSubmitOptions(options));
+        const input = { sandboxId, name, port, ...withoutUndefined({ auth, waitUntilReady }) };
+        const ask = () => session.fleet.expose(input, toSubmitOptions(options));
         return change(session, options, ask, ({ url }) => url);
       });
     });

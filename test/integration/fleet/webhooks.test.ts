@@ -4,17 +4,14 @@ import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { createServer, type IncomingHttpHeaders, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
-import { PassThrough } from "node:stream";
-import { buffer, text } from "node:stream/consumers";
+import { buffer } from "node:stream/consumers";
 import { Webhook as StandardWebhook } from "standardwebhooks";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { runProgram } from "../../../producers/cli/program.ts";
-import { createCli } from "../../../producers/cli/session.ts";
-import { createTerminal } from "../../../producers/cli/terminal.ts";
 import { verifyWebhook } from "../../../producers/webhooks.ts";
 import { createQueues, type Queues } from "../../../shared/queues.ts";
 import { loadTargets, publishTargets } from "../../../shared/state/webhooks.ts";
 import { retireWebhooks } from "../../../workers/webhooks/retire.ts";
+import { command } from "../command.ts";
 import { dump } from "./dump.ts";
 import { type Bed, failure, startBed, until } from "./harness.ts";
 
@@ -184,18 +181,10 @@ describe("a receiver that does not take a message", () => {
 });
 
 /** A command line of an operator. */
-async function cli(...words: string[]) {
-  const [stdout, stderr] = [new PassThrough(), new PassThrough()];
-  const exit = (code: number) => expect(code).toBe("not reached");
+const cli = (...words: string[]) => {
   const { REDIS_URL, FLEET_PREFIX } = bed.env;
-  const env = { REDIS_URL, FLEET_PREFIX };
-  const code = await runProgram(
-    createCli({ terminal: createTerminal({ stdout, stderr }, env, exit), env, exit }),
-    words,
-  );
-  const [out, err] = await Promise.all([text(stdout.end()), text(stderr.end())]);
-  return { code, out, err };
-}
+  return command({ REDIS_URL, FLEET_PREFIX }, ...words);
+};
 
 test("the command shows, tries and sends again, with Redis alone", async () => {
   const operation = await failOne();

@@ -2,11 +2,12 @@
 import { once } from "node:events";
 import { connect } from "node:net";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { TeamId } from "../../../shared/ids.ts";
 import { LINK_COOKIE, LINK_PARAMETER } from "../../../shared/links.ts";
-import { createApiKeyStore } from "../../../shared/state/api-keys.ts";
+import { parseApiKey } from "../../../shared/state/api-keys.ts";
 import { type Gate, startGate } from "../../../workers/gate/gate.ts";
-import { type Bed, provisionOne, run, startBed, until } from "../fleet/harness.ts";
+import { command } from "../command.ts";
+import { dump } from "../fleet/dump.ts";
+import { type Bed, failure, provisionOne, run, startBed, until } from "../fleet/harness.ts";
 import { type Asked, askGate, seen, startEcho, upgradeAt } from "./rig.ts";
 
 const DOMAIN = "sandbox.test";
@@ -63,10 +64,9 @@ async function openLink(service = "linked"): Promise<string> {
   return cookie.split(";")[0] ?? "";
 }
 
-async function newKey(team = "default"): Promise<{ id: string; text: string; revoke: () => Promise<boolean> }> {
-  const store = createApiKeyStore(bed.redis, bed.keys);
-  const { key, text } = await store.create({ team: TeamId.parse(team), name: "test" });
-  return { id: key.id, text, revoke: () => store.revoke(key.id, undefined) };
+async function newKey(team?: string): Promise<{ id: string; text: string; revoke: () => Promise<void> }> {
+  const { id, key: text } = await bed.fleet.keys.create({ name: "test", team });
+  return { id, text, revoke: () => bed.fleet.keys.revoke(id) };
 }
 
 describe("who may pass, passes", () => {
@@ -152,6 +152,61 @@ test("a service that never answers is not exposed", async () => {
   });
   await expect((await exposed).result()).rejects.toMatchObject({ code: "not_ready", facts: { port: 9 } });
   expect((await bed.fleet.sandboxes.get(sandboxId)).services.map(({ name }) => name)).not.toContain("dead");
+});
+
+describe("the commands for it", () => {
+  const fleet = (...words: string[]) => command({ ...bed.env, FLEET_TEAM: "default" }, ...words);
+  const knock = async (key: string) =>
+    (await ask(hostOf("keyed"), { headers: { authorization: `Bearer ${key}` } })).status;
+
+  test("keys: shown once, kept as hashes, several, each taken back at once", async () => {
+    const [first = "", second = ""] = await Promise.all(
+      ["ci", "cron"].map(async (name) => (await fleet("keys", "create", name, "--for", "1h")).out.trim()),
+    );
+    expect([await knock(first), await knock(second)]).toEqual([200, 200]);
+    const ls = await fleet("keys", "ls");
+    expect(ls.out).toMatch(/^KEY +NAME +TEAM +MADE +ENDS\n/);
+    for (const key of [first, second]) {
+      const { secret = "" } = parseApiKey(key) ?? {};
+      expect(secret).toHaveLength(43);
+      expect(ls.out).not.toContain(secret);
+      expect(await dump(bed.redis)).not.toContain(secret);
+    }
+    const { id } = JSON.parse((await fleet("keys", "create", "third", "--json")).out);
+    const idOf = (key: string) => parseApiKey(key)?.id ?? "";
+    expect((await fleet("keys", "revoke", idOf(first))).code).toBe(0);
+    await until(async () => (await knock(first)) === 403, "the gate to hear of it", 1_000);
+    expect(await knock(second)).toBe(200);
+    expect(await fleet("keys", "revoke", idOf(first))).toMatchObject({
+      code: 1,
+      err: expect.stringContaining("key_not_found"),
+    });
+    // Another team's are out of sight and reach.
+    const red = bed.client({ team: "red" });
+    expect(await red.keys.list()).toEqual([]);
+    await failure(red.keys.revoke(id), "key_not_found");
+    await failure(red.keys.create({ name: "x", team: "default" }), "forbidden");
+    expect((await failure(red.keys.create({ name: " " }), "invalid_input")).facts).toEqual({ fields: ["name"] });
+  });
+
+  test("a key ends by its time", async () => {
+    const { id, key } = await bed.fleet.keys.create({ name: "short", ttlSeconds: 10 });
+    expect(await knock(key)).toBe(200);
+    const record = JSON.parse((await bed.redis.hget(bed.keys.apiKeys, id)) ?? "");
+    await bed.redis.hset(bed.keys.apiKeys, id, JSON.stringify({ ...record, expiresAt: Date.now() }));
+    await bed.redis.publish(bed.keys.wake, `key ${id}`); // as when its time had come with nobody asking
+    await until(async () => (await knock(key)) === 403, "its end", 1_000);
+  });
+
+  test("expose --auth, and link for as long as was asked", async () => {
+    expect((await fleet("expose", sandboxId, "app", String(PORT), "--auth", "link", "--ready", "http")).code).toBe(0);
+    const made = await fleet("link", sandboxId, "app", "--for", "1h", "--path", "/x?y=1");
+    const { host, pathname, search } = new URL(made.out.trim());
+    const opened = await ask(host, { path: pathname + search });
+    expect([opened.status, opened.headers.location]).toEqual([302, "/x?y=1"]);
+    expect(opened.headers["set-cookie"]?.[0]).toMatch(/; Max-Age=3(600|59\d);/);
+    expect(await fleet("link", sandboxId, "keyed")).toMatchObject({ code: 1, err: expect.stringContaining("api_key") });
+  });
 });
 
 test("a proxy that shows the secret is told where to go on, and nobody else", async () => {
