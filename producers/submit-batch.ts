@@ -1,5 +1,6 @@
 /** From a stream of jobs to the accepted items of a batch, in chunks: nothing but the chunk at hand is held. */
 import { z } from "zod";
+import { defer } from "../shared/deferred.ts";
 import { FleetError } from "../shared/errors.ts";
 import type { BatchId, OperationId, SandboxId } from "../shared/ids.ts";
 import { JOB_NAMES, type JobInput, type JobName } from "../shared/jobs/index.ts";
@@ -34,16 +35,29 @@ export async function submitItems(
   chunks: AsyncIterable<Item[]>,
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  let adding: Promise<void> = Promise.resolve();
-  for await (const chunk of chunks) {
-    signal?.throwIfAborted();
-    const { jobs, stopped } = await acceptChunk(parts, batch, chunk);
-    await adding;
-    adding = addJobs(parts, jobs);
-    if (stopped) break;
-  }
-  await adding;
   signal?.throwIfAborted();
+  const aborted = defer<never>();
+  aborted.promise.catch(() => {}); // raced below
+  const onAbort = () => aborted.reject(signal?.reason);
+  signal?.addEventListener("abort", onAbort, { once: true });
+  const entries = chunks[Symbol.asyncIterator]();
+  let adding: Promise<void> = Promise.resolve();
+  try {
+    while (true) {
+      // A source that gives nothing, such as an idle pipe, must not hold up whoever leaves.
+      const next = await Promise.race([entries.next(), aborted.promise]);
+      if (next.done === true) break;
+      const { jobs, stopped } = await acceptChunk(parts, batch, next.value);
+      await adding;
+      adding = addJobs(parts, jobs);
+      if (stopped) break;
+    }
+    signal?.throwIfAborted();
+  } finally {
+    signal?.removeEventListener("abort", onAbort);
+    entries.return?.()?.catch(() => {}); // not waited for, see in-chunks.ts
+    await adding;
+  }
 }
 
 type QueuedJob = NewJob & { queue: string };

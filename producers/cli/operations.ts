@@ -32,7 +32,7 @@ export class Operations {
     return this.#begun > 0;
   }
 
-  async begin<H extends Handle<JobName>>(ask: () => Promise<H>): Promise<H> {
+  async begin<T>(ask: () => Promise<T>): Promise<T> {
     this.#interrupt.throwIfAborted();
     this.#begun++;
     try {

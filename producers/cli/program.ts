@@ -1,6 +1,7 @@
 /** The commands, wired. */
 import { Command, CommanderError } from "commander";
 import { addAdopt } from "./commands/adopt.ts";
+import { addBatch } from "./commands/batch.ts";
 import { addConfigure, addDestroy, addPower, addServices, addSnapshot, addUpdate } from "./commands/changes.ts";
 import { addCopy } from "./commands/copy.ts";
 import { addEvents } from "./commands/events.ts";
@@ -30,6 +31,7 @@ ${EXIT_HELP}
 
 Examples:
   fleet provision cmux-base --service web:8080
+  fleet provision cmux-base --count 200
   fleet exec 20001 -- npm test
   fleet cp -r ./src 20001:/workspace/src
   fleet ls --state running
@@ -44,6 +46,7 @@ function createProgram(cli: Cli): Command {
     .configureOutput({ writeOut: cli.terminal.out, writeErr: cli.terminal.err, outputError: () => {} })
     .exitOverride();
   addProvision(program, cli);
+  addBatch(program, cli);
   addExec(program, cli);
   addCopy(program, cli);
   addServices(program, cli);

@@ -3,7 +3,10 @@ import type { Fleet, Handle, JobName, SandboxState } from "../index.ts";
 import { type Terminal, toPrintable } from "./terminal.ts";
 
 /** Back to the line's begin, and erase it (ECMA-48 EL). */
-const CLEAR_LINE = "\r\u001b[K";
+export const CLEAR_LINE = "\r\u001b[K";
+
+/** A line on stderr that stays, above one that is redrawn. */
+export const note = ({ err, watched }: Terminal, text: string): void => err(`${watched ? CLEAR_LINE : ""}${text}\n`);
 
 /** Shows nothing where nobody watches or nothing is waited for. Disposing clears the line. */
 export function startProgress(

@@ -42,7 +42,7 @@ export function addCopy(program: Command, cli: Cli): void {
     .option("--owner <user[:group]>", "into a sandbox: whose it is to be")
     .option("--wait-timeout <duration>", "wait no longer than this, then end with 124; it goes on", parseDurationMs)
     .option("--idempotency-key <key>", "into a sandbox: the same key with the same content never goes twice")
-    .addOption(onQuotaOption())
+    .addOption(onQuotaOption("refuse"))
     .addHelpText("after", EXAMPLES)
     .action(async (from: string, to: string) => {
       const options = command.optsWithGlobals<Options>();

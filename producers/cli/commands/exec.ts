@@ -50,7 +50,7 @@ export function addExec(program: Command, cli: Cli): void {
     .option("--output-limit <bytes>", "of each stream, in the result of --json (262144)", parseNumber)
     .option("--idempotent", "it may run again when its worker dies in the middle")
     .option("--idempotency-key <key>", "the same key with the same input never runs twice")
-    .addOption(onQuotaOption())
+    .addOption(onQuotaOption("refuse"))
     .addHelpText("after", EXAMPLES)
     .action(async (sandbox: string, words: string[]) => {
       const options = command.optsWithGlobals<Options>();

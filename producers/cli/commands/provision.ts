@@ -1,9 +1,10 @@
 import { type Command, Option } from "commander";
 import { FleetError } from "../../../shared/errors.ts";
-import type { JobInput, JobOutput } from "../../index.ts";
-import { assertRepeatable } from "../../index.ts";
+import type { BatchPolicy } from "../../../shared/state/records.ts";
+import type { BatchProvision, ItemOutcome, JobInput, JobOutput } from "../../index.ts";
 import { formatDuration, NONE } from "../describe.ts";
 import { EXIT, toExitCode } from "../exit-codes.ts";
+import { followBatch } from "../follow-batch.ts";
 import {
   collect,
   collectEnv,
@@ -17,10 +18,18 @@ import {
 import { type ProvisionOptions, toProvisionInput } from "../provision-input.ts";
 import { readInput } from "../read-input.ts";
 import { type Cli, describeError, formatError, type Session } from "../session.ts";
-import { formatTable } from "../terminal.ts";
-import { addResourceOptions, addWaitOptions, ttlActionOption, type WaitOptions } from "./shared-options.ts";
+import { formatTable, toPrintable } from "../terminal.ts";
+import { conclude } from "./batch.ts";
+import {
+  addResourceOptions,
+  addWaitOptions,
+  policyOption,
+  toSubmitOptions,
+  ttlActionOption,
+  type WaitOptions,
+} from "./shared-options.ts";
 
-type Options = ProvisionOptions & WaitOptions & { input?: string; count?: number };
+type Options = ProvisionOptions & WaitOptions & { input?: string; count?: number; policy?: BatchPolicy };
 
 const EXAMPLES = `
 TEMPLATE is a template's name or tag, its VMID, or a snapshot id snap_...
@@ -28,7 +37,7 @@ TEMPLATE is a template's name or tag, its VMID, or a snapshot id snap_...
 Examples:
   fleet provision cmux-base
   fleet provision 9000 --cores 2 --memory 4096 --service web:8080 --ttl 2h
-  fleet provision cmux-base --count 20 --batch --metadata run=42
+  fleet provision cmux-base --count 200 --policy undo --metadata run=42
   fleet provision --input sandbox.json
   fleet provision cmux-base --no-wait --idempotency-key deploy-17`;
 
@@ -39,7 +48,8 @@ export function addProvision(program: Command, cli: Cli): void {
     .description("Make sandboxes: clone a template, start it, wait until it answers, run setup, expose services.")
     .argument("[template]", "what to clone", parseTemplate)
     .option("--template <template>", "the same as an option", parseTemplate)
-    .option("--count <n>", "how many", parseCount)
+    .option("--count <n>", "how many, as one batch: see fleet batch; what a quota has no room for waits", parseCount)
+    .addOption(policyOption())
     .option("--input <file>", "everything as JSON from a file, or from stdin with -; options go over it");
   addPlacementOptions(command);
   addResourceOptions(command);
@@ -107,16 +117,9 @@ async function provision(session: Session, template: string | number | undefined
       facts: { fields: ["template"] },
     });
   }
-  const count = options.count ?? 1;
-  assertRepeatable(input, count);
-  const outcomes = await provisionMany(session, input, { ...options, count });
-  const made = outcomes.filter((one) => one.ok);
-  const errors = outcomes.flatMap((one) => (one.ok ? [] : [one.error]));
-  if (options.count !== undefined) session.print(outcomes.map(toValue), toTable(made));
-  else if (made.length > 0) session.print(made[0]?.value, toTable(made));
-  // Twenty that fail alike say it once.
-  for (const line of new Set(errors.map((error) => formatError(error, session.json)))) session.terminal.err(line);
-  return errors.length === 0 ? EXIT.ok : toExitCode(errors[0]);
+  return options.count === undefined
+    ? provisionOne(session, input, options)
+    : provisionMany(session, { ...input, count: options.count }, options);
 }
 
 /** What is known of one that was only accepted. */
@@ -124,58 +127,74 @@ interface Accepted {
   operationId: string;
   sandboxId: string;
 }
-type Made = { ok: true; value: Accepted | JobOutput<"provision">; tookMs?: number };
-type Provisioned = Made | { ok: false; error: unknown };
 
-/** How each went, in order. */
-async function provisionMany(
-  { fleet, operations }: Session,
-  input: JobInput<"provision">,
-  { count, wait, waitTimeout, idempotencyKey: key, onQuota }: WaitOptions & { count: number },
-): Promise<Provisioned[]> {
-  const begun = await Promise.allSettled(
-    Array.from({ length: count }, (_, index) => {
-      const idempotencyKey = key === undefined || count === 1 ? key : `${key}/${index + 1}`;
-      return operations.begin(() => fleet.provision(input, { idempotencyKey, onQuota }));
-    }),
-  );
-  const handles = begun.flatMap((one) => (one.status === "fulfilled" ? [one.value] : []));
-  const ended: Provisioned[] = wait
-    ? await operations.results(handles, waitTimeout)
-    : handles.map(({ id, sandboxId }) => ({ ok: true, value: { operationId: id, sandboxId } }));
-  const next = ended.values();
-  return begun.map((one) => {
-    if (one.status === "rejected") return { ok: false, error: one.reason };
-    return next.next().value ?? { ok: false, error: new FleetError("internal", "it left no outcome") };
+async function provisionOne(session: Session, input: JobInput<"provision">, options: Options): Promise<number> {
+  const { fleet, operations, print } = session;
+  const handle = await operations.begin(() => fleet.provision(input, toSubmitOptions(options)));
+  const from = performance.now();
+  if (options.wait) {
+    const value = await operations.result(handle, options.waitTimeout);
+    print(value, toTable([{ value, tookMs: performance.now() - from }]));
+  } else {
+    const value: Accepted = { operationId: handle.id, sandboxId: handle.sandboxId };
+    print(value, formatTable(["SANDBOX", "OPERATION"], [[value.sandboxId, value.operationId]]));
+  }
+  return EXIT.ok;
+}
+
+/** As a batch; its failures are grouped, since twenty that fail alike need be said once. */
+async function provisionMany(session: Session, input: BatchProvision, options: Options): Promise<number> {
+  const { terminal, json, print } = session;
+  const outcomes: ItemOutcome[] = [];
+  const from = performance.now();
+  const made: Made[] = [];
+  const failures = new Map<string, { error: FleetError; count: number }>();
+  const followed = await followBatch(session, input, options, (outcome) => {
+    outcomes.push(outcome);
+    if (outcome.ok) {
+      const value = outcome.result as JobOutput<"provision">; // a batch of nothing else
+      made.push({ value, tookMs: performance.now() - from });
+    } else {
+      const known = failures.get(outcome.error.code);
+      failures.set(outcome.error.code, { error: known?.error ?? outcome.error, count: (known?.count ?? 0) + 1 });
+    }
   });
+  outcomes.sort((a, b) => a.index - b.index);
+  if (options.wait && outcomes.length > 0) print(outcomes.map(toValue), made.length > 0 ? toTable(made) : "");
+  for (const { error, count } of failures.values()) {
+    if (json) terminal.err(formatError(error, true));
+    else terminal.err(`fleet: ${count} of ${input.count}: ${error.code}: ${toPrintable(error.text)}\n`);
+  }
+  const code = conclude(session, followed, options.wait);
+  const [first] = failures.values();
+  return code === EXIT.failed && first ? toExitCode(first.error) : code;
+}
+
+interface Made {
+  value: JobOutput<"provision">;
+  tookMs: number;
 }
 
 /** For the list that --count prints; a failed one is `{ error }`. */
-function toValue(outcome: Provisioned): unknown {
-  if (outcome.ok) return outcome.value;
+function toValue(outcome: ItemOutcome): unknown {
+  if (outcome.ok) return outcome.result;
   const { code, text, facts } = describeError(outcome.error);
   return { error: { code, message: text, facts } };
 }
 
 function toTable(made: readonly Made[]): string {
-  const [first] = made;
-  if (!first) return "";
-  if (!("node" in first.value)) {
-    const accepted = made.map(({ value }) => [value.sandboxId, value.operationId]);
-    return formatTable(["SANDBOX", "OPERATION"], accepted);
-  }
-  const rows = made.flatMap(({ value, tookMs }) => ("node" in value ? [toRow(value, tookMs)] : []));
-  return formatTable(["SANDBOX", "NODE", "VMID", "HOSTNAME", "ADDRESS", "TOOK", "SERVICES"], rows);
+  const head = ["SANDBOX", "NODE", "VMID", "HOSTNAME", "ADDRESS", "TOOK", "SERVICES"];
+  return formatTable(head, made.map(toRow));
 }
 
-function toRow(value: JobOutput<"provision">, tookMs: number | undefined): string[] {
+function toRow({ value, tookMs }: Made): string[] {
   return [
     value.sandboxId,
     value.node,
     String(value.vmid),
     value.hostname,
     value.address,
-    tookMs === undefined ? NONE : formatDuration(tookMs),
+    formatDuration(tookMs),
     value.services.map(({ name, url }) => `${name}=${url}`).join(" ") || NONE,
   ];
 }

@@ -1,6 +1,7 @@
 /** Options that several commands take. */
 import { type Command, Option } from "commander";
 import { TtlAction } from "../../../shared/jobs/fields.ts";
+import { BATCH_POLICIES } from "../../../shared/state/records.ts";
 import { parseDurationMs, parseNumber } from "../parse-values.ts";
 import type { GlobalOptions } from "../session.ts";
 
@@ -12,12 +13,16 @@ export interface WaitOptions extends GlobalOptions {
 }
 
 export function addWaitOptions(command: Command): Command {
+  return addWaiting(command, "only have it accepted and print its operation; see fleet status")
+    .option("--idempotency-key <key>", "the same key with the same input never runs twice")
+    .addOption(onQuotaOption("refuse"));
+}
+
+export function addWaiting(command: Command, otherwise: string): Command {
   return command
     .option("--wait", "wait for the result", true)
-    .option("--no-wait", "only have it accepted and print its operation; see fleet status")
-    .option("--wait-timeout <duration>", "wait no longer than this, then end with 124; it goes on", parseDurationMs)
-    .option("--idempotency-key <key>", "the same key with the same input never runs twice")
-    .addOption(onQuotaOption());
+    .option("--no-wait", otherwise)
+    .option("--wait-timeout <duration>", "wait no longer than this, then end with 124; it goes on", parseDurationMs);
 }
 
 export const ttlActionOption = (): Option =>
@@ -25,8 +30,11 @@ export const ttlActionOption = (): Option =>
     TtlAction.options,
   );
 
-export const onQuotaOption = (): Option =>
-  new Option("--on-quota <what>", "where the team has used up a quota (refuse)").choices(["refuse", "wait"]);
+export const onQuotaOption = (otherwise: string): Option =>
+  new Option("--on-quota <what>", `where the team has used up a quota (${otherwise})`).choices(["refuse", "wait"]);
+
+export const policyOption = (): Option =>
+  new Option("--policy <policy>", "what a failed one means for the others (keep)").choices(BATCH_POLICIES);
 
 /** For the client, as these options say. */
 export const toSubmitOptions = ({ idempotencyKey, onQuota }: WaitOptions) => ({ idempotencyKey, onQuota });

@@ -1,8 +1,11 @@
 import { EventEmitter } from "node:events";
+import { Readable } from "node:stream";
 import { expect, test, vi } from "vitest";
+import { createPace, toBatchLine } from "../../../producers/cli/batch-texts.ts";
 import { toLeft } from "../../../producers/cli/commands/nodes.ts";
 import { formatBytes, formatDuration, toEventLine } from "../../../producers/cli/describe.ts";
 import { Interrupted, toExitCode } from "../../../producers/cli/exit-codes.ts";
+import { toLines } from "../../../producers/cli/job-lines.ts";
 import { toProgressLine } from "../../../producers/cli/progress.ts";
 import { formatError } from "../../../producers/cli/session.ts";
 import { createTerminal, formatFacts, formatTable, toPrintable } from "../../../producers/cli/terminal.ts";
@@ -81,6 +84,28 @@ test.each([
 
 test("bytes", () => {
   expect([0, 1_023, 1_536, 2 ** 40].map(formatBytes)).toEqual(["0 B", "1023 B", "1.5 KiB", "1.0 TiB"]);
+});
+
+test("progress of a batch: a bar where it is redrawn, its pace of late, time left", () => {
+  const counts = { total: 200, queued: 140, running: 4, succeeded: 50, failed: 6, canceled: 0, failedByCode: {} };
+  const view = { status: "running", counts, size: 200 } as never; // what of it is shown
+  const pace = createPace();
+  const at = (now: number, succeeded: number) => pace.at(now, { ...counts, succeeded });
+  expect([at(0, 0), at(1_000, 10), at(2_000, 30), at(42_000, 50)].map(Math.round)).toEqual([0, 10, 15, 1]);
+  expect(toBatchLine(view, 4.8, true)).toBe(
+    "[######------------------] 56 of 200 (28%), 4.8/s, 30s left, 4 running, 6 failed",
+  );
+  expect(toBatchLine(view, 0, false)).toBe("56 of 200 (28%), 4 running, 6 failed");
+  expect(toBatchLine({ ...(view as object), size: undefined } as never, 2, true)).toBe(
+    "56 of 200 so far, 2.0/s, 4 running, 6 failed",
+  );
+});
+
+test("lines: across chunks, without a last newline, and none that is too long", async () => {
+  const chunks = ["a\nb", "c\n\nd", "x".repeat(5_000_000), "\ne"].map((chunk) => Buffer.from(chunk));
+  const lines: (string | null)[] = [];
+  for await (const line of toLines(Readable.from(chunks))) lines.push(line);
+  expect(lines).toEqual(["a", "bc", "", null, "e"]);
 });
 
 test("progress: one sandbox by name, many by count", () => {
