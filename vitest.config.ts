@@ -2,7 +2,7 @@ import { defineConfig } from "vitest/config";
 
 /** They compare times, so they want a machine that does little else. */
 const MEASURING = ["test/integration/fleet/latency.test.ts", "test/integration/pve-client/task-watcher.test.ts"];
-const KILL = "test/integration/kill/kill.test.ts";
+const KILL = ["test/integration/kill/kill.test.ts", "test/integration/kill/batch.test.ts"];
 
 /** A fleet and a stand-in in each file, on one Redis. Each counts what it leaves behind, so files may share their imports. */
 const onRedis = { globalSetup: ["test/global-redis.ts"], testTimeout: 60_000, hookTimeout: 60_000, isolate: false };
@@ -32,7 +32,7 @@ export default defineConfig({
           ...onRedis,
           name: "integration",
           include: ["test/integration/**/*.test.ts", "test/pve/**/*.test.ts"],
-          exclude: [...MEASURING, KILL],
+          exclude: [...MEASURING, ...KILL],
           // They mostly wait, for locks to run out and for tasks: two cores are busy with four of them.
           maxWorkers: 4,
           sequence: { groupOrder: 2 },
@@ -42,7 +42,7 @@ export default defineConfig({
         test: { ...onRedis, name: "timing", include: MEASURING, maxWorkers: 2, sequence: { groupOrder: 3 } },
       },
       {
-        test: { ...onRedis, name: "kill", include: [KILL], sequence: { groupOrder: 4 } },
+        test: { ...onRedis, name: "kill", include: KILL, sequence: { groupOrder: 4 } },
       },
       // The packed package in an empty project, on each runtime.
       {
