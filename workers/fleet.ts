@@ -101,7 +101,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const live: LiveRuns = new Set();
   const workers = createQueueWorkers(context, live);
   if (works) stack.use(startAborts(context, live));
-  if (works) stack.use(await startWebhooks(context));
+  const webhooks = works ? stack.use(await startWebhooks(context)) : null;
   if (works) {
     nodes.startProbing(
       (node, signal) => answers(pve, node, signal),
@@ -136,7 +136,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     const patience = setTimeout(() => {
       for (const run of live) run.abort(new FleetError("shutting_down", "the worker is shutting down"));
     }, config.FLEET_SHUTDOWN_SECONDS * 1_000);
-    await workers.close();
+    await Promise.all([workers.close(), webhooks?.[Symbol.asyncDispose]()]);
     clearTimeout(patience);
     await resources.disposeAsync();
   };

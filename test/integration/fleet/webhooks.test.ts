@@ -10,6 +10,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { verifyWebhook } from "../../../producers/webhooks.ts";
 import { createQueues, type Queues } from "../../../shared/queues.ts";
 import { loadTargets, publishTargets } from "../../../shared/state/webhooks.ts";
+import { startOps } from "../../../workers/ops/board.ts";
 import { retireWebhooks } from "../../../workers/webhooks/retire.ts";
 import { command } from "../command.ts";
 import { dump } from "./dump.ts";
@@ -67,7 +68,7 @@ beforeAll(async () => {
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
   origin = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-  bed = await startBed({ pve: { nodes: 1 }, env: only(...targets()) });
+  bed = await startBed({ pve: { nodes: 1 }, env: { ...only(...targets()), OPS_PORT: "0" } });
   queues = createQueues(bed.redis, bed.env["FLEET_PREFIX"] ?? "");
 });
 
@@ -206,6 +207,16 @@ test("the command shows, tries and sends again, with Redis alone", async () => {
     event: null,
   });
   await failure(bed.client({ team: "red" }).webhooks.list(), "forbidden");
+});
+
+test("the board shows each target's queue", async () => {
+  if (!bed.workers) throw new Error("unreachable");
+  await using ops = await startOps(bed.workers.context);
+  const reply = await fetch(`${ops.url}/api/queues`);
+  const shown = (await reply.json()) as { queues: { name: string }[] };
+  expect(shown.queues.map(({ name }) => name)).toEqual(
+    expect.arrayContaining(["place", "webhook-good", "webhook-down"]),
+  );
 });
 
 test("a worker that dies before it has written that it delivered: again, by the same id; secrets are nowhere", async () => {
