@@ -21,7 +21,16 @@ const RUNTIMES = {
 } as const;
 
 /** Packages that only workers use. */
-const WORKER_ONLY = ["ssh2", "undici", "fastify", "pino", "@bull-board/api", "@bull-board/ui", "@bull-board/fastify"];
+const WORKER_ONLY = [
+  "ssh2",
+  "undici",
+  "ipaddr.js",
+  "fastify",
+  "pino",
+  "@bull-board/api",
+  "@bull-board/ui",
+  "@bull-board/fastify",
+];
 
 let folder: string;
 let tarball: string;

@@ -21,7 +21,7 @@ export async function deliver(
   target: WebhookTarget,
   dispatcher: Dispatcher,
   { id, message }: WebhookJob,
-  now: () => number = Date.now,
+  { now = Date.now, timeoutMs = TIMEOUT_MS }: { now?: () => number; timeoutMs?: number } = {},
 ): Promise<Receipt> {
   const begun = now();
   const signed = { id, timestampSec: Math.floor(begun / 1_000), body: JSON.stringify(message) };
@@ -35,7 +35,7 @@ export async function deliver(
       [TIMESTAMP_HEADER]: String(signed.timestampSec),
       [SIGNATURE_HEADER]: toSignatures(target.secrets, signed),
     },
-    signed.body,
+    { body: signed.body, timeoutMs },
   );
   const { statusCode: status, headers } = reply;
   reply.body.dump({ limit: BODY_LIMIT }).catch(() => {});
@@ -47,14 +47,14 @@ async function post(
   { name, url }: WebhookTarget,
   dispatcher: Dispatcher,
   headers: Record<string, string>,
-  body: string,
+  { body, timeoutMs }: { body: string; timeoutMs: number },
 ) {
   try {
-    return await request(url, { method: "POST", dispatcher, headers, body, signal: AbortSignal.timeout(TIMEOUT_MS) });
+    return await request(url, { method: "POST", dispatcher, headers, body, signal: AbortSignal.timeout(timeoutMs) });
   } catch (error) {
     if (error instanceof FleetError) throw error;
     if (error instanceof Error && error.name === "TimeoutError")
-      throw new FleetError("timeout", `no answer within ${TIMEOUT_MS / 1_000} s`, { facts: { target: name } });
+      throw new FleetError("timeout", `no answer within ${timeoutMs} ms`, { facts: { target: name } });
     // By its code: a text could quote the URL, which may hold a token.
     const why = error instanceof Error && "code" in error ? String(error.code) : "the connection broke";
     throw new FleetError("webhook_failed", why, { cause: error, facts: { target: name } });

@@ -11,6 +11,8 @@ import { verifyWebhook } from "../../../producers/webhooks.ts";
 import { createQueues, type Queues } from "../../../shared/queues.ts";
 import { loadTargets, publishTargets } from "../../../shared/state/webhooks.ts";
 import { startOps } from "../../../workers/ops/board.ts";
+import { deliver } from "../../../workers/webhooks/deliver.ts";
+import { createAgent } from "../../../workers/webhooks/reach.ts";
 import { retireWebhooks } from "../../../workers/webhooks/retire.ts";
 import { command } from "../command.ts";
 import { dump } from "./dump.ts";
@@ -53,6 +55,8 @@ let bed: Bed;
 let server: Server;
 let queues: Queues;
 let origin: string;
+/** The answer without end was. */
+const cutOff = Promise.withResolvers<void>();
 const deliveries: Delivery[] = [];
 const of = (path: string) => deliveries.filter((one) => one.path === path);
 
@@ -62,6 +66,13 @@ beforeAll(async () => {
     const body = (await buffer(request)).toString("utf8");
     deliveries.push({ path, headers, body });
     const times = of(path).filter((one) => one.headers["webhook-id"] === headers["webhook-id"]).length;
+    if (path === "/endless") {
+      response.writeHead(200);
+      const more = () => response.write("x".repeat(65_536), (error) => error ?? more());
+      response.once("close", cutOff.resolve);
+      more();
+      return;
+    }
     const answer = answerOf(path, times);
     if (answer !== null) response.writeHead(answer.status, answer.headers).end("ok");
   });
@@ -171,6 +182,17 @@ describe("a receiver that does not take a message", () => {
   test("gets it no more when it says that it is gone", async () => {
     const operation = await failOne();
     expect((await dead("gone", operation)).attemptsMade).toBe(1);
+  });
+
+  test("is not waited for without end, nor for all that it has to say", { timeout: 8_000 }, async () => {
+    const { FLEET_WEBHOOKS: [silent, endless] = [] } = bed.config(only(target("silent"), target("endless")));
+    if (!silent || !endless) throw new Error("unreachable");
+    const agent = createAgent(endless);
+    const job = { id: "test_1", message: { type: "webhook.test", timestamp: "", data: {} } } as const;
+    await failure(deliver(silent, agent, job, { timeoutMs: 100 }), "timeout");
+    expect(await deliver(endless, agent, job)).toMatchObject({ status: 200 });
+    await cutOff.promise;
+    await agent.destroy();
   });
 
   test("keeps nobody else waiting", async () => {
