@@ -1,4 +1,4 @@
-# The worker: Bull Board and all roles in one process by default (FLEET_ROLES). Node 24 runs the TypeScript as it is.
+# The worker: ops pages and all roles in one process by default (FLEET_ROLES). Node 24 runs the TypeScript as it is.
 
 FROM node:24-slim AS packages
 WORKDIR /app
@@ -17,7 +17,7 @@ COPY producers ./producers
 COPY workers ./workers
 # Nothing here is the worker's to write: root owns the files.
 USER node
-# Loopback is the container's own; who may reach the port is decided where it is published.
-ENV OPS_HOST=0.0.0.0 OPS_PORT=3000
+# The ops pages are the container's own until OPS_HOST=0.0.0.0 and OPS_LOGINS are set.
+ENV OPS_PORT=3000
 EXPOSE 3000
 CMD ["node", "workers/main.ts"]

@@ -7,6 +7,7 @@ import { BlockList, isIP } from "node:net";
 import { z } from "zod";
 import { Cidrs } from "./cidrs.ts";
 import { GATE_SETTINGS } from "./config-gate.ts";
+import { findOpsProblems, OPS_SETTINGS } from "./config-ops.ts";
 import { findSshProblems, SSH_SETTINGS } from "./config-ssh.ts";
 import { WEBHOOK_SETTINGS } from "./config-webhooks.ts";
 import { FleetError } from "./errors.ts";
@@ -195,8 +196,7 @@ const WorkerEnv = SharedEnv.extend({
   FLEET_SHUTDOWN_SECONDS: integer(0, 600).default(20),
   ...SSH_SETTINGS,
   ...WEBHOOK_SETTINGS,
-  OPS_HOST: z.string().default("127.0.0.1"),
-  OPS_PORT: integer(0, 65_535).default(3000),
+  ...OPS_SETTINGS,
 });
 
 /** Names of all variables, as the README lists them. */
@@ -216,7 +216,7 @@ export function loadSharedConfig(env: Env): SharedConfig {
 /** What a worker needs; see `loadSharedConfig`. */
 export function loadWorkerConfig(env: Env): WorkerConfig {
   const config = parse(WorkerEnv, env, (raw) => {
-    const problems: Problem[] = findSshProblems(raw);
+    const problems: Problem[] = [...findSshProblems(raw), ...findOpsProblems(raw)];
     const leased = raw["PVE_IP_RANGE"];
     if (leased && !raw["PVE_GATEWAY"])
       problems.push({ name: "PVE_GATEWAY", text: "is missing; leased addresses of PVE_IP_RANGE need it" });

@@ -14,6 +14,7 @@ import type { SecretStore } from "../shared/state/secrets.ts";
 import type { Slots } from "../shared/state/slots.ts";
 import type { Strays } from "../shared/state/strays.ts";
 import type { Execd } from "./exec/execd.ts";
+import type { Metrics } from "./metrics.ts";
 import type { NodeGuard } from "./nodes/guard.ts";
 import type { PveApi } from "./pve/api.ts";
 import type { TaskWatcher } from "./pve/task-watcher.ts";
@@ -42,6 +43,7 @@ export interface WorkerContext {
   readonly shell: NodeShell | null;
   readonly inventory: InventorySource;
   readonly nodes: NodeGuard;
+  readonly metrics: Metrics;
   readonly log: Logger;
 }
 

@@ -25,6 +25,7 @@ import { createExecd } from "./exec/execd.ts";
 import { handlerOf } from "./handlers/index.ts";
 import { createCollector } from "./inventory/collect.ts";
 import { createInventorySource, type LiveInventory } from "./inventory/source.ts";
+import { createMetrics } from "./metrics.ts";
 import { startNodeGuard } from "./nodes/guard.ts";
 import { answers } from "./nodes/probe.ts";
 import { createPveApi } from "./pve/api.ts";
@@ -49,11 +50,12 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const redis = stack.adopt(connectRedis(config.REDIS_URL), closeRedis);
   redis.on("error", (error) => log.warn({ err: error }, "redis connection"));
   const keys = createKeys(config.FLEET_PREFIX);
+  const metrics = createMetrics();
   const subscriber = connectRedis(config.REDIS_URL);
   subscriber.on("error", (error) => log.warn({ err: error }, "redis connection"));
   const wake = stack.use(await startWake(subscriber, keys));
   const nodes = stack.use(await startNodeGuard(createNodeStateStore(redis, keys), wake, log));
-  const http = stack.use(createPveHttp(toPveTarget(config), { health: nodes }));
+  const http = stack.use(createPveHttp(toPveTarget(config), { health: nodes, onRequest: metrics.pveAnswered }));
   const pve = createPveApi(http);
   const tasks = stack.use(createTaskWatcher(pve));
   const execd = stack.use(createExecd());
@@ -91,6 +93,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     shell,
     inventory,
     nodes,
+    metrics,
     log,
   };
   await readFirst(inventory, log);

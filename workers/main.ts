@@ -1,11 +1,12 @@
 #!/usr/bin/env node
 /** The worker process: reads the environment, starts the roles, closes on SIGINT and SIGTERM. */
+import { collectDefaultMetrics } from "prom-client";
 import { loadWorkerConfig } from "../shared/config.ts";
 import { toFleetError } from "../shared/errors.ts";
 import { startFleetWorkers } from "./fleet.ts";
 import { startGate } from "./gate/gate.ts";
 import { createLogger } from "./log.ts";
-import { startOps } from "./ops/board.ts";
+import { startOps } from "./ops/server.ts";
 
 let started = false;
 const told = new Promise<string>((resolve) => {
@@ -19,6 +20,7 @@ try {
   const log = createLogger(config.LOG_LEVEL);
   await using fleet = await startFleetWorkers(config, log);
   started = true;
+  collectDefaultMetrics({ register: fleet.context.metrics.registry });
   await using _ops = config.FLEET_ROLES.has("ops") ? await startOps(fleet.context) : null;
   await using _gate = config.FLEET_ROLES.has("gate") ? await startGate(fleet.context) : null;
   log.info({ signal: await told }, "closing");

@@ -7,6 +7,7 @@ import { addCopy } from "./commands/copy.ts";
 import { addEvents } from "./commands/events.ts";
 import { addExec } from "./commands/exec.ts";
 import { addKeys, addLink } from "./commands/keys.ts";
+import { addLogin } from "./commands/login.ts";
 import { addCancel, addGet, addLs, addStatus } from "./commands/looks.ts";
 import { addNode } from "./commands/node.ts";
 import { addNodes } from "./commands/nodes.ts";
@@ -67,6 +68,7 @@ function createProgram(cli: Cli): Command {
   addNodes(program, addNode(program, cli), cli);
   addQuota(program, cli);
   addWebhooks(program, cli);
+  addLogin(program, cli);
   return program;
 }
 

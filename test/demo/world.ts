@@ -4,7 +4,7 @@ import { createFleet, type Fleet, FleetError } from "../../producers/index.ts";
 import { loadWorkerConfig } from "../../shared/config.ts";
 import { startFleetWorkers } from "../../workers/fleet.ts";
 import { createLogger } from "../../workers/log.ts";
-import { startOps } from "../../workers/ops/board.ts";
+import { startOps } from "../../workers/ops/server.ts";
 import { startPve } from "../pve/index.ts";
 import { startEmbeddedRedis } from "../redis.ts";
 

@@ -112,6 +112,8 @@ export async function endWithoutRun(
     { status, error },
     makesSandbox ? { sandbox: { state: "failed" }, also: leasesOf(context, claim.sandbox) } : {},
   );
+  const { kind, acceptedAt, timings } = claim.operation;
+  context.metrics.operationEnded({ kind, code: error.code, node: claim.sandbox.node, acceptedAt, timings });
   context.log.info({ operation: id, code: error.code, status }, "operation ended before it ran");
   await addReleased(context, released, seat);
 }

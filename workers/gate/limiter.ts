@@ -2,6 +2,8 @@
 export interface Limiter {
   isOver(address: string): boolean;
   count(address: string): void;
+  /** One count less, where it came to no harm. */
+  takeBack(address: string): void;
 }
 
 const REMEMBERED = 50_000;
@@ -26,6 +28,10 @@ export function createLimiter(
       turn();
       if (counts.size >= REMEMBERED && !counts.has(address)) return;
       counts.set(address, (counts.get(address) ?? 0) + 1);
+    },
+    takeBack(address) {
+      const count = counts.get(address);
+      if (count !== undefined) counts.set(address, Math.max(0, count - 1));
     },
   };
 }

@@ -1,5 +1,6 @@
 /** A job's run from claim to end: the one place where outcomes become records, events, retries and BullMQ states. */
 import { DelayedError, type Job, UnrecoverableError, WaitingError } from "bullmq";
+import { z } from "zod";
 import {
   type ErrorFacts,
   type ErrorRecord,
@@ -38,7 +39,13 @@ export class RetryLater extends Error {
 
 export type LiveRuns = Set<Run>;
 /** What BullMQ keeps as the job's result: for the board, never output or secrets. */
-export type JobSummary = { outcome: "succeeded" | "replaced" | "failed" | "canceled" | "unknown"; queue?: string };
+export interface JobSummary {
+  outcome: "succeeded" | "replaced" | "failed" | "canceled" | "unknown";
+  queue?: string;
+  node?: string;
+  vmid?: number;
+  urls?: string[];
+}
 
 export type HandlerOf = (kind: JobName) => Handler<JobName>;
 
@@ -93,7 +100,7 @@ async function conclude(run: Run, handler: Handler<JobName>, carrier: Carrier): 
       refuseHopeless(run);
       const ending = await handler.run(run);
       await end(run, { status: "succeeded", result: ending.result }, ending);
-      return { outcome: "succeeded" };
+      return { outcome: "succeeded", ...seenOf(run, ending.result) };
     } catch (thrown) {
       if (thrown instanceof Reroute) return reroute(run, thrown);
       if (thrown instanceof NotYet) return waitAgain(run, thrown, carrier);
@@ -300,6 +307,13 @@ async function end(run: Run, ended: OperationEnd, ending: Pick<Ending<JobName>, 
   run.undoing().guard?.();
   const write = { ...ending.write, operation: { ...ending.write?.operation, timings: run.timings } };
   const released = await run.end(ended, write);
+  run.context.metrics.operationEnded({
+    kind: run.kind,
+    code: ended.status === "succeeded" ? "ok" : ended.error.code,
+    node: run.sandbox.node,
+    acceptedAt: run.operation.acceptedAt,
+    timings: run.timings,
+  });
   run.log.info(
     { status: ended.status, ...(ended.status === "succeeded" ? {} : { code: ended.error.code }), timings: run.timings },
     "operation ended",
@@ -387,6 +401,21 @@ async function waitAgain(run: Run, { delayMs, message }: NotYet, { job, token }:
   }
   await job.moveToWait(token);
   throw new WaitingError();
+}
+
+/** The URLs of a sandbox's services, as they are resolved; one that lets in, a link's, is none of them. */
+const WithServices = z.object({ services: z.array(z.object({ url: z.string() })) });
+const Exposed = z.object({ name: z.string(), port: z.number(), url: z.string() });
+
+function seenOf({ sandbox: { node, vmid } }: Run, result: unknown): Omit<JobSummary, "outcome"> {
+  const made = WithServices.safeParse(result).data?.services ?? [];
+  const exposed = Exposed.safeParse(result).data;
+  const urls = [...made, ...(exposed ? [exposed] : [])].map(({ url }) => url);
+  return {
+    ...(node === undefined ? {} : { node }),
+    ...(vmid === undefined ? {} : { vmid }),
+    ...(urls.length === 0 ? {} : { urls }),
+  };
 }
 
 function summaryOf(operation: OperationRecord): JobSummary {

@@ -2,6 +2,7 @@ import { readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import { loadSharedConfig, loadWorkerConfig, VARIABLES } from "../../../shared/config.ts";
 import { FleetError } from "../../../shared/errors.ts";
+import { formatLogin } from "../../../shared/logins.ts";
 
 const KEY = "ab".repeat(32);
 const UUID = "12345678-1234-1234-1234-123456789abc";
@@ -39,6 +40,19 @@ test("four variables are enough for a worker, one for a producer", () => {
   expect(config.sandboxNetworks.check("fd00::1", "ipv6")).toBe(true);
   expect(config.sandboxNetworks.check("8.8.8.8")).toBe(false);
   expect(config.sandboxNetworks.check("127.0.0.1")).toBe(false);
+});
+
+test("pages that others can reach need a login, which is well formed and said without its hash", async () => {
+  const login = await formatLogin("operator", "olga", "correct horse battery");
+  expect(problemsOf({ ...GOOD, OPS_HOST: "0.0.0.0" }).message).toContain("OPS_LOGINS is missing");
+  expect(loadWorkerConfig({ ...GOOD, OPS_HOST: "0.0.0.0", OPS_LOGINS: login }).OPS_LOGINS).toMatchObject([
+    { role: "operator", name: "olga" },
+  ]);
+  for (const host of ["localhost", "127.0.0.2", "::1"]) loadWorkerConfig({ ...GOOD, OPS_HOST: host });
+  const bad = problemsOf({ ...GOOD, OPS_LOGINS: `${login},admin:x:secret` });
+  expect(bad.message).toContain("fleet login operator NAME");
+  expect(bad.message).not.toContain("secret");
+  expect(problemsOf({ ...GOOD, OPS_LOGINS: `${login},${login}` }).message).toContain("names somebody twice");
 });
 
 test("every bad variable is reported at once, by name and with a way out, never with its value", () => {

@@ -1,0 +1,278 @@
+/** The ops pages: who gets in, who may act, what is shown, and what an attacker gets. */
+import { request as ask, type IncomingHttpHeaders } from "node:http";
+import { connect } from "node:net";
+import { text } from "node:stream/consumers";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { formatLogin } from "../../../shared/logins.ts";
+import { nodeQueue } from "../../../shared/queues.ts";
+import { type Ops, startOps } from "../../../workers/ops/server.ts";
+import { type Bed, provisionOne, run, startBed, until } from "../fleet/harness.ts";
+
+const PASSWORD = "correct horse battery";
+let bed: Bed;
+let ops: Ops;
+/** Without logins. */
+let open: Ops;
+
+beforeAll(async () => {
+  const logins = [await formatLogin("operator", "olga", PASSWORD), await formatLogin("viewer", "vera", PASSWORD)];
+  bed = await startBed({ pve: { nodes: 2 }, env: { OPS_PORT: "0", OPS_LOGINS: logins.join() } });
+  if (bed.workers === null) throw new Error("the bed has no workers");
+  const { context } = bed.workers;
+  ops = await startOps(context);
+  open = await startOps({ ...context, config: { ...context.config, OPS_LOGINS: [] } });
+});
+afterAll(async () => {
+  await ops?.[Symbol.asyncDispose]();
+  await open?.[Symbol.asyncDispose]();
+  await bed?.close();
+});
+
+interface Asked {
+  method?: string;
+  as?: string | undefined;
+  headers?: Record<string, string>;
+  at?: Ops;
+}
+interface Reply {
+  status: number;
+  body: string;
+  headers: IncomingHttpHeaders;
+}
+
+const basic = (login: string) => `Basic ${Buffer.from(login).toString("base64")}`;
+const OLGA = `olga:${PASSWORD}`;
+const VERA = `vera:${PASSWORD}`;
+
+/** Over node:http, which sends any Host and any Origin. */
+function get(path: string, { method = "GET", as, headers = {}, at = ops }: Asked = {}): Promise<Reply> {
+  return new Promise((resolve, reject) => {
+    const sent = ask(
+      at.url,
+      { path, method, headers: { ...(as === undefined ? {} : { authorization: basic(as) }), ...headers } },
+      async (reply) => resolve({ status: reply.statusCode ?? 0, body: await text(reply), headers: reply.headers }),
+    );
+    sent.on("error", reject);
+    sent.end();
+  });
+}
+const post = (path: string, as: string, headers: Record<string, string> = { origin: ops.url }) =>
+  get(path, { method: "POST", as, headers });
+
+describe("who gets in", () => {
+  test("probes need no login; everything else does", async () => {
+    expect(await get("/healthz")).toMatchObject({ status: 200 });
+    const readyz = await get("/readyz");
+    expect([readyz.status, JSON.parse(readyz.body)]).toEqual([
+      200,
+      { ready: true, checks: { redis: "ok", pve: "ok", workers: "ok" } },
+    ]);
+    for (const path of ["/", "/metrics", "/sandboxes", "/board", "/board/api/queues", "/operate", "/nothing"]) {
+      const reply = await get(path);
+      expect([path, reply.status, reply.headers["www-authenticate"]]).toEqual([
+        path,
+        401,
+        'Basic realm="sandbox-fleet", charset="UTF-8"',
+      ]);
+    }
+    expect((await get("/", { as: VERA })).status).toBe(200);
+  });
+
+  test("without logins this machine looks, under its own names alone, and nobody acts", async () => {
+    expect((await get("/", { at: open })).status).toBe(200);
+    for (const host of ["evil.example", "fleet.local:3000", "127.0.0.1.evil.example"])
+      expect([host, (await get("/", { at: open, headers: { host } })).status]).toEqual([host, 421]);
+    const acted = await get("/nodes/pve1/cordon", { method: "POST", at: open, headers: { origin: open.url } });
+    expect([acted.status, acted.body]).toEqual([403, expect.stringContaining("fleet login operator")]);
+    expect((await bed.fleet.nodes.list()).every(({ cordon }) => cordon === undefined)).toBe(true);
+  });
+
+  test("hostile requests are refused, each with a clear status", async () => {
+    const sandbox = await provisionOne(bed.fleet);
+    const destroy = `/sandboxes/${sandbox.sandboxId}/destroy`;
+    const hostile: [string, number, string, Asked][] = [
+      ["no login", 401, destroy, { method: "POST", headers: { origin: ops.url } }],
+      ["an unknown name", 401, "/", { as: `nobody:${PASSWORD}` }],
+      ["an empty name", 401, "/", { as: `:${PASSWORD}` }],
+      ["a login that is no Basic", 401, "/", { headers: { authorization: `Bearer ${PASSWORD}` } }],
+      ["a Basic that is no base64", 401, "/", { headers: { authorization: "Basic \u00ff" } }],
+      ["a viewer who destroys", 403, destroy, { method: "POST", as: VERA, headers: { origin: ops.url } }],
+      [
+        "a viewer who pauses a queue",
+        403,
+        "/board/api/queues/place/pause",
+        { method: "PUT", as: VERA, headers: { origin: ops.url } },
+      ],
+      ["a viewer on the acting board", 302, "/operate/api/queues", { as: VERA }],
+      [
+        "a viewer who acts on the acting board",
+        403,
+        "/operate/api/queues/place/pause",
+        { method: "PUT", as: VERA, headers: { origin: ops.url } },
+      ],
+      [
+        "an operator on the showing board",
+        405,
+        "/board/api/queues/place/pause",
+        { method: "PUT", as: OLGA, headers: { origin: ops.url } },
+      ],
+      ["another site's form", 403, destroy, { method: "POST", as: OLGA, headers: { origin: "https://evil.example" } }],
+      ["a sandboxed frame", 403, destroy, { method: "POST", as: OLGA, headers: { origin: "null" } }],
+      [
+        "another port of this host",
+        403,
+        destroy,
+        { method: "POST", as: OLGA, headers: { origin: "http://127.0.0.1:1" } },
+      ],
+      ["no origin at all", 403, destroy, { method: "POST", as: OLGA }],
+      [
+        "a browser that tells of another site",
+        403,
+        destroy,
+        { method: "POST", as: OLGA, headers: { origin: ops.url, "sec-fetch-site": "same-site" } },
+      ],
+      ["a path out of the board", 403, "/board/static/../../../../package.json", { as: OLGA }],
+      ["the same, encoded", 404, "/board/static/%2e%2e%2f%2e%2e%2fpackage.json", { as: OLGA }],
+      ["a sandbox that is none", 404, "/sandboxes/..%2f..%2fetc", { as: OLGA }],
+      ["a node that is none", 400, "/nodes/nowhere/cordon", { method: "POST", as: OLGA, headers: { origin: ops.url } }],
+      ["a method that is none", 404, "/", { method: "DELETE", as: OLGA, headers: { origin: ops.url } }],
+      ["headers without end", 431, "/", { headers: { "x-long": "a".repeat(20_000) } }],
+    ];
+    const got = [];
+    for (const [what, , path, asked] of hostile) got.push([what, (await get(path, asked)).status]);
+    expect(got).toEqual(hostile.map(([what, status]) => [what, status]));
+    expect((await bed.fleet.sandboxes.get(sandbox.sandboxId)).state).toBe("running");
+    expect((await get("/", { as: OLGA })).status).toBe(200);
+  });
+
+  test("wrong passwords are slowed down, the right one is not locked out by others' addresses", async () => {
+    const here = bed.workers?.context;
+    if (!here) throw new Error("the bed has workers");
+    await using other = await startOps(here);
+    const statuses = [];
+    for (let turn = 0; turn < 12; turn++)
+      statuses.push((await get("/", { as: `olga:wrong password ${turn}`, at: other })).status);
+    expect(statuses).toEqual([...Array(10).fill(401), 429, 429]);
+    const told = await get("/", { as: "olga:one more", at: other });
+    expect(told.headers["retry-after"]).toBe("60");
+  });
+
+  test("slow and broken requests end, and the pages go on", async () => {
+    const socket = connect(Number(new URL(ops.url).port), "127.0.0.1");
+    socket.write("GET / HTTP/1.1\r\nHost: \r\n\x00broken\r\n\r\n");
+    expect(await text(socket)).toMatch(/^HTTP\/1\.1 400 /);
+    expect((await get("/healthz")).status).toBe(200);
+  });
+});
+
+describe("what is shown", () => {
+  test("nodes, sandboxes with search, one sandbox, one operation; whatever it is called, it stays text", async () => {
+    const handle = await bed.fleet.provision({
+      template: "cmux-base",
+      metadata: { note: `<script>alert("1")</script>` },
+      services: [{ name: "web", port: 80 }],
+    });
+    const { sandboxId, vmid } = await handle.result();
+    const main = (await get("/", { as: VERA })).body;
+    expect(main).toContain("pve1");
+    expect(main).toContain("pve2");
+    expect(main).not.toContain("/cordon");
+    expect((await get("/", { as: OLGA })).body).toContain('href="/nodes/pve1/cordon"');
+    const list = (await get(`/sandboxes?q=${vmid}&state=running&page=x`, { as: VERA })).body;
+    expect(list).toContain(sandboxId);
+    expect((await get("/sandboxes?team=nobody", { as: VERA })).body).not.toContain(sandboxId);
+    const page = (await get(`/sandboxes/${sandboxId}`, { as: VERA })).body;
+    expect(page).toContain("note=&lt;script&gt;");
+    expect(page).not.toContain("<script>alert");
+    expect((await get(`/operations/${handle.id}`, { as: VERA })).body).toContain("succeeded");
+    expect((await get("/operations/op_0000000000000000", { as: VERA })).status).toBe(404);
+  });
+
+  test("the boards have every queue, and jobs with their sandbox and a way to it", async () => {
+    const { sandboxId } = await provisionOne(bed.fleet, { services: [{ name: "web", port: 80 }] });
+    const names = async (path: string) => {
+      const { queues } = JSON.parse((await get(`${path}/api/queues`, { as: OLGA })).body) as {
+        queues: { name: string; readOnlyMode: boolean }[];
+      };
+      return queues;
+    };
+    const shown = await names("/board");
+    expect(shown.map(({ name }) => name).sort()).toEqual(
+      ["control", "place", "pve1:exec-pve1", "pve1:node-pve1", "pve2:exec-pve2", "pve2:node-pve2"].sort(),
+    );
+    expect(shown.every(({ readOnlyMode }) => readOnlyMode)).toBe(true);
+    expect((await names("/operate")).every(({ readOnlyMode }) => !readOnlyMode)).toBe(true);
+    const { node } = await bed.fleet.sandboxes.get(sandboxId);
+    const jobs = await until(async () => {
+      const queue = `${node}:${nodeQueue(node ?? "")}`;
+      const { body } = await get(`/board/api/queues?activeQueue=${queue}&status=completed&page=1&jobsPerPage=20`, {
+        as: VERA,
+      });
+      return body.includes(sandboxId) && body.includes('"urls"') ? body : null;
+    }, "the job to be shown as completed");
+    expect(jobs).toContain(`provision · ${sandboxId} · default`);
+    expect(jobs).toMatch(/"href":"\/operations\/op_/);
+  });
+
+  test("metrics tell of operations, PVE's answers, queues, slots and Redis", async () => {
+    await provisionOne(bed.fleet);
+    const { body, headers } = await get("/metrics", { as: VERA });
+    expect(headers["content-type"]).toContain("text/plain");
+    const value = (line: RegExp) => Number(line.exec(body)?.[1]);
+    expect(value(/^fleet_operations_total\{kind="provision",code="ok",node="pve\d"\} (\d+)$/m)).toBeGreaterThan(0);
+    expect(body).toMatch(/^fleet_operation_step_duration_seconds_bucket\{le="1",kind="provision",step="clone"\} \d+$/m);
+    expect(
+      value(
+        /^fleet_pve_requests_total\{method="POST",endpoint="\/nodes\/\{node\}\/lxc\/\{vmid\}\/clone",node="pve1",status="200"\} (\d+)$/m,
+      ),
+    ).toBeGreaterThan(0);
+    expect(body).toMatch(/^fleet_queue_jobs\{queue="place",state="waiting"\} 0$/m);
+    expect(value(/^fleet_sandboxes\{state="running"\} (\d+)$/m)).toBeGreaterThan(0);
+    expect(body).toMatch(/^fleet_node_slots\{node="pve2"\} 4$/m);
+    expect(body).toMatch(/^fleet_redis_memory_used_bytes [1-9]\d*$/m);
+  });
+});
+
+describe("what operators do", () => {
+  test("cordon and uncordon a node, after being asked", async () => {
+    const asked = await get("/nodes/pve2/cordon", { as: OLGA });
+    expect(asked.body).toContain('<form class="row" method="post" action="/nodes/pve2/cordon">');
+    expect((await post("/nodes/pve2/cordon", OLGA)).status).toBe(303);
+    const cordonOf = async () => (await bed.fleet.nodes.list()).find(({ name }) => name === "pve2")?.cordon;
+    expect(await cordonOf()).toMatchObject({ by: "olga" });
+    await post("/nodes/pve2/uncordon", OLGA);
+    expect(await cordonOf()).toBeUndefined();
+  });
+
+  test("destroy a sandbox, and cancel what runs", async () => {
+    const { sandboxId } = await provisionOne(bed.fleet);
+    expect((await get(`/sandboxes/${sandboxId}`, { as: OLGA })).body).toContain(`/sandboxes/${sandboxId}/destroy`);
+    expect((await post(`/sandboxes/${sandboxId}/destroy`, OLGA)).headers.location).toBe(`/sandboxes/${sandboxId}`);
+    await until(async () => (await bed.fleet.sandboxes.get(sandboxId)).state === "destroyed", "its end");
+    const sleeper = await provisionOne(bed.fleet);
+    const command = await bed.fleet.exec({ sandboxId: sleeper.sandboxId, command: "sleep 60" });
+    await until(async () => (await command.status()).step === "sent", "the command to run");
+    expect((await post(`/operations/${command.id}/cancel`, OLGA)).status).toBe(303);
+    await until(async () => (await command.status()).status === "canceled", "the command to be canceled");
+  });
+
+  test("a job that is removed in the middle of a provision costs nothing: the provision goes on", async () => {
+    const queue = bed.workers?.context.queues.get(nodeQueue("pve1"));
+    await queue?.pause();
+    const handle = await bed.fleet.provision({ template: "cmux-base", node: "pve1" });
+    const { job } = await until(async () => {
+      const stored = await bed.redis.hgetall(bed.keys.operation(handle.id));
+      return stored["queue"] === nodeQueue("pve1") && (await queue?.getJob(stored["job"] ?? "")) ? stored : null;
+    }, "its job");
+    const removed = await get(`/operate/api/queues/pve1:${nodeQueue("pve1")}/${job}/clean`, {
+      method: "PUT",
+      as: OLGA,
+      headers: { origin: ops.url },
+    });
+    expect(removed.status).toBe(204);
+    expect(await queue?.getJob(job ?? "")).toBeUndefined();
+    await queue?.resume();
+    const { sandboxId } = await handle.result({ timeoutMs: 20_000 });
+    await run(bed.fleet, "destroy", { sandboxId });
+  });
+});

@@ -1,0 +1,121 @@
+/** What holds for the whole fleet, read when somebody asks: every process tells the same. */
+import { Gauge, Registry } from "prom-client";
+import { z } from "zod";
+import { CONTROL, execQueue, type FleetQueue, nodeQueue, PLACE } from "../../shared/queues.ts";
+import { createNodeStateStore } from "../../shared/state/nodes.ts";
+import { SANDBOX_STATES } from "../../shared/state/records.ts";
+import { slotOf } from "../../shared/state/slots.ts";
+import type { WorkerContext } from "../context.ts";
+
+/** Several scrapers at once cost one reading. */
+const KEPT_MS = 5_000;
+const PAGE = 500;
+const JOB_STATES = ["waiting", "prioritized", "delayed", "active", "failed"] as const;
+
+/** The gauges as the fleet stands now, as Prometheus reads them. Throws where Redis does not answer. */
+export function createFleetGauges(context: WorkerContext): () => Promise<string> {
+  const registry = new Registry();
+  const gauges = define(registry);
+  let readAt = Number.NEGATIVE_INFINITY;
+  let reading = Promise.resolve("");
+  return () => {
+    if (performance.now() - readAt < KEPT_MS) return reading;
+    readAt = performance.now();
+    registry.resetMetrics(); // nodes and storages may have gone
+    reading = read(context, gauges).then(() => registry.metrics());
+    reading.catch(() => {
+      readAt = Number.NEGATIVE_INFINITY;
+    });
+    return reading;
+  };
+}
+
+function define(registry: Registry) {
+  const gauge = <L extends string>(name: string, help: string, labelNames: readonly L[] = []) =>
+    new Gauge({ name, help, labelNames, registers: [registry] });
+  return {
+    jobs: gauge("fleet_queue_jobs", "Jobs in a queue by state.", ["queue", "state"]),
+    oldest: gauge("fleet_queue_oldest_job_age_seconds", "How long the oldest job that is ready has waited.", ["queue"]),
+    open: gauge("fleet_open_operations", "Operations accepted and not ended."),
+    sandboxes: gauge("fleet_sandboxes", "Sandboxes that have not ended, by state.", ["state"]),
+    slots: gauge("fleet_node_slots", "Heavy operations that a node takes at once.", ["node"]),
+    taken: gauge("fleet_node_slots_taken", "Slots of a node that are taken.", ["node"]),
+    online: gauge("fleet_node_online", "Whether the cluster says that a node is online.", ["node"]),
+    broken: gauge("fleet_node_breaker_open", "Whether a node's circuit breaker is open.", ["node"]),
+    cordoned: gauge("fleet_node_cordoned", "Whether a node is cordoned.", ["node"]),
+    memory: gauge("fleet_node_memory_bytes", "Memory of a node.", ["node"]),
+    memoryUsed: gauge("fleet_node_memory_used_bytes", "Memory of a node in use.", ["node"]),
+    storage: gauge("fleet_storage_bytes", "Size of a storage that takes containers.", ["node", "storage"]),
+    storageUsed: gauge("fleet_storage_used_bytes", "Bytes of a storage in use.", ["node", "storage"]),
+    inventoryAt: gauge("fleet_inventory_timestamp_seconds", "When a worker last read the cluster."),
+    pulseAt: gauge("fleet_workers_timestamp_seconds", "When a worker last wrote that it is alive."),
+    eventAt: gauge("fleet_last_event_timestamp_seconds", "When the newest event was written."),
+    redisMemory: gauge("fleet_redis_memory_used_bytes", "Memory that Redis uses."),
+    redisLimit: gauge("fleet_redis_memory_limit_bytes", "maxmemory of Redis; 0: none."),
+    redisKeeps: gauge("fleet_redis_noeviction", "Whether Redis refuses writes instead of evicting keys."),
+  };
+}
+
+async function read(context: WorkerContext, gauges: ReturnType<typeof define>): Promise<void> {
+  const { redis, keys, queues, slots, inventory, config } = context;
+  const cluster = inventory.current();
+  const names = cluster.nodes.map(({ name }) => name);
+  const queueNames = [PLACE, CONTROL, ...names.flatMap((name) => [nodeQueue(name), execQueue(name)])];
+  const [states, taken, pulse, newest, open, info] = await Promise.all([
+    createNodeStateStore(redis, keys).load(),
+    slots.taken(names.map((name) => slotOf.node(name))),
+    redis.hget(keys.pulse, "at"),
+    redis.xrevrange(keys.events, "+", "-", "COUNT", 1),
+    redis.zcard(keys.open),
+    redis.info("memory"),
+    ...queueNames.map((name) => readQueue(queues.get(name), gauges)),
+    readSandboxes(context, gauges),
+  ]);
+  gauges.open.set(open);
+  gauges.inventoryAt.set(cluster.at / 1_000);
+  if (pulse !== null) gauges.pulseAt.set(Number(pulse) / 1_000);
+  const [event] = newest;
+  if (event) gauges.eventAt.set(Number.parseInt(event[0], 10) / 1_000);
+  const field = (name: string) => new RegExp(`^${name}:(.*)$`, "m").exec(info)?.[1]?.trim();
+  gauges.redisMemory.set(Number(field("used_memory") ?? 0));
+  gauges.redisLimit.set(Number(field("maxmemory") ?? 0));
+  gauges.redisKeeps.set(field("maxmemory_policy") === "noeviction" ? 1 : 0);
+  for (const [at, node] of cluster.nodes.entries()) {
+    const label = { node: node.name };
+    gauges.slots.set(label, config.FLEET_NODE_SLOTS);
+    gauges.taken.set(label, taken[at] ?? 0);
+    gauges.online.set(label, Number(node.online));
+    gauges.broken.set(label, Number((states.breakers.get(node.name)?.state ?? "closed") !== "closed"));
+    gauges.cordoned.set(label, Number(states.cordons.has(node.name)));
+    gauges.memory.set(label, node.memoryBytes);
+    gauges.memoryUsed.set(label, node.memoryUsedBytes);
+    for (const { name: storage, rootdir, totalBytes, usedBytes } of node.storages) {
+      if (!rootdir) continue;
+      gauges.storage.set({ ...label, storage }, totalBytes);
+      gauges.storageUsed.set({ ...label, storage }, usedBytes);
+    }
+  }
+}
+
+async function readQueue(queue: FleetQueue, { jobs, oldest }: ReturnType<typeof define>): Promise<void> {
+  const counts = await queue.getJobCounts(...JOB_STATES);
+  for (const state of JOB_STATES) jobs.set({ queue: queue.name, state }, counts[state] ?? 0);
+  const waiting = (counts["waiting"] ?? 0) + (counts["prioritized"] ?? 0) > 0;
+  const first = waiting ? await queue.getJobs(["waiting", "prioritized"], 0, 0, true) : [];
+  const since = first[0]?.timestamp;
+  oldest.set({ queue: queue.name }, since === undefined ? 0 : Math.max(0, Date.now() - since) / 1_000);
+}
+
+const States = z.array(z.tuple([z.unknown(), z.string().nullable()]));
+
+async function readSandboxes({ redis, keys }: WorkerContext, gauges: ReturnType<typeof define>): Promise<void> {
+  const counts = new Map<string, number>(SANDBOX_STATES.map((state) => [state, 0]));
+  const ids = await redis.zrange(keys.sandboxes, "0", "-1");
+  for (let at = 0; at < ids.length; at += PAGE) {
+    const pipeline = redis.pipeline();
+    for (const id of ids.slice(at, at + PAGE)) pipeline.hget(keys.sandbox(id), "state");
+    for (const [, state] of States.parse(await pipeline.exec()))
+      if (state !== null) counts.set(state, (counts.get(state) ?? 0) + 1);
+  }
+  for (const [state, count] of counts) gauges.sandboxes.set({ state }, count);
+}

@@ -1,0 +1,211 @@
+/** What the pages show, read from Redis. */
+import { z } from "zod";
+import { SandboxId } from "../../../shared/ids.ts";
+import { execQueue, type FleetQueue, nodeQueue, PLACE } from "../../../shared/queues.ts";
+import { createBatchStore } from "../../../shared/state/batches.ts";
+import type { Inventory } from "../../../shared/state/inventory.ts";
+import { createNodeStateStore, toObstacles } from "../../../shared/state/nodes.ts";
+import type { BatchRecord, SandboxRecord, SandboxState } from "../../../shared/state/records.ts";
+import { SANDBOX_STATES } from "../../../shared/state/records.ts";
+import { slotOf } from "../../../shared/state/slots.ts";
+import type { WorkerContext } from "../../context.ts";
+import { checkReadiness } from "../readiness.ts";
+
+interface Counts {
+  active: number;
+  waiting: number;
+}
+
+export interface NodeRow {
+  name: string;
+  online: boolean;
+  cordoned: boolean;
+  /** Why nothing new goes there. */
+  obstacle: string | undefined;
+  slots: { taken: number; limit: number };
+  queue: Counts;
+  exec: Counts;
+  memory: { used: number; total: number };
+  storages: { name: string; used: number; total: number }[];
+}
+
+export interface Trouble {
+  grade: "warn" | "bad";
+  text: string;
+  href?: string;
+}
+
+export interface FleetView {
+  nodes: NodeRow[];
+  states: ReadonlyMap<SandboxState, number>;
+  open: number;
+  /** Jobs of `place` that wait. */
+  placing: number;
+  batches: BatchRecord[];
+  troubles: Trouble[];
+}
+
+/** Fields that the list filters by. */
+const INDEXED = ["state", "team", "vmid", "hostname", "template", "instanceId"] as const;
+type Indexed = { id: string } & Record<(typeof INDEXED)[number], string | null>;
+
+const PAGE = 500;
+export const PAGE_ROWS = 100;
+const OLD_OPERATION_MS = 600_000;
+const STORAGE_FULL = 0.9;
+
+const Replies = z.array(z.tuple([z.unknown(), z.array(z.string().nullable())]));
+
+/** Newest first. */
+async function readIndex({ redis, keys }: WorkerContext): Promise<Indexed[]> {
+  const ids = await redis.zrevrange(keys.sandboxes, 0, -1);
+  const found: Indexed[] = [];
+  for (let at = 0; at < ids.length; at += PAGE) {
+    const page = ids.slice(at, at + PAGE);
+    const pipeline = redis.pipeline();
+    for (const id of page) pipeline.hmget(keys.sandbox(id), ...INDEXED);
+    const replies = Replies.parse(await pipeline.exec());
+    for (const [index, id] of page.entries()) {
+      const values = replies[index]?.[1] ?? [];
+      const [state = null, team = null, vmid = null, hostname = null, template = null, instanceId = null] = values;
+      if (state !== null) found.push({ id, state, team, vmid, hostname, template, instanceId });
+    }
+  }
+  return found;
+}
+
+export const SandboxQuery = z.object({
+  q: z.string().max(100).default("").catch(""),
+  state: z.string().max(20).default("").catch(""),
+  team: z.string().max(64).default("").catch(""),
+  page: z.coerce.number().int().min(1).max(1_000_000).default(1).catch(1),
+});
+export type SandboxQuery = z.output<typeof SandboxQuery>;
+
+export interface SandboxPage {
+  rows: SandboxRecord[];
+  found: number;
+  total: number;
+}
+
+export async function readSandboxes(context: WorkerContext, query: SandboxQuery): Promise<SandboxPage> {
+  const all = await readIndex(context);
+  const words = query.q.toLowerCase();
+  const found = all.filter(
+    (one) =>
+      (query.state === "" || one.state === query.state) &&
+      (query.team === "" || one.team === query.team) &&
+      (words === "" ||
+        one.vmid === words ||
+        [one.id, one.hostname, one.template, one.instanceId].some((text) => text?.toLowerCase().includes(words))),
+  );
+  const shown = found.slice((query.page - 1) * PAGE_ROWS, query.page * PAGE_ROWS);
+  const rows = await Promise.all(shown.map(({ id }) => context.store.loadSandbox(SandboxId.parse(id))));
+  return { rows: rows.filter((one) => one !== null), found: found.length, total: all.length };
+}
+
+export async function readFleet(context: WorkerContext): Promise<FleetView> {
+  const { redis, keys, queues, slots, config } = context;
+  const cluster = currentOf(context);
+  const nodes = cluster?.nodes ?? [];
+  const [states, taken, counts, placing, index, open, oldest, batches, readiness] = await Promise.all([
+    createNodeStateStore(redis, keys).load(),
+    slots.taken(nodes.map(({ name }) => slotOf.node(name))),
+    Promise.all(
+      nodes.map(({ name }) => Promise.all([count(queues.get(nodeQueue(name))), count(queues.get(execQueue(name)))])),
+    ),
+    count(queues.get(PLACE)),
+    readIndex(context),
+    redis.zcard(keys.open),
+    redis.zrange(keys.open, "0", "0", "WITHSCORES"),
+    readBatches(context),
+    checkReadiness(context),
+  ]);
+  const obstacles = toObstacles(states);
+  const rows = nodes.map((node, at): NodeRow => {
+    const [queue, exec] = counts[at] ?? [];
+    return {
+      name: node.name,
+      online: node.online,
+      cordoned: states.cordons.has(node.name),
+      obstacle: obstacles.get(node.name),
+      slots: { taken: taken[at] ?? 0, limit: config.FLEET_NODE_SLOTS },
+      queue: queue ?? { active: 0, waiting: 0 },
+      exec: exec ?? { active: 0, waiting: 0 },
+      memory: { used: node.memoryUsedBytes, total: node.memoryBytes },
+      storages: node.storages
+        .filter(({ rootdir }) => rootdir)
+        .map(({ name, usedBytes, totalBytes }) => ({ name, used: usedBytes, total: totalBytes })),
+    };
+  });
+  const totals = new Map<SandboxState, number>(SANDBOX_STATES.map((state) => [state, 0]));
+  for (const state of SANDBOX_STATES) totals.set(state, index.filter((one) => one.state === state).length);
+  return {
+    nodes: rows,
+    states: totals,
+    open,
+    placing: placing.waiting,
+    batches,
+    troubles: [
+      ...Object.entries(readiness.checks).flatMap(([name, text]): Trouble[] =>
+        text === "ok" ? [] : [{ grade: "bad", text: `${name}: ${text}` }],
+      ),
+      ...findTroubles(rows, totals, { id: oldest[0], acceptedAt: Number(oldest[1]) }),
+    ],
+  };
+}
+
+function findTroubles(
+  nodes: readonly NodeRow[],
+  states: ReadonlyMap<SandboxState, number>,
+  oldest: { id: string | undefined; acceptedAt: number },
+): Trouble[] {
+  const found: Trouble[] = [];
+  const quarantined = states.get("quarantined") ?? 0;
+  if (quarantined > 0)
+    found.push({
+      grade: "bad",
+      text: `${quarantined} quarantined: only a human can clear their containers`,
+      href: "/sandboxes?state=quarantined",
+    });
+  for (const { name, online, obstacle, storages } of nodes) {
+    if (!online) found.push({ grade: "bad", text: `node ${name} is offline` });
+    else if (obstacle?.includes("breaker")) found.push({ grade: "bad", text: `node ${name}: ${obstacle}` });
+    for (const { name: storage, used, total } of storages)
+      if (total > 0 && used / total > STORAGE_FULL)
+        found.push({
+          grade: "warn",
+          text: `storage ${storage} on ${name} is ${Math.round((100 * used) / total)} % full`,
+        });
+  }
+  const ageMs = Date.now() - oldest.acceptedAt;
+  if (oldest.id !== undefined && ageMs > OLD_OPERATION_MS)
+    found.push({
+      grade: "warn",
+      text: `operation ${oldest.id} has been open for ${Math.round(ageMs / 60_000)} min`,
+      href: `/operations/${oldest.id}`,
+    });
+  return found;
+}
+
+/** Newest first. */
+export const readBatches = ({ redis, keys, config }: WorkerContext): Promise<BatchRecord[]> =>
+  createBatchStore(redis, keys, { retentionSec: config.FLEET_RETENTION_HOURS * 3_600 }).list();
+
+function currentOf({ inventory }: WorkerContext): Inventory | null {
+  try {
+    return inventory.current();
+  } catch {
+    return null;
+  }
+}
+
+async function count(queue: FleetQueue): Promise<Counts> {
+  const {
+    active = 0,
+    waiting = 0,
+    prioritized = 0,
+    delayed = 0,
+  } = await queue.getJobCounts("active", "waiting", "prioritized", "delayed");
+  return { active, waiting: waiting + prioritized + delayed };
+}
