@@ -10,7 +10,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { verifyWebhook } from "../../../producers/webhooks.ts";
 import { createQueues, type Queues } from "../../../shared/queues.ts";
 import { loadTargets, publishTargets } from "../../../shared/state/webhooks.ts";
-import { startOps } from "../../../workers/ops/board.ts";
+import { startOps } from "../../../workers/ops/server.ts";
 import { deliver } from "../../../workers/webhooks/deliver.ts";
 import { createAgent } from "../../../workers/webhooks/reach.ts";
 import { retireWebhooks } from "../../../workers/webhooks/retire.ts";
@@ -234,7 +234,7 @@ test("the command shows, tries and sends again, with Redis alone", async () => {
 test("the board shows each target's queue", async () => {
   if (!bed.workers) throw new Error("unreachable");
   await using ops = await startOps(bed.workers.context);
-  const reply = await fetch(`${ops.url}/api/queues`);
+  const reply = await fetch(`${ops.url}/board/api/queues`);
   const shown = (await reply.json()) as { queues: { name: string }[] };
   expect(shown.queues.map(({ name }) => name)).toEqual(
     expect.arrayContaining(["place", "webhook-good", "webhook-down"]),
