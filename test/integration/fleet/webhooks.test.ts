@@ -237,7 +237,7 @@ test("the board shows each target's queue", async () => {
   const reply = await fetch(`${ops.url}/board/api/queues`);
   const shown = (await reply.json()) as { queues: { name: string }[] };
   expect(shown.queues.map(({ name }) => name)).toEqual(
-    expect.arrayContaining(["place", "webhook-good", "webhook-down"]),
+    expect.arrayContaining(["place", "webhooks:webhook-good", "webhooks:webhook-down"]),
   );
 });
 
