@@ -27,6 +27,8 @@ export type Item = { index: number } & ({ prepared: Prepared; weight: number } |
 
 /** Items to a round trip: enough that it costs little, few enough that two of them take no memory to speak of. */
 const CHUNK = { size: 100, weight: 1_000_000, lingerMs: 20 };
+/** The same of copies, whose input is there but once. */
+const COPIES = 1_000;
 
 /** Accepts items until their source ends or the batch is stopped. Throws what is not about one item; it can be gone on with. */
 export async function submitItems(
@@ -140,8 +142,8 @@ export interface ItemOptions {
 
 /** `count` times the same provision, checked once. */
 export async function* toCopies(prepared: Prepared, count: number): AsyncGenerator<Item[]> {
-  for (let from = 0; from < count; from += CHUNK.size) {
-    const length = Math.min(CHUNK.size, count - from);
+  for (let from = 0; from < count; from += COPIES) {
+    const length = Math.min(COPIES, count - from);
     yield Array.from({ length }, (_, at) => ({ index: from + at, prepared, weight: 0 }));
   }
 }

@@ -128,10 +128,9 @@ function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, un
   const begin = { team, state: "placing" as const, createdAt: parts.now() };
   switch (kind) {
     case "provision": {
-      const { instanceId, template, metadata, ttlSeconds, ttlAction, idleSeconds, idleAction, wakeOnHttp, priority } =
+      const { instanceId, template, metadata, ttlSeconds, ttlAction, wakeOnHttp, priority } =
         input as ParsedInput<"provision">; // just parsed as that kind
-      const kept = { metadata, ttlSeconds, ttlAction, idleSeconds, idleAction, wakeOnHttp };
-      const given = { instanceId, template: String(template), ...kept };
+      const given = { instanceId, template: String(template), metadata, ttlSeconds, ttlAction, wakeOnHttp };
       return { team, sandbox: undefined, batch: priority === "batch", newSandbox: { ...begin, ...given } };
     }
     case "adopt": {

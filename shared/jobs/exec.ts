@@ -50,7 +50,6 @@ export const exec = defineJob({
     durationMs: z.number(),
   }),
   queue: "exec",
-  uses: true,
   quotas: "execs",
   attempts: 6,
   timeoutMs: 87_000_000,

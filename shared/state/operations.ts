@@ -531,13 +531,14 @@ function inSteps<T extends { items: readonly unknown[] }>(groups: readonly T[]):
 function toAcceptArgs(request: ItemGroup["request"], now: number, keyring: readonly Buffer[]) {
   const spec = jobs[request.kind];
   const hashes = hashInput(request.kind, request.input, request.secrets, keyring);
+  const priority = spec.queue !== "place" ? 0 : request.batch ? 2 : 1;
   const operation: Fields<OperationRecord> = {
     kind: request.kind,
     input: request.input,
     inputHash: hashes[0] ?? "",
     status: "queued",
     seq: 0,
-    priority: spec.queue !== "place" ? 0 : request.batch ? 2 : 1,
+    priority,
     claims: 0,
     attempts: 0,
     acceptedAt: now,
@@ -550,10 +551,11 @@ function toAcceptArgs(request: ItemGroup["request"], now: number, keyring: reado
     destroys: request.kind === "destroy",
     batch: request.batch,
     onQuota: request.onQuota,
+    sealed: request.secrets !== undefined,
+    priority: String(priority),
     class: toQuotaClass(request),
     source: request.source,
     hashes,
-    uses: spec.uses === true,
     instance: request.newSandbox?.instanceId,
     now,
     operationSet: encodeFields(operation).set,

@@ -83,7 +83,7 @@ local function hindrance(team, class, limits)
   return short
 end
 -- It is under way, and counts.
-local function count(id, team, class, limits)
+local function countIn(id, team, class, limits)
   redis.call('SADD', P..':teams', team)
   if class ~= 'others' then redis.call('SADD', flight(class, team), id) end
   if limits and limits.rate then
@@ -122,7 +122,7 @@ local function admit(team, out)
     redis.call('ZREM', quotaLine(class, team), id)
     local key = opKey(id)
     if redis.call('HEXISTS', key, 'quota') == 1 then
-      count(id, team, class, limits)
+      countIn(id, team, class, limits)
       redis.call('HDEL', key, 'quota')
       if enter(id) then out[#out + 1] = id end
     end

@@ -20,19 +20,45 @@ local EVENTS_KEPT = 100000
 local function opKey(id) return P..':op:'..id end
 local function outputKey(id) return P..':output:'..id end
 local function sbxKey(id) return P..':sbx:'..id end
+-- Writes that nothing in the step reads are collected, since a call costs more than what it does: \`flush\` makes one of those
+-- to the same key.
+local later = {ZADD = {}, SADD = {}, HSET = {}}
+local function add(command, key, ...)
+  local words = later[command][key]
+  if not words then
+    words = {command, key}
+    later[command][key] = words
+  end
+  for i = 1, select('#', ...) do words[#words+1] = (select(i, ...)) end
+end
+local function flush()
+  for _, keys in pairs(later) do
+    for key, words in pairs(keys) do
+      redis.call(unpack(words))
+      keys[key] = nil
+    end
+  end
+end
 -- An event's id ends in its number, so whoever reads on can tell when one before it is gone, however it went.
+local emittedMs, emitted
 local function emit(type, now, op, sandbox, team, data)
   local stream = P..':events'
   local function add(id)
     return redis.pcall('XADD', stream, 'MAXLEN', '~', EVENTS_KEPT, id,
       'type', type, 'at', now, 'operation', op or '', 'sandbox', sandbox or '', 'team', team or '', 'data', data or '{}')
   end
-  local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
-  local ms, n = string.match(newest and newest[1] or '0-0', '^(%d+)-(%d+)$')
-  local time = redis.call('TIME')
-  ms = math.max(ms, time[1] * 1000 + math.floor(time[2] / 1000))
-  local added = add(string.format('%.0f-%.0f', ms, n + 1))
-  if added.err then add('*') end -- emptied by hand: Redis still knows its last id, and takes no lower one
+  if not emitted then
+    local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+    local ms, n = string.match(newest and newest[1] or '0-0', '^(%d+)-(%d+)$')
+    local time = redis.call('TIME')
+    emittedMs, emitted = math.max(ms, time[1] * 1000 + math.floor(time[2] / 1000)), n
+  end
+  emitted = emitted + 1
+  local added = add(string.format('%.0f-%.0f', emittedMs, emitted))
+  if added.err then -- emptied by hand: Redis still knows its last id, and takes no lower one
+    add('*')
+    emitted = nil
+  end
 end
 local function apply(key, set, unset)
   if #set > 0 then redis.call('HSET', key, unpack(set)) end
@@ -69,19 +95,22 @@ local function othersWait(key)
   local score = redis.call('HGET', key, 'priority') * 0x100000000
   return redis.call('ZCOUNT', P..':place:prioritized', score, score + 0xffffffff) > 0
 end
+local EARLIER = 'earlier provisions of its team'
+-- Its place in line; nil: it has its turn now.
+local function lineUp(id, lane, team, order)
+  local holder = redis.call('HGET', turnsOf(lane), team)
+  if not holder then giveTurn(lane, team, id) end
+  if not holder or holder == id then return nil end
+  order = order or redis.call('INCR', P..':order')
+  redis.call('ZADD', lineOf(lane, team), order, id)
+  return order
+end
 -- True: it has its turn now.
 local function standInLine(id)
   local key = opKey(id)
-  local lane, team, order = unpack(redis.call('HMGET', key, 'lane', 'team', 'order'))
-  if redis.call('HEXISTS', turnsOf(lane), team) == 0 then giveTurn(lane, team, id) end
-  if hasTurn(id) then return true end
-  if not order then
-    order = redis.call('INCR', P..':order')
-    redis.call('HSET', key, 'order', order)
-  end
-  redis.call('ZADD', lineOf(lane, team), order, id)
-  redis.call('HSET', key, 'parked', 1, 'waitingFor', 'earlier provisions of its team')
-  return false
+  local order = lineUp(id, unpack(redis.call('HMGET', key, 'lane', 'team', 'order')))
+  if order then redis.call('HSET', key, 'order', order, 'parked', 1, 'waitingFor', EARLIER) end
+  return not order
 end
 local function passTurn(lane, team, out)
   while true do
@@ -105,28 +134,13 @@ local function leaveLine(id, out)
   if redis.call('HGET', turnsOf(lane), team) == id then passTurn(lane, team, out) end
   return out
 end
--- Its last use is now, which matters only where it may not be idle for ever.
-local function use(sandbox, now)
-  if redis.call('HEXISTS', sbxKey(sandbox), 'idleSeconds') == 1 then redis.call('HSET', P..':uses', sandbox, now) end
-end
--- Whether a sandbox is idle is looked at while it runs.
-local function watchIdle(sandbox, state, seconds, now)
-  if state == 'running' and seconds then
-    use(sandbox, now)
-    redis.call('ZADD', P..':idle', now + seconds * 1000, sandbox)
-  else
-    redis.call('ZREM', P..':idle', sandbox)
-    redis.call('HDEL', P..':uses', sandbox)
-  end
-end
 -- The change of a sandbox's state, with its event and, at its end, its leaving of the indexes.
 local function setSandbox(id, change, now, op, ttl)
   local key = sbxKey(id)
   if redis.call('EXISTS', key) == 0 then return end
-  local before, had = unpack(redis.call('HMGET', key, 'state', 'idleSeconds'))
+  local before = redis.call('HGET', key, 'state')
   apply(key, change.set, change.unset)
-  local state, team, node, vmid, has = unpack(redis.call('HMGET', key, 'state', 'team', 'node', 'vmid', 'idleSeconds'))
-  if state ~= before or has ~= had then watchIdle(id, state, has, now) end
+  local state, team, node, vmid = unpack(redis.call('HMGET', key, 'state', 'team', 'node', 'vmid'))
   if state ~= before then
     redis.call('HSET', key, 'stateAt', now)
     emit('sandbox.changed', now, op, id, team, cjson.encode({state = state, before = before, node = node or nil, vmid = vmid and tonumber(vmid) or nil}))
@@ -137,7 +151,7 @@ local function setSandbox(id, change, now, op, ttl)
       redis.call('ZREM', P..':expiries', id)
       local instance = redis.call('HGET', key, 'instanceId')
       if instance and redis.call('HGET', P..':instances', instance) == id then redis.call('HDEL', P..':instances', instance) end
-      redis.call('DEL', P..':secret:'..id, P..':users:'..id)
+      redis.call('DEL', P..':secret:'..id)
       redis.call('EXPIRE', key, ttl)
     end
   end
@@ -311,14 +325,16 @@ local function reply(outcome, id)
     unpack(redis.call('HMGET', opKey(id), 'sandbox', 'parked', 'queue', 'priority', 'team'))
   return {outcome, id, sandbox, parked, queue, priority, team}
 end
+local limitsByTeam = {}
+-- In ACCEPT_ITEMS \`r\` is of all items of a group, and \`r.item\` of this one.
 local function accept(r)
 local key = opKey(r.id)
+local known = r.item and r.item.known
 -- The same request again: the connection broke before its reply came, and the client sent it once more.
-if redis.call('EXISTS', key) == 1 then return reply('accepted', r.id) end
+if known == r.id or (not r.item and redis.call('EXISTS', key) == 1) then return reply('accepted', r.id) end
 if r.item then
-  local open, stop = unpack(redis.call('HMGET', batchKey(r.item.batch), 'open', 'stop'))
+  local open, stop = r.item.open, r.item.stop
   if not open then return {'batch_not_found', r.id, r.sandbox} end
-  local known = redis.call('HGET', batchPart(r.item.batch, 'items'), r.item.index)
   if known then
     -- One that was refused has a hash only, one that has ended long ago only its id.
     local hash = string.match(known, '^!(.*)$') or redis.call('HGET', opKey(known), 'inputHash')
@@ -358,7 +374,8 @@ if subject then
   if GONE[state] and not r.destroys then return {'sandbox_gone', r.id, subject} end
   r.team = team
 end
-local limits = r.class and limitsOf(r.team)
+if r.class and limitsByTeam[r.team] == nil then limitsByTeam[r.team] = limitsOf(r.team) or false end
+local limits = r.class and limitsByTeam[r.team] or nil
 local short = limits and hindrance(r.team, r.class, limits)
 if short and r.onQuota ~= 'wait' then
   short.team = r.team
@@ -369,10 +386,9 @@ if #r.sandboxSet > 0 then
     redis.call('HSET', P..':instances', r.instance, r.sandbox)
     redis.call('HSET', sk, 'inputHash', r.hashes[1])
   end
-  redis.call('HSET', sk, 'id', r.sandbox, 'operation', r.id, unpack(r.sandboxSet))
-  redis.call('HSET', sk, 'team', r.team)
-  redis.call('ZADD', P..':sandboxes', r.now, r.sandbox)
-  redis.call('ZADD', P..':team:'..r.team, r.now, r.sandbox)
+  redis.call('HSET', sk, 'id', r.sandbox, 'operation', r.id, 'team', r.team, unpack(r.sandboxSet))
+  add('ZADD', P..':sandboxes', r.now, r.sandbox)
+  add('ZADD', P..':team:'..r.team, r.now, r.sandbox)
 end
 if r.route ~= 'exec' then
   local changes = P..':changes:'..r.sandbox
@@ -389,49 +405,67 @@ if r.route ~= 'exec' then
   redis.call('RPUSH', changes, r.id)
   if r.source then redis.call('RPUSH', P..':changes:'..r.source, r.id) end
 end
-redis.call('HSET', key, 'id', r.id, 'sandbox', r.sandbox, 'job', r.id, unpack(r.operationSet))
-if r.uses then
-  redis.call('SADD', P..':users:'..r.sandbox, r.id)
-  use(r.sandbox, r.now)
+local lane = r.route == 'place' and (r.batch and 'batch' or 'interactive') or nil
+local queue = lane and 'place' or queueOf(r.route, r.source or r.sandbox)
+local about, batch = {kind = r.kind}, r.item and r.item.batch
+if batch then
+  about.batch, about.item = batch, r.item.index
+  add('HSET', batchPart(batch, 'items'), r.item.index, r.id)
+  add('SADD', batchPart(batch, 'live'), r.id)
 end
-if r.source then redis.call('HSET', key, 'source', r.source) end
-redis.call('HSET', key, 'team', r.team, 'route', r.route, 'queue', queueOf(r.route, r.source or r.sandbox))
-if r.route == 'place' then redis.call('HSET', key, 'lane', r.batch and 'batch' or 'interactive') end
-if r.class then redis.call('HSET', key, 'class', r.class) end
+local line = lane and not short and lineUp(r.id, lane, r.team) or nil
+-- What items of a group share comes first, and is not copied for each.
+local fields, count = r.operationSet, r.shared or #r.operationSet
+r.shared = count
+local function set(name, value)
+  fields[count + 1], fields[count + 2] = name, value
+  if value then count = count + 2 end
+end
+set('id', r.id)
+set('sandbox', r.sandbox)
+set('job', r.id)
+set('team', r.team)
+set('route', r.route)
+set('queue', queue)
+set('source', r.source)
+set('lane', lane)
+set('class', r.class)
+set('idempotency', idem)
+set('batch', batch)
+set('item', batch and r.item.index)
+set('parked', line and 1 or 0)
+set('order', line)
+set('waitingFor', line and EARLIER)
+redis.call('HSET', key, unpack(fields, 1, count))
+local parked = short ~= nil or line ~= nil
 if short then standInQuotaLine(r.id, r.team, r.class, short)
 else
-  if r.class then count(r.id, r.team, r.class, limits) end
-  enter(r.id)
+  if limits then countIn(r.id, r.team, r.class, limits)
+  elseif r.class then
+    redis.call('SADD', P..':teams', r.team)
+    if r.class ~= 'others' then add('SADD', flight(r.class, r.team), r.id) end
+  end
+  if not lane then parked = not enter(r.id) end
 end
-if idem then
-  redis.call('SET', idem, r.id)
-  redis.call('HSET', key, 'idempotency', idem)
-end
-local about = {kind = r.kind}
-if r.item then
-  local batch = r.item.batch
-  redis.call('HSET', key, 'batch', batch, 'item', r.item.index)
-  redis.call('HSET', batchPart(batch, 'items'), r.item.index, r.id)
-  redis.call('SADD', batchPart(batch, 'live'), r.id)
-  redis.call('HINCRBY', batchKey(batch), 'queued', 1)
-  redis.call('ZADD', P..':batches-open', r.now, batch)
-  about.batch, about.item = batch, r.item.index
-end
-redis.call('ZADD', P..':open', r.now, r.id)
+if idem then redis.call('SET', idem, r.id) end
+add('ZADD', P..':open', r.now, r.id)
 emit('operation.accepted', r.now, r.id, r.sandbox, r.team, cjson.encode(about))
 -- Sealed just before, with an expiry in case this step had never come.
-redis.call('PERSIST', P..':secret:'..r.id)
+if r.sealed then redis.call('PERSIST', P..':secret:'..r.id) end
 if r.kind == 'upload' then
   redis.call('PERSIST', P..':content:'..r.id)
   redis.call('ZADD', P..':contents', '+inf', r.id)
 end
-return reply('accepted', r.id)
+if limits then flush() end -- the next one is measured by them
+return {'accepted', r.id, r.sandbox, parked and '1' or '0', queue, r.priority, r.team}
 end
 `;
 
 /** ARGV: request JSON → [outcome, operation, sandbox], and for accepted and existing: parked, queue, priority, team. */
 export const ACCEPT = withQuotas(`${ACCEPT_ONE}
-return accept(cjson.decode(ARGV[2]))
+local reply = accept(cjson.decode(ARGV[2]))
+flush()
+return reply
 `);
 
 /**
@@ -439,17 +473,36 @@ return accept(cjson.decode(ARGV[2]))
  * ids. Items with the same input share a request.
  */
 export const ACCEPT_ITEMS = withQuotas(`${ACCEPT_ONE}
-local out = {}
-for _, group in ipairs(cjson.decode(ARGV[3])) do
+local batch, out, accepted = ARGV[2], {}, 0
+local open, stop = unpack(redis.call('HMGET', batchKey(batch), 'open', 'stop'))
+local groups, indexes = cjson.decode(ARGV[3]), {}
+for _, group in ipairs(groups) do
+  for _, item in ipairs(group[2]) do indexes[#indexes+1] = item[3] end
+end
+local found, known = redis.call('HMGET', batchPart(batch, 'items'), unpack(indexes)), {}
+for at, index in ipairs(indexes) do known[index] = found[at] end
+local now
+for _, group in ipairs(groups) do
   local r = group[1]
+  now = r.now
   for _, item in ipairs(group[2]) do
-    r.id, r.sandbox, r.item = item[1], item[2], {batch = ARGV[2], index = item[3]}
+    local id, sandbox, index = unpack(item)
+    r.id, r.sandbox, r.item = id, sandbox, {batch = batch, index = index, known = known[index], open = open, stop = stop}
     local reply = accept(r)
+    if reply[1] == 'accepted' and known[index] ~= id then
+      known[index] = id
+      accepted = accepted + 1
+    end
     table.remove(reply, 2)
     table.remove(reply, 2)
     out[#out+1] = table.concat(reply, ' ')
   end
 end
+if accepted > 0 then
+  redis.call('HINCRBY', batchKey(batch), 'queued', accepted)
+  redis.call('ZADD', P..':batches-open', now, batch)
+end
+flush()
 return out
 `);
 
@@ -622,7 +675,6 @@ end
 if idem then redis.call('EXPIRE', idem, ttl) end
 redis.call('LREM', P..':changes:'..sandbox, 0, id)
 redis.call('LREM', P..':waiting:'..sandbox, 0, id)
-if redis.call('SREM', P..':users:'..sandbox, id) == 1 then use(sandbox, now) end
 for _, name in ipairs(redis.call('SMEMBERS', P..':held:'..id)) do redis.call('HDEL', P..':slot:'..name, id) end
 redis.call('DEL', P..':held:'..id)
 if batch then

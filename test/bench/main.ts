@@ -1,10 +1,11 @@
 /** `npm run bench`: what the fleet adds to what PVE and exec daemons take. */
 import { FleetError } from "../../shared/errors.ts";
+import { batch } from "./batch.ts";
 import type { Bench } from "./bench.ts";
 import { exec } from "./exec.ts";
 import { provision } from "./provision.ts";
 
-const BENCHES: Readonly<Record<string, Bench>> = { provision, exec };
+const BENCHES: Readonly<Record<string, Bench>> = { provision, exec, batch };
 
 const HELP = `npm run bench -- BENCH [options]
 

@@ -35,6 +35,7 @@ export interface World extends AsyncDisposable {
   readonly redisUrl: string;
   readonly prefix: string;
   readonly secretKey: string;
+  readonly workerPids: readonly number[];
 }
 
 export async function startWorld({ workers }: { workers: number }): Promise<World> {
@@ -51,7 +52,8 @@ export async function startWorld({ workers }: { workers: number }): Promise<Worl
     FLEET_ROLES: "worker",
     FLEET_NODE_SLOTS: String(NODE_SLOTS),
   };
-  for (let at = 0; at < workers; at++) stack.use(await startWorker(env));
+  const workerPids: number[] = [];
+  for (let at = 0; at < workers; at++) workerPids.push(stack.use(await startWorker(env)).pid);
   const fleet = stack.use(createFleet({ redis: redis.url, prefix, secretKey }));
   const resources = stack.move();
   return {
@@ -60,6 +62,7 @@ export async function startWorld({ workers }: { workers: number }): Promise<Worl
     redisUrl: redis.url,
     prefix,
     secretKey,
+    workerPids,
     [Symbol.asyncDispose]: () => resources.disposeAsync(),
   };
 }
@@ -67,14 +70,14 @@ export async function startWorld({ workers }: { workers: number }): Promise<Worl
 const WORKER = fileURLToPath(new URL("../../workers/main.ts", import.meta.url));
 
 /** Its log goes to a file, as to a collector's: read here, it would be work of the producer's. */
-async function startWorker(env: Record<string, string>): Promise<AsyncDisposable> {
+async function startWorker(env: Record<string, string>): Promise<AsyncDisposable & { pid: number }> {
   await using stack = new AsyncDisposableStack();
   const folder = await mkdtemp(join(tmpdir(), "fleet-bench-"));
   stack.defer(() => rm(folder, { recursive: true, force: true }));
   const file = join(folder, "worker.log");
   await using log = await open(file, "a");
   const child = spawn(process.execPath, [WORKER], {
-    env: { PATH: process.env["PATH"] ?? "", ...env },
+    env: { PATH: process.env["PATH"] ?? "", NODE_COMPILE_CACHE: process.env["NODE_COMPILE_CACHE"], ...env },
     stdio: ["ignore", log.fd, log.fd],
   });
   // Also where a signal ends the bench at once.
@@ -91,7 +94,7 @@ async function startWorker(env: Record<string, string>): Promise<AsyncDisposable
     await delay(50);
   }
   const resources = stack.move();
-  return { [Symbol.asyncDispose]: () => resources.disposeAsync() };
+  return { pid: child.pid ?? 0, [Symbol.asyncDispose]: () => resources.disposeAsync() };
 }
 
 async function startCluster(): Promise<Cluster> {

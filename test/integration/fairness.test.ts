@@ -9,6 +9,7 @@ import type { WorkerContext } from "../../workers/context.ts";
 import { settleAborts } from "../../workers/control/aborts.ts";
 import { sweepOperations } from "../../workers/control/sweep.ts";
 import { createLogger } from "../../workers/log.ts";
+import { createMetrics } from "../../workers/metrics.ts";
 import { addReleased } from "../../workers/run/process-operation.ts";
 import { type RedisServer, startRedis } from "../redis.ts";
 import { createRig, type Rig } from "./producers/rig.ts";
@@ -29,7 +30,14 @@ interface Picked {
 /** The line of a fleet, with a placer that does what it is told. */
 function createLine(rig: Rig) {
   const { redis, keys, store, queues } = rig;
-  const context = { redis, keys, store, queues, log: createLogger("silent") } as unknown as WorkerContext; // what a line needs
+  const context = {
+    redis,
+    keys,
+    store,
+    queues,
+    metrics: createMetrics(),
+    log: createLogger("silent"),
+  } as unknown as WorkerContext; // what a line needs
   const clients = new Map<string, Fleet>();
   const queue = queues.get(PLACE);
 

@@ -10,10 +10,9 @@ import { createProxyServer, proxyUpgrade } from "httpxy";
 import { connectRedis } from "../../shared/redis/connect.ts";
 import { parseHostHeader } from "../../shared/url-pattern.ts";
 import type { WorkerContext } from "../context.ts";
-import { startActivity } from "./activity.ts";
 import { leave, say, toAnswer } from "./answers.ts";
 import { createEnter } from "./enter.ts";
-import { startExchanges } from "./exchanges.ts";
+import { createExchanges } from "./exchanges.ts";
 import { createJudge } from "./judge.ts";
 import { type Route, startRegistry } from "./registry.ts";
 import { stripCredentials } from "./request.ts";
@@ -43,16 +42,13 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   );
   const judge = createJudge(context, registry);
   stack.defer(wake.on((kind, subject) => void (kind === "key" && judge.forgetKey(subject))));
+  const open = createExchanges(registry);
   const upstream = stack.use(createUpstream(registry));
   const closing = new AbortController();
-  const waker = createWaker(context, registry, closing.signal);
-  const activity = stack.use(startActivity(context));
-  const open = stack.use(startExchanges({ registry, activity, waker, log }));
   const enter = createEnter({
     judge,
     upstream,
-    activity,
-    waker,
+    waker: createWaker(context, registry, closing.signal),
     wakeMs: config.GATE_WAKE_SECONDS * 1_000,
     signal: closing.signal,
   });
@@ -99,7 +95,7 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
       delete request.headers.expect;
       response.writeContinue();
     }
-    using _ = open.add(route, request.socket, () => !response.headersSent);
+    using _ = open.add(route, request.socket);
     const forward = (agent: Agent) => proxy.web(request, response, { target: `http://${upstreamOf(route)}`, agent });
     // A connection that is used again may have been closed by the service just then.
     const sent = isRepeatable(request)

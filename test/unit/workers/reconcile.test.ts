@@ -30,7 +30,6 @@ const sandboxOf = (state: SandboxState, at: Partial<typeof place> = {}): Sandbox
   state,
   metadata: {},
   ttlAction: "destroy",
-  idleAction: "pause",
   wakeOnHttp: false,
   createdAt: AT,
   services: [],
