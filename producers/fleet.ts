@@ -1,6 +1,7 @@
 /** The client: everything a producer does, wired. */
 import type { TeamId } from "../shared/ids.ts";
 import { JOB_NAMES, type JobInput, type JobName } from "../shared/jobs/index.ts";
+import { SILENCE_MS } from "../shared/jobs/shell.ts";
 import type { FleetEvent } from "../shared/state/events.ts";
 import { type Inventory, loadInventory } from "../shared/state/inventory.ts";
 import { type ApiKeys, createApiKeys } from "./api-keys.ts";
@@ -124,7 +125,7 @@ function createMethods(parts: Parts, watch: EndWatch): JobMethods & Pick<Fleet, 
     content?: ContentSource,
   ): Promise<HandleOf<N>> => {
     const { id, sandbox } = await submit(parts, kind, input, options, content);
-    return createHandle(parts, watch, { id, sandboxId: sandbox, kind });
+    return createHandle(parts, watch, { id, sandboxId: sandbox, kind, aliveMs: toAliveMs(kind, input) });
   };
   const methodOf =
     <N extends JobName>(kind: N) =>
@@ -135,6 +136,12 @@ function createMethods(parts: Parts, watch: EndWatch): JobMethods & Pick<Fleet, 
     ...(Object.fromEntries(JOB_NAMES.map((kind) => [kind, methodOf(kind)])) as unknown as JobMethods),
     upload: (input, content, options) => begin("upload", input, options, content),
   };
+}
+
+/** Whoever opened a shell keeps it open. */
+function toAliveMs(kind: JobName, input: object): number | undefined {
+  if (kind !== "shell") return undefined;
+  return ("silenceMs" in input ? Number(input.silenceMs) : SILENCE_MS) / 4;
 }
 
 function toAnyHandle(

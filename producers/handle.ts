@@ -6,6 +6,7 @@ import { type Content, createContent } from "./content.ts";
 import { type EndedOperation, type EndWatch, toUnknown, type Wait } from "./end-watch.ts";
 import { type OutputChunk, watchOutput } from "./output.ts";
 import type { Parts } from "./parts.ts";
+import { createTyping, type Typing } from "./shell.ts";
 import { loadStatus, type OperationView } from "./status.ts";
 
 export interface Handle<N extends JobName> {
@@ -47,8 +48,9 @@ export interface Fetching {
 
 /** What a kind's operations are held by. */
 export type HandleOf<N extends JobName> = Handle<N> &
-  (N extends "exec" ? Watchable : N extends "download" ? Fetching : unknown);
+  (N extends "exec" ? Watchable : N extends "shell" ? Watchable & Typing : N extends "download" ? Fetching : unknown);
 export type ExecHandle = HandleOf<"exec">;
+export type ShellHandle = HandleOf<"shell">;
 export type DownloadHandle = HandleOf<"download">;
 
 /** A handle of any kind; `kind` tells which result it has. */
@@ -57,7 +59,7 @@ export type AnyHandle = { [N in JobName]: HandleOf<N> }[JobName];
 export function createHandle<N extends JobName>(
   parts: Parts,
   watch: EndWatch,
-  { id, sandboxId, kind }: { id: OperationId; sandboxId: SandboxId; kind: N },
+  { id, sandboxId, kind, aliveMs }: { id: OperationId; sandboxId: SandboxId; kind: N; aliveMs?: number | undefined },
 ): HandleOf<N> {
   const base: Handle<N> = {
     id,
@@ -75,8 +77,12 @@ export function createHandle<N extends JobName>(
   const output = (options: Wait = {}) => watchOutput(parts, watch, id, options);
   const content = (options: Wait = {}) =>
     createContent(parts, id, { ended: () => base.result(options), signal: options.signal });
-  const more = kind === "exec" ? { output } : kind === "download" ? { content } : {};
-  return { ...base, ...more } as unknown as HandleOf<N>; // tsc does not narrow N by kind
+  const more = () => {
+    if (kind === "exec") return { output };
+    if (kind === "shell") return { output, ...createTyping(parts, watch, id, aliveMs) };
+    return kind === "download" ? { content } : {};
+  };
+  return { ...base, ...more() } as unknown as HandleOf<N>; // tsc does not narrow N by kind
 }
 
 /** Throws the operation's own error. */

@@ -1,5 +1,6 @@
 /** What a command prints, while it runs and afterwards, as an async iterator. */
 import { setTimeout as pause } from "node:timers/promises";
+import { createBell } from "../shared/bell.ts";
 import { FleetError } from "../shared/errors.ts";
 import { jobs } from "../shared/jobs/index.ts";
 import { readOutput, type StoredEntry, type StreamName, toOutputMark } from "../shared/state/output.ts";
@@ -124,39 +125,10 @@ function createReader() {
         yield* begin(mark.run);
         yield* skipTo(mark.bytes);
       } else if (status === "succeeded") {
-        const { stdout, stderr } = jobs.exec.output.parse(result);
+        const { stdout = "", stderr = "" } = jobs.exec.output.safeParse(result).data ?? {}; // a shell's has none
         if (stdout !== "") yield { stream: "stdout", text: stdout };
         if (stderr !== "") yield { stream: "stderr", text: stderr };
       }
-    },
-  };
-}
-
-interface Bell {
-  ring(): void;
-  /** Resolves at the next ring, at once if it has rung since the last wait, or when time is up. */
-  wait(timeoutMs: number): Promise<void>;
-}
-
-function createBell(): Bell {
-  let rung = false;
-  let wake = () => {};
-  return {
-    ring() {
-      rung = true;
-      wake();
-    },
-    async wait(timeoutMs) {
-      if (!rung) {
-        await new Promise<void>((resolve) => {
-          const timer = setTimeout(resolve, timeoutMs);
-          wake = () => {
-            clearTimeout(timer);
-            resolve();
-          };
-        });
-      }
-      rung = false;
     },
   };
 }

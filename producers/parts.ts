@@ -9,6 +9,7 @@ import { createNodeStateStore, type NodeStateStore } from "../shared/state/nodes
 import { createOperationStore, type OperationStore } from "../shared/state/operations.ts";
 import { createQuotas, type Quotas } from "../shared/state/quotas.ts";
 import { createSecretStore, type SecretStore } from "../shared/state/secrets.ts";
+import { createShellInputs, type ShellInputs } from "../shared/state/shell-input.ts";
 import { createSlots, type Slots } from "../shared/state/slots.ts";
 import { createLink, type Link } from "./link.ts";
 import type { CheckedOptions } from "./options.ts";
@@ -25,6 +26,7 @@ export interface Parts {
   readonly keyring: readonly Buffer[] | undefined;
   readonly secrets: SecretStore;
   readonly contents: ContentStore;
+  readonly shellInputs: ShellInputs;
   readonly queues: Queues;
   readonly slots: Slots;
   readonly nodeStates: NodeStateStore;
@@ -65,6 +67,7 @@ export function createParts(options: CheckedOptions): Parts {
     get batches() {
       return open().batches;
     },
+    shellInputs: createShellInputs(keys, options.keyring),
     get store() {
       return open().store;
     },

@@ -67,6 +67,7 @@ export async function prepare(parts: Parts, kind: JobName, raw: unknown): Promis
   const { sandbox, ...target } = toTarget(parts, kind, input);
   await checkAgainstCluster(parts, input);
   if (kind === "adopt") await assertNode(parts, input["node"]);
+  if (kind === "shell") parts.shellInputs.assertKey();
   const { stored, secrets } = splitSecrets(kind, input);
   return { request: { ...target, kind, scope: parts.team, input: stored, secrets }, sandbox };
 }

@@ -20,7 +20,18 @@ export type NodeCommand =
   /** What is left of a process and of the session that it leads; every PVE task leads one (POSIX::setsid in fork_worker). */
   | { verb: "process"; pid: number };
 
-export type NodeVerb = NodeCommand["verb"];
+/** Shell text for bash in the container, on the terminal that the channel has. */
+export interface TerminalCommand {
+  verb: "shell";
+  vmid: Vmid;
+  script: string;
+}
+
+export type NodeVerb = NodeCommand["verb"] | TerminalCommand["verb"];
+
+/** The node's own variables go; two that programs count on are there. */
+const CLEAN_ENVIRONMENT = `for v in $(compgen -e); do case $v in SSH_*|LC_*|XDG_*|DBUS_*|MAIL|OLDPWD) unset "$v";; esac; done
+export HOME="\${HOME:-/root}" LANG=C.UTF-8`;
 
 /** On stdout before anything else: the container's bash has the whole script and starts it now. */
 export const EXEC_MARK = "fleet-exec\n";
@@ -32,8 +43,7 @@ export const EXEC_MARK = "fleet-exec\n";
  */
 export const EXEC_BOOT = `unset t s i
 for v in t s i; do IFS= read -r -d "" "$v" || exit 125; done
-for v in $(compgen -e); do case $v in SSH_*|LC_*|XDG_*|DBUS_*|MAIL|OLDPWD) unset "$v";; esac; done
-export HOME="\${HOME:-/root}" LANG=C.UTF-8
+${CLEAN_ENVIRONMENT}
 printf "${EXEC_MARK.replace("\n", "\\n")}"
 set -m
 /bin/bash -c "$1" 9< <(printf %s "$s") < <(printf %s "$i" | base64 -d) 63<&- 62<&- &
@@ -48,12 +58,30 @@ exit "$c"`;
 /** The shell that is the script's own: reads it from descriptor 9, then is as `/bin/bash -c SCRIPT` would be. */
 export const EXEC_SHELL = 'eval "exec 9<&-; $(</dev/fd/9)"';
 
+/** On the terminal before anything else. `ready`: it shows nothing of what comes, and the script may be sent; `on`: that is there. */
+export const SHELL_MARKS = { ready: "fleet-shell?", on: "fleet-shell!" } as const;
+
+/**
+ * Runs in the container, on a terminal. That one is raw until the script (one line of base64) is there: it would show and
+ * cut it else; and what is typed may come only once it is not raw any more. When the channel is closed the terminal hangs up, which ends what runs on it.
+ */
+export const SHELL_BOOT = `unset t s
+t=$(stty -g) && stty raw -echo || exit 125
+printf "${SHELL_MARKS.ready}"
+IFS= read -r s || exit 125
+s=$(printf %s "$s" | base64 -d)
+stty "$t"
+${CLEAN_ENVIRONMENT}
+printf "${SHELL_MARKS.on}"
+eval "$s"`;
+
 /** `read -t` needs an end; nothing of ours runs for a year. */
 const LONGEST_SECONDS = 31_536_000;
 
 /** What stands before and after the one number of each verb's line. */
 export const NODE_LINES = {
   exec: ["pct exec ", ` -- /bin/bash -c ${quoteWord(EXEC_BOOT)} fleet-exec ${quoteWord(EXEC_SHELL)}`],
+  shell: ["pct exec ", ` -- /bin/bash -c ${quoteWord(SHELL_BOOT)}`],
   // What changes something waits for a word first: a session that is opened late, for somebody who has left, does nothing.
   freeze: ["read -r go && exec lxc-freeze -n ", ""],
   unfreeze: ["read -r go && exec lxc-unfreeze -n ", ""],
@@ -64,7 +92,7 @@ export const NODE_LINES = {
 } as const satisfies Record<NodeVerb, readonly [string, string]>;
 
 /** The line that the node's shell gets. Throws `invalid_input` for a number that is none. */
-export function toCommandLine(command: NodeCommand): string {
+export function toCommandLine(command: NodeCommand | TerminalCommand): string {
   const [before, after] = NODE_LINES[command.verb];
   return `${before}${toDigits(command.verb === "process" ? command.pid : command.vmid)}${after}`;
 }
@@ -96,6 +124,9 @@ export function toCommandInput(
       throw unreachable(command);
   }
 }
+
+/** The line that the terminal gets once it is ready. */
+export const toTerminalInput = ({ script }: TerminalCommand): string => `${Buffer.from(script).toString("base64")}\n`;
 
 function toDigits(value: number): string {
   if (!Number.isSafeInteger(value) || value < 1) throw new FleetError("invalid_input", "not a VMID or process id");

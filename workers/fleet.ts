@@ -6,6 +6,7 @@ import type { WorkerConfig } from "../shared/config.ts";
 import { FleetError, isAboutAccess, toFleetError } from "../shared/errors.ts";
 import { NodeName } from "../shared/ids.ts";
 import { createQueues, execQueue, nodeQueue, PLACE } from "../shared/queues.ts";
+import { Channels } from "../shared/redis/channels.ts";
 import { closeRedis, connectRedis } from "../shared/redis/connect.ts";
 import { createBatchStore } from "../shared/state/batches.ts";
 import { createContentStore } from "../shared/state/contents.ts";
@@ -15,6 +16,7 @@ import { createNodeStateStore } from "../shared/state/nodes.ts";
 import { createOperationStore } from "../shared/state/operations.ts";
 import { createQuotas } from "../shared/state/quotas.ts";
 import { createSecretStore } from "../shared/state/secrets.ts";
+import { createShellInputs } from "../shared/state/shell-input.ts";
 import { createSlots, slotOf } from "../shared/state/slots.ts";
 import { createStrays } from "../shared/state/strays.ts";
 import type { WorkerContext } from "./context.ts";
@@ -73,6 +75,10 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   stack.defer(() => queues.close());
   const strays = createStrays(redis, keys);
   const retentionSec = config.FLEET_RETENTION_HOURS * 3_600;
+  const channels = new Channels(() =>
+    connectRedis(config.REDIS_URL).on("error", (error) => log.warn({ err: error }, "redis connection")),
+  );
+  stack.defer(() => channels.close());
   const context: WorkerContext = {
     config,
     redis,
@@ -85,6 +91,8 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     origin: await strays.origin(),
     secrets: createSecretStore(redis, keys, config.FLEET_SECRET_KEY),
     contents: createContentStore(keys, config.FLEET_SECRET_KEY),
+    shellInputs: createShellInputs(keys, config.FLEET_SECRET_KEY),
+    channels,
     queues,
     wake,
     pve,

@@ -13,6 +13,7 @@ import { addNode } from "./commands/node.ts";
 import { addNodes } from "./commands/nodes.ts";
 import { addProvision } from "./commands/provision.ts";
 import { addQuota } from "./commands/quota.ts";
+import { addShell } from "./commands/shell.ts";
 import { addTemplate } from "./commands/template.ts";
 import { addWebhooks } from "./commands/webhooks.ts";
 import { EXIT, EXIT_HELP } from "./exit-codes.ts";
@@ -49,6 +50,7 @@ function createProgram(cli: Cli): Command {
   addProvision(program, cli);
   addBatch(program, cli);
   addExec(program, cli);
+  addShell(program, cli);
   addCopy(program, cli);
   addServices(program, cli);
   addLink(program, cli);

@@ -1,5 +1,5 @@
 /** The forced command for the fleet's key on a node: a POSIX shell script that runs our verbs and nothing else. */
-import { EXEC_BOOT, EXEC_SHELL, GUARD_REFUSED, NODE_LINES } from "../../shared/node-commands.ts";
+import { EXEC_BOOT, EXEC_SHELL, GUARD_REFUSED, NODE_LINES, SHELL_BOOT } from "../../shared/node-commands.ts";
 import { quoteWord } from "../../shared/shell-quote.ts";
 
 export interface GuardOptions {
@@ -25,7 +25,7 @@ export function toGuardScript({ range, publicKey, path, configs = "/etc/pve/lxc"
 # fleet-ssh-guard: lets the fleet's SSH key run its own verbs on CTs ${range.first} to ${range.last}, and nothing else.
 # Save it on each node as ${INSTALLED_AT}, chmod 755, and add to /root/.ssh/authorized_keys:
 #
-# command="${INSTALLED_AT}",restrict ${publicKey ?? "ssh-ed25519 AAAA... (the key's public half)"}
+# command="${INSTALLED_AT}",restrict,pty ${publicKey ?? "ssh-ed25519 AAAA... (the key's public half)"}
 #
 set -fu
 PATH=${quoteWord(path ?? "/usr/sbin:/usr/bin:/sbin:/bin")}
@@ -71,7 +71,9 @@ no_template() {
 q="'"
 boot=${quoteWord(EXEC_BOOT)}
 shell=${quoteWord(EXEC_SHELL)}
+terminal=${quoteWord(SHELL_BOOT)}
 exec_after=" -- /bin/bash -c $q$boot$q fleet-exec $q$shell$q"
+shell_after=" -- /bin/bash -c $q$terminal$q"
 process_after=${after}
 
 case $asked in
@@ -79,6 +81,11 @@ case $asked in
     vmid ${before("exec")} "$exec_after"
     no_template
     exec pct exec "$n" -- /bin/bash -c "$boot" fleet-exec "$shell"
+    ;;
+  ${before("shell")}*"$shell_after")
+    vmid ${before("shell")} "$shell_after"
+    no_template
+    exec pct exec "$n" -- /bin/bash -c "$terminal"
     ;;
   ${before("freeze")}*)
     vmid ${before("freeze")} ''

@@ -13,6 +13,7 @@ import { link } from "./link.ts";
 import { power } from "./power.ts";
 import { sayIssue, toProblems } from "./problems.ts";
 import { findRootOnly, provision } from "./provision.ts";
+import { shell } from "./shell.ts";
 import { snapshot } from "./snapshot.ts";
 import { template } from "./template.ts";
 import { update } from "./update.ts";
@@ -21,6 +22,7 @@ import { upload } from "./upload.ts";
 export const jobs = {
   provision,
   exec,
+  shell,
   upload,
   download,
   expose,

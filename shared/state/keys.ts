@@ -54,6 +54,8 @@ export interface Keys {
   batchUndo(id: string): string;
   /** Live output of an operation, see `output.ts`; also the pub/sub channel that tells of more. */
   output(operation: string): string;
+  /** What is typed into a shell, see `shell-input.ts`; also the pub/sub channel that tells of more. */
+  shellInput(operation: string): string;
   /** Events that a consumer group gave up. */
   deadEvents(group: string): string;
   sandbox(id: string): string;
@@ -120,6 +122,7 @@ export function createKeys(prefix: string): Keys {
     batchRejected: (id) => key("batch-rejected", id),
     batchUndo: (id) => key("batch-undo", id),
     output: (operation) => key("output", operation),
+    shellInput: (operation) => key("shell-input", operation),
     deadEvents: (group) => key("dead-events", group),
     sandbox: (id) => key("sbx", id),
     changes: (sandbox) => key("changes", sandbox),

@@ -11,6 +11,8 @@ import type { Keys } from "./keys.ts";
 export const OUTPUT_KEPT_BYTES = 1_048_576;
 /** Each costs Redis some bytes of its own. */
 export const OUTPUT_KEPT_ENTRIES = 8_192;
+/** What a shell has shown is kept no longer after its end. */
+export const SHELL_OUTPUT_SEC = 300;
 /** Pieces in an entry at most: Lua's `unpack` allows some thousands of words. */
 export const OUTPUT_ENTRY_PIECES = 500;
 

@@ -5,7 +5,7 @@
 
 import { METADATA_LIMIT } from "../jobs/fields.ts";
 import { defineScript } from "../redis/script.ts";
-import { OUTPUT_KEPT_BYTES, OUTPUT_KEPT_ENTRIES } from "./output.ts";
+import { OUTPUT_KEPT_BYTES, OUTPUT_KEPT_ENTRIES, SHELL_OUTPUT_SEC } from "./output.ts";
 import { QUOTA_LUA } from "./quota-lua.ts";
 import { GONE_STATES, PROVISIONAL_STATES } from "./records.ts";
 
@@ -612,6 +612,26 @@ tell(w, sandbox, id, now)
 return out
 `);
 
+/**
+ * What is typed into a shell. ARGV: operation, entry's id, kind, data → outcome. The same entry again, after a lost reply,
+ * is refused by its id. The key goes by itself when its writer gives no more sign of life.
+ */
+export const ADD_INPUT = withPrelude(`
+local id, entry = ARGV[2], ARGV[3]
+local key = P..':shell-input:'..id
+local status, kind = unpack(redis.call('HMGET', opKey(id), 'status', 'kind'))
+if kind ~= 'shell' or ENDED[status] then return 'ended' end
+if redis.call('XLEN', key) >= 4096 then return 'full' end
+local added = redis.pcall('XADD', key, entry, 'k', ARGV[4], 'd', ARGV[5])
+if type(added) == 'table' and added.err then
+  local newest = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+  return newest and newest[1] == entry and 'ok' or 'superseded'
+end
+redis.call('EXPIRE', key, 60)
+redis.call('PUBLISH', key, entry)
+return 'ok'
+`);
+
 /** Live output of a run. ARGV: id, fence, entries JSON, now → how many listen; -1 when the run may not write any more. */
 export const ADD_OUTPUT = withPrelude(`
 local id, fence = ARGV[2], ARGV[3]
@@ -648,6 +668,7 @@ redis.call('ZREM', P..':open', id)
 redis.call('SREM', P..':aborting', id)
 redis.call('DEL', P..':secret:'..id)
 redis.call('EXPIRE', key, ttl)
+if kind == 'shell' then redis.call('DEL', P..':shell-input:'..id) end
 if kind == 'upload' or (kind == 'download' and w.status ~= 'succeeded') then dropContent(id)
 elseif kind == 'download' then
   redis.call('EXPIRE', P..':content:'..id, ttl)
@@ -657,7 +678,8 @@ end
 local size = redis.call('HSTRLEN', key, 'result') + redis.call('HSTRLEN', key, 'input') + 1024
 if redis.call('HEXISTS', key, 'output') == 1 then
   size = size + (redis.call('MEMORY', 'USAGE', outputKey(id)) or 0)
-  redis.call('EXPIRE', outputKey(id), ttl)
+  -- What a terminal showed is for who watched it.
+  redis.call('EXPIRE', outputKey(id), kind == 'shell' and math.min(ttl, ${SHELL_OUTPUT_SEC}) or ttl)
 end
 redis.call('RPUSH', P..':ended', id..' '..size)
 local total = redis.call('INCRBY', P..':ended-bytes', size)

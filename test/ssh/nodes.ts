@@ -180,7 +180,7 @@ function toKeyLine({ folder, userKey, options }: NodeSetup, path: string): strin
   const configs = join(folder, "configs");
   mkdirSync(configs);
   writeFileSync(guard, toGuardScript({ range: options.guard, publicKey: userKey, path, configs }), { mode: 0o755 });
-  return `command="${guard}",restrict ${userKey}`;
+  return `command="${guard}",restrict,pty ${userKey}`;
 }
 
 interface Sshd extends AsyncDisposable {

@@ -40,7 +40,7 @@ export function readAsked(run: Run<"exec">, live: LiveOutput): Asked {
   };
 }
 
-function toUserError(sandbox: string, user: string, refusal: string): FleetError {
+export function toUserError(sandbox: string, user: string, refusal: string): FleetError {
   const facts = { sandbox, user };
   if (refusal.includes("no_user")) {
     return new FleetError("user_not_found", `sandbox ${sandbox} has no user ${user}`, { facts });

@@ -28,6 +28,8 @@ export interface LiveOutput {
   close(): Promise<OutputEntry[]>;
   /** Whether anything was written. */
   readonly written: boolean;
+  /** Bytes that wait to be written. */
+  readonly backlog: number;
 }
 
 export function createLiveOutput(write: Write): LiveOutput {
@@ -101,6 +103,9 @@ export function createLiveOutput(write: Write): LiveOutput {
     },
     get written() {
       return written;
+    },
+    get backlog() {
+      return waitingBytes;
     },
   };
 }

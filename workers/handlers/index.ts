@@ -12,6 +12,7 @@ import { hide } from "./hide.ts";
 import { link } from "./link.ts";
 import { power } from "./power.ts";
 import { provision } from "./provision.ts";
+import { shell } from "./shell.ts";
 import { snapshot } from "./snapshot.ts";
 import { template } from "./template.ts";
 import { update } from "./update.ts";
@@ -20,6 +21,7 @@ import { upload } from "./upload.ts";
 const handlers = {
   provision,
   exec,
+  shell,
   upload,
   download,
   expose,

@@ -56,7 +56,20 @@ export class NodeConnection implements AsyncDisposable {
     return orAbort(this.#connecting, signal);
   }
 
+  /** A connection for one caller alone, who destroys it. Throws as `connect`. */
+  async dial(signal: AbortSignal): Promise<Link> {
+    signal.throwIfAborted();
+    const link = await orAbort(this.#dial(), signal);
+    link.hold();
+    return link;
+  }
+
   async #open(): Promise<Link> {
+    this.#link = await this.#dial();
+    return this.#link;
+  }
+
+  async #dial(): Promise<Link> {
     const { node, user, privateKey, locate, trustOf } = this.#setup;
     const signal = AbortSignal.any([this.#closing.signal, AbortSignal.timeout(CONNECT_MS)]);
     let place: HostPlace = { node, host: node, port: 0 };
@@ -76,7 +89,6 @@ export class NodeConnection implements AsyncDisposable {
       const link = await Link.open(place, config, signal);
       for (const old of this.#links) if (!old.usable) this.#links.delete(old);
       this.#links.add(link);
-      this.#link = link;
       return link;
     } catch (error) {
       this.#closing.signal.throwIfAborted();

@@ -1,7 +1,7 @@
 /** What went wrong on the way to a node or on it, as a FleetError. */
 import { FleetError, unreachable } from "../../shared/errors.ts";
 import type { NodeName } from "../../shared/ids.ts";
-import { GUARD_REFUSED, type NodeCommand } from "../../shared/node-commands.ts";
+import { GUARD_REFUSED, type NodeCommand, type TerminalCommand } from "../../shared/node-commands.ts";
 import type { HostPlace } from "./host-trust.ts";
 import type { CommandResult } from "./node-shell.ts";
 
@@ -37,10 +37,11 @@ export const notBegun = (node: NodeName, reason: string, cause: unknown): FleetE
   });
 
 /** The command was sent, and how it ended will not be known. */
-export function lost(node: NodeName, { verb }: NodeCommand, why: string): FleetError {
+export function lost(node: NodeName, { verb }: NodeCommand | TerminalCommand, why: string): FleetError {
   const facts = { node, verb };
   switch (verb) {
     case "exec":
+    case "shell":
       return new FleetError("exec_interrupted", `${why} on node ${node}; whether the command ended is unknown`, {
         facts,
       });
@@ -63,23 +64,28 @@ export function checkResult(
   { begun, ...result }: CommandResult & { begun: boolean },
 ): CommandResult {
   if (begun || (command.verb !== "exec" && result.code === 0)) return result;
-  const said = lastLine(result.stderr);
-  if (result.code === GUARD_REFUSED.code && said.startsWith(GUARD_REFUSED.prefix)) {
-    throw new FleetError(
-      "ssh_refused",
-      `the guard of node ${node} refused ${command.verb}: ${said.slice(GUARD_REFUSED.prefix.length)}`,
-      {
-        facts: { node, verb: command.verb },
-      },
-    );
-  }
-  if (command.verb === "process" && (result.code === 0 || result.code === 1)) return result;
-  throw toToolError(node, command, result);
+  const known = command.verb === "process" && (result.code === 0 || result.code === 1);
+  if (known && !isGuards(result.code, lastLine(result.stderr))) return result;
+  throw toRefusal(node, command, { ...result, text: result.stderr });
 }
 
-function toToolError(node: NodeName, command: NodeCommand, result: CommandResult): FleetError {
+const isGuards = (code: number | null, said: string) =>
+  code === GUARD_REFUSED.code && said.startsWith(GUARD_REFUSED.prefix);
+
+/** What it means that the guard or a tool of the node ended with a code of its own, and what it said. */
+export function toRefusal(
+  node: NodeName,
+  command: NodeCommand | TerminalCommand,
+  result: { code: number | null; signal?: string; text: string },
+): FleetError {
   const { verb } = command;
-  const text = lastLine(result.stderr); // warnings come before it
+  const text = lastLine(result.text); // warnings come before it
+  if (isGuards(result.code, text)) {
+    const why = text.slice(GUARD_REFUSED.prefix.length);
+    return new FleetError("ssh_refused", `the guard of node ${node} refused ${verb}: ${why}`, {
+      facts: { node, verb },
+    });
+  }
   const facts = { node, verb, code: result.code, ...(command.verb === "process" ? {} : { vmid: command.vmid }) };
   const error = (code: "not_running" | "container_missing" | "container_locked" | "pve_failed") =>
     new FleetError(code, `${verb} on node ${node}: ${text || `ended with ${result.code ?? result.signal}`}`, { facts });

@@ -1,12 +1,13 @@
 /** Commands on the nodes themselves, over SSH: what PVE's API can't do. One pooled connection a node. */
 import type { WorkerConfig } from "../../shared/config.ts";
 import type { NodeName } from "../../shared/ids.ts";
-import type { NodeCommand } from "../../shared/node-commands.ts";
+import type { NodeCommand, TerminalCommand } from "../../shared/node-commands.ts";
 import { NodeConnection } from "./connection.ts";
 import { checkResult } from "./failures.ts";
 import { createTrust } from "./host-trust.ts";
 import { parsePrivateKey } from "./private-key.ts";
 import { runCommand } from "./run-command.ts";
+import { type NodeTerminal, openTerminal, type TerminalCall } from "./terminal.ts";
 
 export interface ShellCall {
   /** Its abort ends the wait at once; a script in a container is killed, as its input ends. */
@@ -45,6 +46,8 @@ export interface NodeShell extends AsyncDisposable {
    * `outcome_unknown`.
    */
   run(node: NodeName, command: NodeCommand, call: ShellCall): Promise<CommandResult>;
+  /** Opens a terminal on a node. Throws what `run` does where nothing was run, and `ssh_refused` where sshd gives none. */
+  open(node: NodeName, command: TerminalCommand, call: TerminalCall): Promise<NodeTerminal>;
 }
 
 /** Where a node listens, for nodes that FLEET_SSH_HOSTS does not name. Null: not known, its name is tried. */
@@ -70,6 +73,7 @@ export function createNodeShell(config: WorkerConfig, addressOf: AddressOf): Nod
   };
   return {
     run: async (node, command, call) => checkResult(node, command, await runCommand(connectionTo(node), command, call)),
+    open: (node, command, call) => openTerminal(connectionTo(node), command, call),
     async [Symbol.asyncDispose]() {
       await Promise.all([...connections.values()].map((one) => one[Symbol.asyncDispose]()));
     },

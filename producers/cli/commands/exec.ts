@@ -116,7 +116,7 @@ async function stream({ operations, terminal }: Session, handle: ExecHandle): Pr
   }
 }
 
-async function show(terminal: Terminal, chunks: AsyncIterable<OutputChunk>): Promise<void> {
+export async function show(terminal: Terminal, chunks: AsyncIterable<OutputChunk>): Promise<void> {
   for await (const chunk of chunks) {
     switch (chunk.stream) {
       case "stdout":

@@ -237,6 +237,7 @@ test("a command that waits for its sandbox", async () => {
 /** One that can wait, of each kind that is about a sandbox; an upload waits as a download does. */
 const INPUTS: { [N in Exclude<JobName, "provision" | "adopt" | "upload">]: (sandboxId: string) => JobInput<N> } = {
   exec: (sandboxId) => ({ sandboxId, command: "true" }),
+  shell: (sandboxId) => ({ sandboxId }),
   expose: (sandboxId) => ({ sandboxId, name: "web", port: 8_000 }),
   hide: (sandboxId) => ({ sandboxId, name: "web" }),
   link: (sandboxId) => ({ sandboxId, name: "web" }),

@@ -36,6 +36,14 @@ const exec = (command: string, more: object = {}) =>
   bed.fleet.exec({ sandboxId: box.sandboxId, command, ...more }).then((handle) => handle.result({ timeoutMs: 20_000 }));
 const rootOf = (vmid: number) => containerOf(bed, vmid)?.root ?? "";
 
+test("a shell without SSH to the nodes says what is missing, and what works", async () => {
+  const error = await failure(run(bed.fleet, "shell", { sandboxId: box.sandboxId }), "unsupported");
+  expect(error.facts).toMatchObject({ variables: ["FLEET_SSH_KEY"] });
+  expect(error.text).toContain("fleet exec");
+  const keyless = bed.client({ secretKey: undefined });
+  await failure(keyless.shell({ sandboxId: box.sandboxId }), "not_configured");
+});
+
 test("returns exit code and both streams", async () => {
   expect(await exec("echo out; echo err >&2; exit 3")).toEqual({
     exitCode: 3,

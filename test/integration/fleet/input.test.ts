@@ -99,7 +99,8 @@ describe("bad input names its fields, and nothing is stored", () => {
   });
 });
 
-const PAIRS: { [N in JobName]: [JobInput<N>, JobInput<N>] } = {
+/** A shell needs SSH: see shell.test.ts. */
+const PAIRS: { [N in Exclude<JobName, "shell">]: [JobInput<N>, JobInput<N>] } = {
   provision: [
     { template: "cmux-base", cores: 1, env: { A: "1" } },
     { template: "cmux-base", cores: 1, env: { A: "2" } },
@@ -160,7 +161,7 @@ const PAIRS: { [N in JobName]: [JobInput<N>, JobInput<N>] } = {
 };
 
 describe("an idempotency key", () => {
-  test.each(Object.keys(PAIRS) as JobName[])(
+  test.each(Object.keys(PAIRS) as (keyof typeof PAIRS)[])(
     "of %s: the same input is the same operation, before and after its end",
     async (kind) => {
       const own = (await provisionOne(bed.fleet, { services: [{ name: "web", port: 80 }] })).sandboxId;

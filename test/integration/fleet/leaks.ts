@@ -54,6 +54,7 @@ function leftKeys(keys: Keys, all: readonly string[]): string[] {
     "line:",
     "turns:",
     "secret:op_",
+    "shell-input:",
     "aborting",
   ];
   const ofBatches = ["batch-live:", "batch-undo:", "batches-stopping"];

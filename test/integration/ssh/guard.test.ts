@@ -13,6 +13,7 @@ import { failure } from "../fleet/harness.ts";
 import { CT, call, PVE1, RANGE, type Rig, startRig } from "./rig.ts";
 
 const EXEC = toCommandLine({ verb: "exec", vmid: CT.up, script: "", timeoutMs: 1_000 });
+const SHELL = toCommandLine({ verb: "shell", vmid: CT.up, script: "" });
 const PROCESS = toCommandLine({ verb: "process", pid: 4_711 });
 
 /** What a thief of the key might send. None may reach a tool. */
@@ -74,6 +75,11 @@ const ATTACKS: string[] = [
   "pct exec 20001 -- /bin/bash -c id",
   "pct exec 20001 -- /bin/bash -c 'id' fleet-exec ''",
   EXEC.replace("20001", "500"),
+  SHELL.replace("20001", "20003"),
+  SHELL.replace("20001", "20001 -- id; pct exec 20001"),
+  SHELL.replace("raw", "raw; id;"),
+  `${SHELL}; id`,
+  SHELL.slice(0, -1),
   EXEC.replace("20001", "20003"),
   EXEC.replace("20001", "20001 20001"),
   EXEC.replace("20001", "20001 -- id; pct exec 20001"),
@@ -119,7 +125,7 @@ describe("over SSH", () => {
     const left = [...ATTACKS];
     // sshd allows 10 sessions, and frees one a moment after its channel is closed.
     for (let some = left.splice(0, 5); some.length > 0; some = left.splice(0, 5)) {
-      for (const { attack, ...end } of await Promise.all(some.map(client.send))) {
+      for (const { attack, ...end } of await Promise.all(some.map((attack) => client.send(attack)))) {
         const shown = { attack: attack.slice(0, 100), ...end };
         expect(shown).toMatchObject({ code: 77, stdout: "" });
         expect(shown.stderr).toMatch(/^fleet-ssh-guard: [a-zA-Z0-9 ,'-]+\n$/);
@@ -131,11 +137,31 @@ describe("over SSH", () => {
     for (const word of ["destroy", "passwd", "$(", "environ", "; id", "rsync"]) expect(log).not.toContain(word);
   });
 
-  test("nothing but a command: no terminal, no forwarding, no sftp, no other program", async () => {
+  test("nothing but a verb: no forwarding, no sftp, no other program, on a terminal neither", async () => {
     await using client = await connect(rig);
-    await expect(client.open((done) => client.it.exec(EXEC, { pty: true }, done))).rejects.toThrow();
+    const before = rig.pve.toolCalls().length;
+    for (const attack of ["", "bash", "pct enter 20001", SHELL.replace("20001", "500")]) {
+      const end = await client.send(attack, { pty: true });
+      expect(end).toMatchObject({ code: 77, stdout: expect.stringMatching(/^fleet-ssh-guard: [a-zA-Z0-9 ,'-]+\r\n$/) });
+    }
+    await expect(client.open((done) => client.it.shell(done))).resolves.toBeUndefined(); // the guard, which refuses it
+    expect(rig.pve.toolCalls()).toHaveLength(before);
     await expect(client.open((done) => client.it.forwardOut("127.0.0.1", 1, "127.0.0.1", 22, done))).rejects.toThrow();
     await expect(client.open((done) => client.it.sftp(done as never))).rejects.toThrow();
+  });
+
+  test("a terminal that sshd does not give is told with what is missing", async () => {
+    const keys = join(rig.ssh.folder, "pve1", "authorized_keys");
+    const line = readFileSync(keys, "utf8");
+    writeFileSync(keys, line.replace("restrict,pty", "restrict"));
+    const terminal = { cols: 80, rows: 24, term: "xterm", ...call(), ready: async () => {}, onOutput: () => {} };
+    const opening = rig.shell().open(PVE1, { verb: "shell", vmid: CT.up, script: "true" }, terminal);
+    expect((await failure(opening, "ssh_refused")).text).toContain("restrict,pty");
+    writeFileSync(keys, line);
+    const refused = rig.shell().open(PVE1, { verb: "shell", vmid: CT.template, script: "true" }, terminal);
+    expect((await failure(refused, "ssh_refused")).text).toContain("is a template");
+    const off = rig.shell().open(PVE1, { verb: "shell", vmid: CT.off, script: "true" }, terminal);
+    await failure(off, "not_running");
   });
 
   test("a refusal is an error of its own, never tried again", async () => {
@@ -185,7 +211,7 @@ describe("the script alone", () => {
   );
   const near = fc
     .tuple(
-      fc.constantFrom("freeze", "unfreeze", "state", "unlock", "exec", "process"),
+      fc.constantFrom("freeze", "unfreeze", "state", "unlock", "exec", "shell", "process"),
       vmid,
       noise,
       fc.double({ min: 0, max: 1 }),
@@ -227,7 +253,7 @@ describe("the script alone", () => {
       const words = readFileSync(before, "utf8").split("\0").slice(0, -1);
       return words;
     };
-    for (const verb of ["freeze", "unfreeze", "state", "unlock", "exec"] as const) {
+    for (const verb of ["freeze", "unfreeze", "state", "unlock", "exec", "shell"] as const) {
       const line = toCommandLine({ verb, vmid: CT.up, script: "", timeoutMs: 1 });
       await rm(join(folder, "ran"), { force: true });
       const words = run(line);
@@ -239,7 +265,10 @@ describe("the script alone", () => {
 
 interface Sender extends AsyncDisposable {
   readonly it: Client;
-  send(attack: string): Promise<{ attack: string; code: number | null; stdout: string; stderr: string }>;
+  send(
+    attack: string,
+    options?: { pty?: boolean },
+  ): Promise<{ attack: string; code: number | null; stdout: string; stderr: string }>;
   open(ask: (done: (error: Error | undefined) => void) => void): Promise<void>;
 }
 
@@ -255,9 +284,9 @@ async function connect(rig: Rig): Promise<Sender> {
   return {
     it: client,
     open: (ask) => new Promise((resolve, reject) => ask((error) => (error ? reject(error) : resolve()))),
-    send: (attack) =>
+    send: (attack, options = {}) =>
       new Promise((resolve, reject) => {
-        client.exec(attack, (error, channel) => {
+        client.exec(attack, options, (error, channel) => {
           if (error) return reject(error);
           const text = { stdout: "", stderr: "" };
           let code: number | null = null;

@@ -6,6 +6,7 @@ import {
   EXEC_BOOT,
   EXEC_SHELL,
   type NodeCommand,
+  SHELL_BOOT,
   toCommandInput,
   toCommandLine,
 } from "../../../shared/node-commands.ts";
@@ -38,15 +39,15 @@ test("a shell takes the line of exec as pct's words, whatever the script is", ()
 });
 
 test("the guard compares the boot text in single quotes, so it holds none", () => {
-  expect(`${EXEC_BOOT}${EXEC_SHELL}`).not.toContain("'");
+  expect(`${EXEC_BOOT}${EXEC_SHELL}${SHELL_BOOT}`).not.toContain("'");
 });
 
 test("nothing but a whole positive number ever gets into a line", () => {
   // What a cast or a bad parse could let through.
   const anything = fc.oneof(fc.double(), fc.anything(), fc.string(), fc.constantFrom("1;id", "20001", [20_001], -0, 0));
-  const verb = fc.constantFrom("exec", "freeze", "unfreeze", "state", "unlock", "process");
+  const verb = fc.constantFrom("exec", "shell", "freeze", "unfreeze", "state", "unlock", "process");
   const shape =
-    /^(pct exec \d+ -- \/bin\/bash -c '[^']+' fleet-exec '[^']+'|read -r go && exec (lxc-(un)?freeze -n|pct unlock) \d+|lxc-info -s -H -n \d+|exec 2>\/dev\/null; pid=\d+; cat \/proc\/uptime \/proc\/\$pid\/stat; pgrep -s \$pid)$/;
+    /^(pct exec \d+ -- \/bin\/bash -c '[^']+'( fleet-exec '[^']+')?|read -r go && exec (lxc-(un)?freeze -n|pct unlock) \d+|lxc-info -s -H -n \d+|exec 2>\/dev\/null; pid=\d+; cat \/proc\/uptime \/proc\/\$pid\/stat; pgrep -s \$pid)$/;
   fc.assert(
     fc.property(verb, anything, (which, value) => {
       let line: string;
