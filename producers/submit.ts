@@ -129,9 +129,10 @@ function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, un
   const begin = { team, state: "placing" as const, createdAt: parts.now() };
   switch (kind) {
     case "provision": {
-      const { instanceId, template, metadata, ttlSeconds, ttlAction, wakeOnHttp, priority } =
+      const { instanceId, template, metadata, ttlSeconds, ttlAction, idleSeconds, idleAction, wakeOnHttp, priority } =
         input as ParsedInput<"provision">; // just parsed as that kind
-      const given = { instanceId, template: String(template), metadata, ttlSeconds, ttlAction, wakeOnHttp };
+      const kept = { metadata, ttlSeconds, ttlAction, idleSeconds, idleAction, wakeOnHttp };
+      const given = { instanceId, template: String(template), ...kept };
       return { team, sandbox: undefined, batch: priority === "batch", newSandbox: { ...begin, ...given } };
     }
     case "adopt": {

@@ -76,6 +76,9 @@ export function toSandboxRow(sandbox: SandboxRecord, now: number, paint: Paint):
   ];
 }
 
+const toIdle = ({ idleSeconds = 0, idleAction }: SandboxRecord): string =>
+  `${idleAction} after ${formatDuration(idleSeconds * 1_000)}`;
+
 export function toSandboxFacts(sandbox: SandboxRecord, paint: Paint): [string, string][] {
   return [
     ["sandbox", sandbox.id],
@@ -89,6 +92,7 @@ export function toSandboxFacts(sandbox: SandboxRecord, paint: Paint): [string, s
     ["address", sandbox.address ?? NONE],
     ["created", formatTime(sandbox.createdAt)],
     ["expires", sandbox.expiresAt === undefined ? NONE : `${formatTime(sandbox.expiresAt)} (${sandbox.ttlAction})`],
+    ["idle", sandbox.idleSeconds === undefined ? NONE : toIdle(sandbox)],
     ["wake on HTTP", sandbox.wakeOnHttp ? "yes" : "no"],
     ["operation", sandbox.operation],
     ...Object.entries(sandbox.metadata).map(([key, value]): [string, string] => [`metadata ${key}`, value]),

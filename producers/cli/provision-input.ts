@@ -1,4 +1,4 @@
-import type { TtlAction } from "../../shared/jobs/fields.ts";
+import type { IdleAction, TtlAction } from "../../shared/jobs/fields.ts";
 import { type ResourceOptions, toResources, withoutUndefined } from "./commands/shared-options.ts";
 import type { NamedPort } from "./parse-values.ts";
 
@@ -32,6 +32,8 @@ export interface ProvisionOptions extends ResourceOptions {
   service?: NamedPort[];
   ttl?: number;
   ttlAction?: TtlAction;
+  idle?: number;
+  idleAction?: IdleAction;
   wakeOnHttp?: boolean;
 }
 
@@ -77,6 +79,8 @@ export function toProvisionInput(
       services: options.service,
       ttlSeconds: options.ttl,
       ttlAction: options.ttlAction,
+      idleSeconds: options.idle,
+      idleAction: options.idleAction,
       wakeOnHttp: options.wakeOnHttp,
     }),
   };

@@ -46,14 +46,16 @@ async function provisionAll(
 }
 
 function toCopy(source: SandboxRecord, snapshotId: string): JobInput<"provision"> {
-  const { team, metadata, services, ttlSeconds, ttlAction, wakeOnHttp } = source;
+  const { team, metadata, services, ttlSeconds, ttlAction, idleSeconds, idleAction, wakeOnHttp } = source;
   return {
     template: snapshotId,
     team,
     metadata,
     services: services.map(({ name, port, auth }) => ({ name, port, auth })),
     ttlAction,
+    idleAction,
     wakeOnHttp,
+    ...(idleSeconds === undefined ? {} : { idleSeconds }),
     ...(source.expiresAt === undefined || ttlSeconds === undefined ? {} : { ttlSeconds }),
   };
 }

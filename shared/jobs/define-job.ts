@@ -24,6 +24,8 @@ export interface JobSpec<Input extends z.ZodType = z.ZodType, Output extends z.Z
   quotas?: QuotaClass;
   /** It gives something back, so it counts for no quota and none holds it back; or only with such values of its fields. */
   frees?: true | Readonly<Record<string, readonly string[]>>;
+  /** While it is open, and for `idleSeconds` after its end, its sandbox is not idle. */
+  uses?: true;
   /** Names of input fields that are sealed in Redis and never stored with the record. */
   secret?: readonly string[];
 }

@@ -15,6 +15,7 @@ export const download = defineJob({
   /** `bytes`: of the content. `mode`: the permission bits of the file or folder. */
   output: z.object({ path: z.string(), bytes: z.number().int(), mode: z.number().int() }),
   queue: "exec",
+  uses: true,
   attempts: 6,
   timeoutMs: 900_000,
   quotas: "execs",

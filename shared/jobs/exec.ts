@@ -50,6 +50,7 @@ export const exec = defineJob({
     durationMs: z.number(),
   }),
   queue: "exec",
+  uses: true,
   quotas: "execs",
   attempts: 6,
   timeoutMs: 87_000_000,

@@ -18,6 +18,7 @@ export const expose = defineJob({
   }),
   output: ExposedService,
   queue: "exec",
+  uses: true,
   attempts: 5,
   timeoutMs: 660_000,
 });

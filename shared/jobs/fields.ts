@@ -48,6 +48,12 @@ export const TtlSeconds = z.number().int().min(10).max(31_536_000);
 export const TtlAction = z.enum(["destroy", "stop", "pause"]);
 export type TtlAction = z.infer<typeof TtlAction>;
 
+/** What happens to a sandbox that nobody uses. */
+export const IdleSeconds = z.number().int().min(10).max(31_536_000);
+/** `pause` stops where nothing can be frozen. */
+export const IdleAction = z.enum(["pause", "stop"]);
+export type IdleAction = z.infer<typeof IdleAction>;
+
 /** Environment of a command; sealed, never in job data. */
 export const Env = z
   .record(

@@ -19,6 +19,7 @@ export const link = defineJob({
   /** `expiresAt`: ms since the epoch. */
   output: z.object({ url: z.url(), expiresAt: z.number() }),
   queue: "exec",
+  uses: true,
   attempts: 5,
   timeoutMs: 60_000,
 });

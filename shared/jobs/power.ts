@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { SandboxId } from "../ids.ts";
 import { defineJob } from "./define-job.ts";
+import { IdleSeconds } from "./fields.ts";
 
 export const power = defineJob({
   summary: "Start, stop, shut down, reboot, pause or resume a sandbox",
@@ -13,6 +14,8 @@ export const power = defineJob({
     action: z.enum(["start", "stop", "shutdown", "reboot", "pause", "resume"]),
     /** Without SSH, or where a node refuses it: `pause` stops the sandbox instead, which loses its memory, and `resume` starts it again. */
     allowStop: z.boolean().default(false),
+    /** For `pause` and `stop`: only where nobody has used it for so long; else nothing changes. */
+    ifIdleSeconds: IdleSeconds.optional(),
     /** For shutdown and reboot: seconds that the guest gets. */
     graceSec: z.number().int().min(1).max(600).default(30),
     /** For shutdown: stop hard when the guest did not obey in time. */

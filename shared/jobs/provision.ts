@@ -5,6 +5,8 @@ import {
   Command,
   Env,
   ExposedService,
+  IdleAction,
+  IdleSeconds,
   Metadata,
   MountPoint,
   Network,
@@ -93,6 +95,9 @@ export const ProvisionInput = z
     /** Seconds from `running` until `ttlAction`. */
     ttlSeconds: TtlSeconds.optional(),
     ttlAction: TtlAction.default("destroy"),
+    /** After so long without a request through the gate, a command or a transfer `idleAction` follows; absent: never. */
+    idleSeconds: IdleSeconds.optional(),
+    idleAction: IdleAction.default("pause"),
     /** A request to one of its services wakes it when it is paused or stopped. */
     wakeOnHttp: z.boolean().default(false),
     /** Batch work waits behind interactive work. */

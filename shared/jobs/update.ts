@@ -1,10 +1,11 @@
 import { z } from "zod";
 import { SandboxId } from "../ids.ts";
 import { defineJob } from "./define-job.ts";
-import { Metadata, MetadataKey, MetadataValue, TtlAction, TtlSeconds } from "./fields.ts";
+import { IdleAction, IdleSeconds, Metadata, MetadataKey, MetadataValue, TtlAction, TtlSeconds } from "./fields.ts";
 
 export const update = defineJob({
-  summary: "Change what the fleet keeps of a sandbox: metadata, TTL, wake-on-HTTP; its container stays as it is",
+  summary:
+    "Change what the fleet keeps of a sandbox: metadata, TTL, idle pause, wake-on-HTTP; its container stays as it is",
   input: z
     .strictObject({
       sandboxId: SandboxId,
@@ -17,12 +18,15 @@ export const update = defineJob({
       /** Only ever later: `ttlSeconds` that would end before the time that is set, or where none is set, changes nothing. */
       extend: z.boolean().default(false),
       ttlAction: TtlAction.optional(),
+      /** Counted from now; null: it may be idle for ever. */
+      idleSeconds: IdleSeconds.nullable().optional(),
+      idleAction: IdleAction.optional(),
       wakeOnHttp: z.boolean().optional(),
     })
     .refine(
-      ({ metadata, ttlSeconds, ttlAction, wakeOnHttp }) =>
-        [metadata, ttlSeconds, ttlAction, wakeOnHttp].some((one) => one !== undefined),
-      { error: "must change something: give metadata, ttlSeconds, ttlAction or wakeOnHttp" },
+      ({ metadata, ttlSeconds, ttlAction, idleSeconds, idleAction, wakeOnHttp }) =>
+        [metadata, ttlSeconds, ttlAction, idleSeconds, idleAction, wakeOnHttp].some((one) => one !== undefined),
+      { error: "must change something: give metadata, ttlSeconds, ttlAction, idleSeconds, idleAction or wakeOnHttp" },
     )
     .refine(({ metadata, replaceMetadata }) => metadata !== undefined || !replaceMetadata, {
       path: ["replaceMetadata"],
@@ -37,6 +41,8 @@ export const update = defineJob({
     metadata: Metadata,
     ttlAction: TtlAction,
     expiresAt: z.number().nullable(),
+    idleSeconds: IdleSeconds.nullable().default(null),
+    idleAction: IdleAction.default("pause"),
     wakeOnHttp: z.boolean(),
   }),
   queue: "exec",

@@ -22,6 +22,7 @@ export const upload = defineJob({
   /** `bytes`: of the content. */
   output: z.object({ path: z.string(), bytes: z.number().int() }),
   queue: "exec",
+  uses: true,
   attempts: 6,
   timeoutMs: 900_000,
   quotas: "execs",

@@ -49,7 +49,7 @@ export const FleetEventSchema = z.discriminatedUnion("type", [
       vmid: z.number().optional(),
     }),
   }),
-  /** What is kept of it beside its state: `fields` of metadata, ttl, wakeOnHttp. */
+  /** What is kept of it beside its state: `fields` of metadata, ttl, idle, wakeOnHttp. */
   z.object({
     type: z.literal("sandbox.updated"),
     ...base,

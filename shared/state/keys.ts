@@ -10,6 +10,10 @@ export interface Keys {
   readonly ips: string;
   readonly addresses: string;
   readonly expiries: string;
+  /** Running sandboxes with `idleSeconds`, by when to look whether they are idle. */
+  readonly idle: string;
+  /** Hash of when each of these was last used, as far as it is written down; open exchanges and operations are not. */
+  readonly uses: string;
   /** Sandboxes that live, by the names that their callers gave. Of all teams: the names are in URLs. */
   readonly instances: string;
   readonly inventory: string;
@@ -59,6 +63,8 @@ export interface Keys {
   /** Events that a consumer group gave up. */
   deadEvents(group: string): string;
   sandbox(id: string): string;
+  /** Operations that use a sandbox just now; ids of removed ones may stay. */
+  users(sandbox: string): string;
   /** Operations that change a sandbox, in their order. */
   changes(sandbox: string): string;
   teamSandboxes(team: string): string;
@@ -99,6 +105,8 @@ export function createKeys(prefix: string): Keys {
     ips: key("ips"),
     addresses: key("addresses"),
     expiries: key("expiries"),
+    idle: key("idle"),
+    uses: key("uses"),
     instances: key("instances"),
     inventory: key("inventory"),
     adopted: key("adopted"),
@@ -125,6 +133,7 @@ export function createKeys(prefix: string): Keys {
     shellInput: (operation) => key("shell-input", operation),
     deadEvents: (group) => key("dead-events", group),
     sandbox: (id) => key("sbx", id),
+    users: (sandbox) => key("users", sandbox),
     changes: (sandbox) => key("changes", sandbox),
     teamSandboxes: (team) => key("team", team),
     snapshot: (id) => key("snap", id),

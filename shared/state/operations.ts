@@ -556,6 +556,7 @@ function toAcceptArgs(request: ItemGroup["request"], now: number, keyring: reado
     class: toQuotaClass(request),
     source: request.source,
     hashes,
+    uses: spec.uses === true,
     instance: request.newSandbox?.instanceId,
     now,
     operationSet: encodeFields(operation).set,

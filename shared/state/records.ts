@@ -13,7 +13,7 @@ import {
   TeamId,
   Vmid,
 } from "../ids.ts";
-import { type ExposedService, Metadata, TtlAction } from "../jobs/fields.ts";
+import { type ExposedService, IdleAction, IdleSeconds, Metadata, TtlAction } from "../jobs/fields.ts";
 import { type JobName, jobs } from "../jobs/index.ts";
 import { QUOTA_NAMES } from "./quota-names.ts";
 
@@ -151,6 +151,9 @@ export const SandboxRecord = z.object({
   ttlAction: TtlAction.default("destroy"),
   /** Absent: never, or a stop or pause was its end. */
   expiresAt: z.number().optional(),
+  /** Absent: it may be idle for ever. */
+  idleSeconds: IdleSeconds.optional(),
+  idleAction: IdleAction.default("pause"),
   wakeOnHttp: z.boolean().default(false),
   createdAt: z.number(),
   runningAt: z.number().optional(),

@@ -134,13 +134,28 @@ local function leaveLine(id, out)
   if redis.call('HGET', turnsOf(lane), team) == id then passTurn(lane, team, out) end
   return out
 end
+-- Its last use is now, which matters only where it may not be idle for ever.
+local function use(sandbox, now)
+  if redis.call('HEXISTS', sbxKey(sandbox), 'idleSeconds') == 1 then redis.call('HSET', P..':uses', sandbox, now) end
+end
+-- Whether a sandbox is idle is looked at while it runs.
+local function watchIdle(sandbox, state, seconds, now)
+  if state == 'running' and seconds then
+    use(sandbox, now)
+    redis.call('ZADD', P..':idle', now + seconds * 1000, sandbox)
+  else
+    redis.call('ZREM', P..':idle', sandbox)
+    redis.call('HDEL', P..':uses', sandbox)
+  end
+end
 -- The change of a sandbox's state, with its event and, at its end, its leaving of the indexes.
 local function setSandbox(id, change, now, op, ttl)
   local key = sbxKey(id)
   if redis.call('EXISTS', key) == 0 then return end
-  local before = redis.call('HGET', key, 'state')
+  local before, had = unpack(redis.call('HMGET', key, 'state', 'idleSeconds'))
   apply(key, change.set, change.unset)
-  local state, team, node, vmid = unpack(redis.call('HMGET', key, 'state', 'team', 'node', 'vmid'))
+  local state, team, node, vmid, has = unpack(redis.call('HMGET', key, 'state', 'team', 'node', 'vmid', 'idleSeconds'))
+  if state ~= before or has ~= had then watchIdle(id, state, has, now) end
   if state ~= before then
     redis.call('HSET', key, 'stateAt', now)
     emit('sandbox.changed', now, op, id, team, cjson.encode({state = state, before = before, node = node or nil, vmid = vmid and tonumber(vmid) or nil}))
@@ -151,7 +166,7 @@ local function setSandbox(id, change, now, op, ttl)
       redis.call('ZREM', P..':expiries', id)
       local instance = redis.call('HGET', key, 'instanceId')
       if instance and redis.call('HGET', P..':instances', instance) == id then redis.call('HDEL', P..':instances', instance) end
-      redis.call('DEL', P..':secret:'..id)
+      redis.call('DEL', P..':secret:'..id, P..':users:'..id)
       redis.call('EXPIRE', key, ttl)
     end
   end
@@ -438,6 +453,10 @@ set('order', line)
 set('waitingFor', line and EARLIER)
 redis.call('HSET', key, unpack(fields, 1, count))
 local parked = short ~= nil or line ~= nil
+if r.uses then
+  redis.call('SADD', P..':users:'..r.sandbox, r.id)
+  use(r.sandbox, r.now)
+end
 if short then standInQuotaLine(r.id, r.team, r.class, short)
 else
   if limits then countIn(r.id, r.team, r.class, limits)
@@ -697,6 +716,7 @@ end
 if idem then redis.call('EXPIRE', idem, ttl) end
 redis.call('LREM', P..':changes:'..sandbox, 0, id)
 redis.call('LREM', P..':waiting:'..sandbox, 0, id)
+if redis.call('SREM', P..':users:'..sandbox, id) == 1 then use(sandbox, now) end
 for _, name in ipairs(redis.call('SMEMBERS', P..':held:'..id)) do redis.call('HDEL', P..':slot:'..name, id) end
 redis.call('DEL', P..':held:'..id)
 if batch then

@@ -10,6 +10,7 @@ import { admitWaiting } from "./admit.ts";
 import { closeAbandoned, settleBatches } from "./batches.ts";
 import { evictFromBadNodes } from "./evict.ts";
 import { expireSandboxes } from "./expire.ts";
+import { restIdle } from "./idle.ts";
 import { withLock } from "./lock.ts";
 import { destroyMissing } from "./missing.ts";
 import { reapSlots } from "./reap-slots.ts";
@@ -22,7 +23,13 @@ interface Task {
 }
 
 const TASKS = {
-  expire: { everyMs: 1_000, run: (context) => expireSandboxes(context) },
+  expire: {
+    everyMs: 1_000,
+    run: async (context) => {
+      await expireSandboxes(context);
+      await restIdle(context);
+    },
+  },
   batch: { everyMs: 1_000, run: settleBatches },
   admit: { everyMs: 1_000, run: admitWaiting },
   sweep: {

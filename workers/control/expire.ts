@@ -12,12 +12,12 @@ import type { WorkerContext } from "../context.ts";
 import { askOperation } from "../run/ask-operation.ts";
 import { forEachRecord } from "./for-each-record.ts";
 
-const PAGE = 200;
+export const PAGE = 200;
 /** An operation may fail for good (its node is down): after this long it is asked for again. */
-const ASK_AGAIN_MS = 300_000;
+export const ASK_AGAIN_MS = 300_000;
 
-/** Unless it was ended or given another time meanwhile. KEYS: expiries. ARGV: sandbox, time as it was, time to be. */
-const POSTPONE = defineScript(`
+/** Unless it was ended or given another time meanwhile. KEYS: sorted set. ARGV: sandbox, time as it was, time to be. */
+export const POSTPONE = defineScript(`
 if redis.call('ZSCORE', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1]) end
 return 1
 `);
@@ -48,7 +48,7 @@ async function expire(context: WorkerContext, id: string, dueAt: string): Promis
   return ask(context, sandbox, { ...why, kind: "power", input });
 }
 
-interface Reason {
+export interface Reason {
   idempotencyKey: string;
   why: string;
 }
@@ -58,7 +58,8 @@ export async function destroySandbox(context: WorkerContext, sandbox: SandboxRec
   return ask(context, sandbox, { ...reason, kind: "destroy", input: { sandboxId: sandbox.id } });
 }
 
-async function ask(
+/** Has something done to a sandbox, unless the same is under way. False: Redis knows it no more, or it has ended. */
+export async function ask(
   context: WorkerContext,
   sandbox: SandboxRecord,
   { kind, input, idempotencyKey, why }: Reason & { kind: JobName; input: unknown },

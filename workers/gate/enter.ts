@@ -3,6 +3,7 @@ import type { IncomingMessage } from "node:http";
 import { setTimeout as delay } from "node:timers/promises";
 import type { FleetErrorCode } from "../../shared/errors.ts";
 import { parseHostHeader } from "../../shared/url-pattern.ts";
+import type { Activity } from "./activity.ts";
 import { isNavigation } from "./answers.ts";
 import type { Decision } from "./decide.ts";
 import type { AskedTarget, Judge, Limited } from "./judge.ts";
@@ -24,6 +25,7 @@ export interface EnterOptions {
   judge: Judge;
   waker: Waker;
   upstream: Upstream;
+  activity: Activity;
   /** How long API clients wait. */
   wakeMs: number;
   signal: AbortSignal;
@@ -31,7 +33,7 @@ export interface EnterOptions {
 
 export type Enter = (request: IncomingMessage, asked: AskedTarget, client: string) => Promise<Outcome>;
 
-export function createEnter({ judge, waker, upstream, wakeMs, signal }: EnterOptions): Enter {
+export function createEnter({ judge, waker, upstream, activity, wakeMs, signal }: EnterOptions): Enter {
   return async (request, asked, client) => {
     const waitsMs = !asked.upgrade && isNavigation(asked.method, request.headers) ? PAGE_AFTER_MS : wakeMs;
     const untilMs = performance.now() + waitsMs;
@@ -40,6 +42,7 @@ export function createEnter({ judge, waker, upstream, wakeMs, signal }: EnterOpt
       if (decision.is === "forward") {
         const { route } = decision;
         const isUp = await upstream.isUp(route, { untilMs, signal });
+        activity.touch(route.sandbox);
         return isUp ? decision : { is: "waking", route };
       }
       if (decision.is !== "asleep" || !canWake(decision.route)) return decision;

@@ -10,9 +10,10 @@ import { createProxyServer, proxyUpgrade } from "httpxy";
 import { connectRedis } from "../../shared/redis/connect.ts";
 import { parseHostHeader } from "../../shared/url-pattern.ts";
 import type { WorkerContext } from "../context.ts";
+import { startActivity } from "./activity.ts";
 import { leave, say, toAnswer } from "./answers.ts";
 import { createEnter } from "./enter.ts";
-import { createExchanges } from "./exchanges.ts";
+import { startExchanges } from "./exchanges.ts";
 import { createJudge } from "./judge.ts";
 import { type Route, startRegistry } from "./registry.ts";
 import { stripCredentials } from "./request.ts";
@@ -42,13 +43,16 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   );
   const judge = createJudge(context, registry);
   stack.defer(wake.on((kind, subject) => void (kind === "key" && judge.forgetKey(subject))));
-  const open = createExchanges(registry);
   const upstream = stack.use(createUpstream(registry));
   const closing = new AbortController();
+  const waker = createWaker(context, registry, closing.signal);
+  const activity = stack.use(startActivity(context));
+  const open = stack.use(startExchanges({ registry, activity, waker, log }));
   const enter = createEnter({
     judge,
     upstream,
-    waker: createWaker(context, registry, closing.signal),
+    activity,
+    waker,
     wakeMs: config.GATE_WAKE_SECONDS * 1_000,
     signal: closing.signal,
   });
@@ -95,7 +99,7 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
       delete request.headers.expect;
       response.writeContinue();
     }
-    using _ = open.add(route, request.socket);
+    using _ = open.add(route, request.socket, () => !response.headersSent);
     const forward = (agent: Agent) => proxy.web(request, response, { target: `http://${upstreamOf(route)}`, agent });
     // A connection that is used again may have been closed by the service just then.
     const sent = isRepeatable(request)

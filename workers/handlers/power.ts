@@ -4,6 +4,7 @@ import type { Write } from "../../shared/state/operations.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { Call, LxcApi } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
+import { unusedSince } from "../sandbox/idle.ts";
 import { containerOf, ownContainer, type Place } from "../sandbox/look.ts";
 import { haltContainer, startContainer } from "../sandbox/power.ts";
 import { awaitReady } from "../sandbox/ready.ts";
@@ -17,6 +18,8 @@ export const power: Handler<"power"> = {
   async run(run) {
     const { place, lxc } = await ownContainer(run);
     const { status } = await lxc.status(run.call);
+    if (run.operation.step === undefined && (await isStillUsed(run)))
+      return { result: { state: "running", changed: false } };
     const action = asPossible(run, status);
     if (action !== "pause" && action !== "resume") return drive(run, { place, lxc }, { action, status });
     try {
@@ -44,6 +47,14 @@ export const power: Handler<"power"> = {
     }
   },
 };
+
+/** It was to end only what nobody uses, and between the look and now somebody has. */
+async function isStillUsed({ context, input, sandbox }: Run<"power">): Promise<boolean> {
+  const { ifIdleSeconds: seconds, action } = input;
+  if (seconds === undefined || sandbox.state !== "running" || (action !== "pause" && action !== "stop")) return false;
+  const since = await unusedSince(context, sandbox);
+  return since === null || Date.now() - since < seconds * 1_000;
+}
 
 /**
  * What the action comes to as things stand: pause and resume need SSH, and where the caller allows it a stop and a start

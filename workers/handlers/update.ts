@@ -14,18 +14,28 @@ export const update: Handler<"update"> = {
     if (run.operation.step?.name !== "written") await run.begin("written", toWrite(run));
     const sandbox = await run.context.store.loadSandbox(id);
     if (!sandbox) throw gone;
-    const { metadata, ttlAction, expiresAt = null, wakeOnHttp } = sandbox;
-    return { result: { metadata, ttlAction, expiresAt, wakeOnHttp } };
+    const { metadata, ttlAction, expiresAt = null, idleSeconds = null, idleAction, wakeOnHttp } = sandbox;
+    return { result: { metadata, ttlAction, expiresAt, idleSeconds, idleAction, wakeOnHttp } };
   },
 };
 
 function toWrite({ input }: Run<"update">): Write {
-  const { metadata, replaceMetadata: replace, ttlSeconds, extend, ttlAction, wakeOnHttp } = input;
+  const {
+    metadata,
+    replaceMetadata: replace,
+    ttlSeconds,
+    extend,
+    ttlAction,
+    idleSeconds,
+    idleAction,
+    wakeOnHttp,
+  } = input;
   const expiresAt = typeof ttlSeconds === "number" ? Date.now() + ttlSeconds * 1_000 : ttlSeconds;
   const ttl = [ttlSeconds, ttlAction].some((one) => one !== undefined);
-  const changed = { metadata: metadata !== undefined, ttl, wakeOnHttp: wakeOnHttp !== undefined };
+  const idle = [idleSeconds, idleAction].some((one) => one !== undefined);
+  const changed = { metadata: metadata !== undefined, ttl, idle, wakeOnHttp: wakeOnHttp !== undefined };
   return {
-    sandbox: { ttlAction, wakeOnHttp, ...(extend ? {} : { ttlSeconds }) },
+    sandbox: { ttlAction, idleSeconds, idleAction, wakeOnHttp, ...(extend ? {} : { ttlSeconds }) },
     patch: {
       metadata,
       replace,

@@ -1,6 +1,6 @@
 /** Commands that change a sandbox and wait for it. */
 import { Argument, type Command, Option } from "commander";
-import { ServiceAuth, type TtlAction } from "../../../shared/jobs/fields.ts";
+import { type IdleAction, ServiceAuth, type TtlAction } from "../../../shared/jobs/fields.ts";
 import type { Handle, JobName, JobOutput, SandboxId } from "../../index.ts";
 import { formatTime } from "../describe.ts";
 import { EXIT, toExitCode } from "../exit-codes.ts";
@@ -11,6 +11,7 @@ import { formatTable } from "../terminal.ts";
 import {
   addResourceOptions,
   addWaitOptions,
+  idleActionOption,
   type ResourceOptions,
   toResources,
   toSubmitOptions,
@@ -179,12 +180,16 @@ interface UpdateOptions {
   ttl?: number | false;
   extend?: number;
   ttlAction?: TtlAction;
+  idle?: number | false;
+  idleAction?: IdleAction;
   wakeOnHttp?: boolean;
 }
 
 export function addUpdate(program: Command, cli: Cli): void {
   const command = addWaitOptions(program.command("update"))
-    .description("Change what is kept of a sandbox: metadata, TTL, wake-on-HTTP. Its container stays as it is.")
+    .description(
+      "Change what is kept of a sandbox: metadata, TTL, idle pause, wake-on-HTTP. Its container stays as it is.",
+    )
     .argument("<sandbox>", SANDBOX)
     .option("--metadata <key=value>", "set this entry; repeatable", collectPairs)
     .option("--remove-metadata <key>", "take this entry away; repeatable", collect)
@@ -197,6 +202,9 @@ export function addUpdate(program: Command, cli: Cli): void {
         .conflicts("ttl"),
     )
     .addOption(ttlActionOption())
+    .option("--idle <duration>", "it is idle after so long without requests, commands and transfers", parseDurationSec)
+    .option("--no-idle", "it may be idle for ever")
+    .addOption(idleActionOption())
     .option("--wake-on-http", "requests wake it")
     .option("--no-wake-on-http", "requests do not wake it")
     .addHelpText("after", "\nExamples:\n  fleet update 20001 --metadata run=43\n  fleet update 20001 --extend 2h")
@@ -219,6 +227,8 @@ function toUpdate({
   ttl,
   extend,
   ttlAction,
+  idle,
+  idleAction,
   wakeOnHttp,
 }: UpdateOptions) {
   const removed = Object.fromEntries(removeMetadata.map((key) => [key, null]));
@@ -229,6 +239,8 @@ function toUpdate({
     ttlSeconds: ttl === false ? null : (ttl ?? extend),
     extend: extend === undefined ? undefined : true,
     ttlAction,
+    idleSeconds: idle === false ? null : idle,
+    idleAction,
     wakeOnHttp,
   });
 }

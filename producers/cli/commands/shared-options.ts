@@ -1,6 +1,6 @@
 /** Options that several commands take. */
 import { type Command, Option } from "commander";
-import { TtlAction } from "../../../shared/jobs/fields.ts";
+import { IdleAction, TtlAction } from "../../../shared/jobs/fields.ts";
 import { BATCH_POLICIES } from "../../../shared/state/records.ts";
 import { parseDurationMs, parseNumber } from "../parse-values.ts";
 import type { GlobalOptions } from "../session.ts";
@@ -24,6 +24,11 @@ export function addWaiting(command: Command, otherwise: string): Command {
     .option("--no-wait", otherwise)
     .option("--wait-timeout <duration>", "wait no longer than this, then end with 124; it goes on", parseDurationMs);
 }
+
+export const idleActionOption = (): Option =>
+  new Option("--idle-action <action>", "what happens then; pause stops where nothing can be frozen").choices(
+    IdleAction.options,
+  );
 
 export const ttlActionOption = (): Option =>
   new Option("--ttl-action <action>", "what happens then; pause stops where nothing can be frozen").choices(

@@ -25,6 +25,8 @@ test("options become the input's fields", () => {
     service: [{ name: "web", port: 80 }],
     ttl: 60,
     ttlAction: "stop",
+    idle: 600,
+    idleAction: "stop",
     wakeOnHttp: true,
   });
   expect(input).toEqual({
@@ -47,6 +49,8 @@ test("options become the input's fields", () => {
     services: [{ name: "web", port: 80 }],
     ttlSeconds: 60,
     ttlAction: "stop",
+    idleSeconds: 600,
+    idleAction: "stop",
     wakeOnHttp: true,
   });
   expect(parseInput("provision", input)).toMatchObject(input);

@@ -30,6 +30,7 @@ const sandboxOf = (state: SandboxState, at: Partial<typeof place> = {}): Sandbox
   state,
   metadata: {},
   ttlAction: "destroy",
+  idleAction: "pause",
   wakeOnHttp: false,
   createdAt: AT,
   services: [],
