@@ -32,6 +32,7 @@ import { startNodeGuard } from "./nodes/guard.ts";
 import { answers } from "./nodes/probe.ts";
 import { createPveApi } from "./pve/api.ts";
 import { createPveHttp } from "./pve/http.ts";
+import { toPveTarget } from "./pve/target.ts";
 import { createTaskWatcher } from "./pve/task-watcher.ts";
 import { startOperationWorker } from "./run/operation-worker.ts";
 import type { LiveRuns } from "./run/process-operation.ts";
@@ -208,18 +209,5 @@ function createQueueWorkers(context: WorkerContext, live: LiveRuns) {
       closed = true;
       await Promise.all([...workers.values()].map((worker) => worker.close()));
     },
-  };
-}
-
-function toPveTarget(config: WorkerConfig) {
-  return {
-    hosts: config.PVE_API_URL,
-    token: config.PVE_API_TOKEN,
-    tls: {
-      verify: config.PVE_VERIFY_TLS,
-      ...(config.PVE_CA_FILE === undefined ? {} : { caPem: config.PVE_CA_FILE }),
-      ...(config.PVE_TLS_FINGERPRINT === undefined ? {} : { fingerprint: config.PVE_TLS_FINGERPRINT }),
-    },
-    connectionsPerNode: config.PVE_CONNECTIONS_PER_NODE,
   };
 }

@@ -4,6 +4,7 @@ import { addAdopt } from "./commands/adopt.ts";
 import { addBatch } from "./commands/batch.ts";
 import { addConfigure, addDestroy, addPower, addServices, addSnapshot, addUpdate } from "./commands/changes.ts";
 import { addCopy } from "./commands/copy.ts";
+import { addDoctor } from "./commands/doctor.ts";
 import { addEvents } from "./commands/events.ts";
 import { addExec } from "./commands/exec.ts";
 import { addKeys, addLink } from "./commands/keys.ts";
@@ -71,6 +72,7 @@ function createProgram(cli: Cli): Command {
   addQuota(program, cli);
   addWebhooks(program, cli);
   addLogin(program, cli);
+  addDoctor(program, cli);
   return program;
 }
 

@@ -306,7 +306,7 @@ function sourceOfSnapshot(snapshot: SnapshotRecord, inventory: Inventory): Sourc
 }
 
 /** Source: PVE::Storage plugins, feature "clone". */
-const canLink = (type: string | undefined) => ["lvmthin", "zfspool", "rbd", "btrfs"].includes(type ?? "");
+export const canLink = (type: string | undefined) => ["lvmthin", "zfspool", "rbd", "btrfs"].includes(type ?? "");
 
 const storageType = (inventory: Inventory, node: string, storage: string) =>
   inventory.nodes.find(({ name }) => name === node)?.storages.find(({ name }) => name === storage)?.type;

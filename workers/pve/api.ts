@@ -43,6 +43,8 @@ export interface PveApi {
   clusterStatus(call: Call): Promise<replies.ClusterStatusEntry[]>;
   /** Lags 7 to 10 s; `list` and `status` are live. */
   clusterResources(filter: { type?: "vm" | "storage" | "node" }, call: Call): Promise<replies.ClusterResource[]>;
+  /** Of the datacenter: while it is off, no container's firewall filters anything. */
+  firewall(call: Call): Promise<replies.FirewallState>;
   nodeDns(node: NodeName, call: Call): Promise<replies.NodeDns>;
   nodeStatus(node: NodeName, call: Call): Promise<replies.NodeStatus>;
   storages(node: NodeName, call: Call): Promise<replies.NodeStorage[]>;
@@ -76,6 +78,7 @@ export function createPveApi(http: PveHttp): PveApi {
     version: (call) => get("/version", replies.Version, call),
     clusterStatus: (call) => get("/cluster/status", replies.ClusterStatusEntry.array(), call),
     clusterResources: ({ type }, call) => get("/cluster/resources", replies.ClusterResource.array(), call, { type }),
+    firewall: (call) => get("/cluster/firewall/options", replies.FirewallState, call),
     nodeDns: (node, call) => getOf(node, "/dns", replies.NodeDns, call),
     nodeStatus: (node, call) => getOf(node, "/status", replies.NodeStatus, call),
     storages: (node, call) => getOf(node, "/storage", replies.NodeStorage.array(), call),

@@ -45,6 +45,10 @@ export const ClusterResource = loose({
 });
 export type ClusterResource = z.infer<typeof ClusterResource>;
 
+/** Of the datacenter. */
+export const FirewallState = loose({ enable: num.optional() });
+export type FirewallState = z.infer<typeof FirewallState>;
+
 export const NodeDns = loose({
   search: text.optional(),
   dns1: text.optional(),

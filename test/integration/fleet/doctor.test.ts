@@ -1,0 +1,220 @@
+/** The doctor against the stand-in, a real Redis and real sshds: what is well, and each thing that is not. */
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { text } from "node:stream/consumers";
+import { fileURLToPath } from "node:url";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { diagnose } from "../../../workers/doctor/diagnose.ts";
+import type { Finding, Level } from "../../../workers/doctor/finding.ts";
+import { startPve } from "../../pve/index.ts";
+import { type Bed, FAST, startBed } from "./harness.ts";
+
+const CLI = fileURLToPath(new URL("../../../producers/cli/main.ts", import.meta.url));
+
+let bed: Bed;
+beforeAll(async () => {
+  bed = await startBed({
+    pve: { nodes: 2, timings: { unreachableDelay: 50, authDelay: 50 } },
+    ssh: { guard: { first: 20_000, last: 29_999 } },
+  });
+});
+afterAll(() => bed.close());
+afterEach(() => bed.pve.faults.clear());
+
+const look = (env: Record<string, string> = {}) => diagnose({ ...bed.env, ...env }, { probe: undefined });
+const at = (findings: readonly Finding[], level: Level) => findings.filter((one) => one.level === level);
+const problems = async (env?: Record<string, string>) => at(await look(env), "problem");
+
+async function runDoctor(...words: string[]) {
+  const child = spawn(process.execPath, [CLI, "doctor", ...words], {
+    env: { PATH: process.env["PATH"] ?? "", ...bed.env },
+  });
+  const [stdout, stderr, [code]] = await Promise.all([text(child.stdout), text(child.stderr), once(child, "close")]);
+  return { stdout, stderr, code: Number(code) };
+}
+
+test("a sound fleet: no problem, and the probe's sandbox comes and goes", async () => {
+  const { stdout, stderr, code } = await runDoctor("--probe", "--json");
+  const { ok, checks }: { ok: boolean; checks: Finding[] } = JSON.parse(stdout);
+  expect({ stderr, code, ok, problems: at(checks, "problem") }).toEqual({
+    stderr: "",
+    code: 0,
+    ok: true,
+    problems: [],
+  });
+  expect(at(checks, "warning").map(({ check }) => check)).toEqual(["pve.firewall"]);
+  const checked = [...new Set(checks.map(({ check }) => check))];
+  expect(checked).toEqual(
+    expect.arrayContaining([
+      "redis.persistence",
+      "redis.eviction",
+      "workers",
+      "pve.api",
+      "pve.quorum",
+      "pve.rights",
+      "ssh",
+    ]),
+  );
+  expect(checks.filter(({ check }) => check.startsWith("probe.")).map(({ check }) => check)).toEqual([
+    "probe.provision",
+    "probe.exec",
+    "probe.pct",
+    "probe.destroy",
+  ]);
+  expect(bed.pve.containers().filter(({ template }) => !template)).toEqual([]);
+});
+
+test("nothing secret is printed, also where it is refused", async () => {
+  const secrets = [bed.env["FLEET_SECRET_KEY"] ?? "", bed.pve.token.split("=")[1] ?? "", "planted-password"];
+  const url = (bed.env["REDIS_URL"] ?? "").replace("redis://", "redis://user:planted-password@");
+  const told = JSON.stringify([await look(), await look({ REDIS_URL: url }), await look({ PVE_VMID_RANGE: "9-1" })]);
+  for (const secret of secrets) expect(told).not.toContain(secret);
+  expect(told).toContain("WRONGPASS");
+});
+
+test("settings: all at once, and domains that are not apart", async () => {
+  const bad = await problems({ PVE_API_TOKEN: "", PVE_VMID_RANGE: "9-1", REDIS_URL: "" });
+  expect(bad.map(({ text }) => text.split(" ")[0]).toSorted()).toEqual([
+    "PVE_API_TOKEN",
+    "PVE_VMID_RANGE",
+    "REDIS_URL",
+  ]);
+  const near = await problems({
+    PVE_PUBLIC_DOMAIN: "box.example.com",
+    GATE_APP_ORIGINS: "https://app.box.example.com",
+  });
+  expect(near).toMatchObject([{ check: "settings.domains" }]);
+});
+
+describe("Redis", () => {
+  const set = (name: string, value: string) => bed.redis.config("SET", name, value);
+
+  test("one that evicts, keeps nothing and is nearly full", async () => {
+    await set("appendonly", "no");
+    await set("maxmemory-policy", "allkeys-lru");
+    const used = Number(/used_memory:(\d+)/.exec(await bed.redis.info("memory"))?.[1]);
+    await set("maxmemory", String(Math.round(used * 1.2)));
+    const findings = await look();
+    await set("maxmemory", "0");
+    await set("maxmemory-policy", "noeviction");
+    await set("appendonly", "yes");
+    expect(at(findings, "problem").map(({ check, wayOut }) => [check, wayOut?.split(",")[0]])).toEqual([
+      ["redis.persistence", "redis-cli config set appendonly yes"],
+      ["redis.eviction", "redis-cli config set maxmemory-policy noeviction"],
+    ]);
+    expect(at(findings, "warning").map(({ check }) => check)).toContain("redis.memory");
+  });
+
+  test("none: PVE is looked at all the same", async () => {
+    const findings = await look({ REDIS_URL: "redis://127.0.0.1:1" });
+    expect(at(findings, "problem")).toMatchObject([{ check: "redis", text: expect.stringContaining("ECONNREFUSED") }]);
+    expect(findings.map(({ check }) => check)).toContain("templates");
+  });
+
+  test("no worker", async () => {
+    const findings = await look({ FLEET_PREFIX: "{nobody}" });
+    expect(at(findings, "warning").map(({ check }) => check)).toContain("workers");
+    expect((await look()).find(({ check }) => check === "workers")?.text).toBe("1 at work");
+  });
+});
+
+describe("the token", () => {
+  const ROLE =
+    "VM.Allocate VM.Audit VM.Clone VM.Config.CPU VM.Config.Disk VM.Config.Memory VM.Config.Network VM.Config.Options VM.PowerMgmt VM.Snapshot Datastore.AllocateSpace Datastore.Audit Pool.Audit SDN.Use Sys.Audit".split(
+      " ",
+    );
+  const without = (...missing: string[]) =>
+    bed.pve.addToken({
+      user: "fleet@pve",
+      id: "doctor",
+      privileges: { "/": ROLE.filter((one) => !missing.includes(one)) },
+    });
+  const grant = (path: string, role: string) =>
+    `pveum acl modify ${path} --users 'fleet@pve' --tokens 'fleet@pve!doctor' --roles ${role}`;
+
+  test("the README's role is enough", async () => {
+    expect(await problems({ PVE_API_TOKEN: without() })).toEqual([]);
+  });
+
+  test("each right that it lacks, with the command that gives it", async () => {
+    const PVE_API_TOKEN = without("VM.Clone", "VM.Snapshot", "SDN.Use", "Datastore.AllocateSpace", "Sys.Audit");
+    const findings = await look({ PVE_API_TOKEN });
+    expect(at(findings, "problem").map(({ text, wayOut }) => [text.split(" ")[3], wayOut])).toEqual([
+      ["VM.Clone", grant("/vms", "PVEVMAdmin")],
+      ["VM.Snapshot", grant("/vms", "PVEVMAdmin")],
+      ["Datastore.AllocateSpace", grant("/storage/local-lvm", "PVEDatastoreUser")],
+      ["SDN.Use", grant("/sdn/zones/localnetwork/vmbr0", "PVESDNUser")],
+    ]);
+    const told = at(findings, "warning").map(({ check, wayOut }) => [check, wayOut]);
+    expect(told).toContainEqual(["pve.rights", grant("/", "PVEAuditor")]);
+    expect(told.map(([check]) => check)).toEqual(expect.arrayContaining(["pve.quorum", "pve.firewall", "pve.dns"]));
+  });
+
+  test("without VM.Audit templates are not there; one that PVE does not know is said to be so", async () => {
+    const unseen = await problems({ PVE_API_TOKEN: without("VM.Audit") });
+    expect(unseen.map(({ check }) => check)).toEqual(["pve.rights", "templates"]);
+    const unknown = await problems({ PVE_API_TOKEN: "fleet@pve!gone=12345678-1234-1234-1234-123456789abc" });
+    expect(unknown).toMatchObject([{ check: "pve.api", text: expect.stringContaining("pveum user token list") }]);
+  });
+});
+
+describe("the cluster", () => {
+  test("a node that is offline, no quorum, a host that is down, a guest of somebody else", async () => {
+    bed.pve.faults.node("pve2", "unreachable");
+    bed.pve.faults.quorum(false);
+    bed.pve.faults.occupy(20_500, "pve1", "qemu");
+    const findings = await look({ PVE_API_URL: `https://127.0.0.1:1,${bed.pve.url}` });
+    expect(at(findings, "problem").map(({ check, text }) => `${check} ${text.split(" ")[0]}`)).toEqual([
+      "pve.quorum cluster",
+      "pve.node pve2",
+    ]);
+    const told = at(findings, "warning");
+    expect(told).toContainEqual(expect.objectContaining({ check: "pve.api", text: expect.stringContaining(":1:") }));
+    expect(told).toContainEqual(
+      expect.objectContaining({
+        check: "vmids",
+        text: expect.stringContaining("20500"),
+        wayOut: expect.stringContaining("upper=20000"),
+      }),
+    );
+  });
+
+  test("templates: none; without hookscript, on a storage that can't link, not on each node", async () => {
+    await using bare = await startPve({ nodes: 2, templates: [], timings: FAST });
+    const env = {
+      PVE_API_URL: bare.url,
+      PVE_API_TOKEN: bare.token,
+      PVE_TLS_FINGERPRINT: bare.fingerprint,
+      FLEET_SSH_KEY: "",
+      FLEET_SSH_HOSTS: "",
+      FLEET_SSH_HOST_KEYS: "",
+      FLEET_SSH_KNOWN_HOSTS: "",
+    };
+    expect(await problems({ ...env, PVE_NODE: "pve9", PVE_STORAGE: "nas" })).toMatchObject([
+      { check: "pve.node", text: "there is no node pve9" },
+      { check: "storages", text: expect.stringContaining("nas") },
+      { check: "templates" },
+    ]);
+    bare.addTemplate({ name: "poor", node: "pve1", storage: "local", hookscript: false });
+    const findings = (await look(env)).filter(({ check }) => check === "templates");
+    expect(findings.map(({ level, text }) => [level, text])).toEqual([
+      ["warning", expect.stringContaining("not on pve2")],
+      ["warning", expect.stringContaining("can't clone linked")],
+      ["problem", expect.stringContaining("no hookscript")],
+    ]);
+  });
+
+  test("SSH: a host key that is not the pinned one; a guard for other VMIDs", async () => {
+    const pinned = `pve1=SHA256:${"A".repeat(43)},pve2=SHA256:${"A".repeat(43)}`;
+    const foreign = await problems({ FLEET_SSH_HOST_KEYS: pinned, FLEET_SSH_KNOWN_HOSTS: "" });
+    expect(foreign.map(({ check, text }) => [check, text])).toEqual([
+      ["ssh", expect.stringContaining("pin it: FLEET_SSH_HOST_KEYS=pve1=")],
+      ["ssh", expect.stringContaining("pin it: FLEET_SSH_HOST_KEYS=pve2=")],
+    ]);
+    const wide = await problems({ PVE_VMID_RANGE: "20000-30000" });
+    expect(wide).toMatchObject([
+      { check: "ssh", text: expect.stringContaining("guard of node pve1") },
+      { check: "ssh" },
+    ]);
+  });
+});

@@ -1,0 +1,142 @@
+/** All checks, each within a deadline of its own; what does not need another one's answer runs beside it. */
+import type { WorkerConfig } from "../../shared/config.ts";
+import { Vmid } from "../../shared/ids.ts";
+import { closeRedis, type RedisConnection } from "../../shared/redis/connect.ts";
+import type { Inventory } from "../../shared/state/inventory.ts";
+import { createKeys } from "../../shared/state/keys.ts";
+import { createCollector } from "../inventory/collect.ts";
+import { createPveApi, type PveApi } from "../pve/api.ts";
+import { parseNet } from "../pve/config-format.ts";
+import { createPveHttp } from "../pve/http.ts";
+import { toPveTarget } from "../pve/target.ts";
+import { createAddressOf } from "../ssh/node-address.ts";
+import { createNodeShell, type NodeShell } from "../ssh/node-shell.ts";
+import { examine, type Finding, problem } from "./finding.ts";
+import { examineByProbe } from "./probe.ts";
+import { examineCluster, examineFirewall, examineHosts, examineNodes } from "./pve.ts";
+import { examineRedis, examineWorkers, openRedis } from "./redis.ts";
+import { examineRights, neededRights } from "./rights.ts";
+import { examineSettings } from "./settings.ts";
+import { examineSsh } from "./ssh.ts";
+import { examineVmids, judgeStorages, judgeTemplates } from "./templates.ts";
+
+const REDIS_MS = 5_000;
+const PVE_MS = 15_000;
+const PROBE_MS = 240_000;
+
+export interface Wishes {
+  /** Make a sandbox of this template, or of the first there is (""), and destroy it again; undefined: do not. */
+  probe: string | undefined;
+}
+
+/** What the checks behind the doors work with. */
+interface Patient {
+  config: WorkerConfig;
+  pve: PveApi;
+  shell: NodeShell | null;
+  /** VMIDs that sandboxes have. */
+  leased: readonly string[];
+  wishes: Wishes;
+}
+
+export async function diagnose(
+  env: Readonly<Record<string, string | undefined>>,
+  wishes: Wishes,
+): Promise<readonly Finding[]> {
+  const { config, findings } = examineSettings(env);
+  if (config === null) return findings;
+  await using stack = new AsyncDisposableStack();
+  const keys = createKeys(config.FLEET_PREFIX);
+  const found: { redis?: RedisConnection; hosts: readonly string[] } = { hosts: [] };
+  const doors = await Promise.all([
+    examine("redis", REDIS_MS, async (signal) => {
+      found.redis = stack.adopt(await openRedis(config.REDIS_URL, signal), closeRedis);
+      return examineRedis(found.redis, keys);
+    }),
+    examine("pve.api", PVE_MS, async (signal) => {
+      const reached = await examineHosts(toPveTarget(config), signal);
+      found.hosts = reached.hosts;
+      return reached.findings;
+    }),
+  ]);
+  const { redis, hosts } = found;
+  const behind: Promise<readonly Finding[]>[] = [];
+  if (redis !== undefined)
+    behind.push(
+      examine("workers", REDIS_MS, () => examineWorkers(redis, { keys, perNode: config.PVE_CONNECTIONS_PER_NODE })),
+    );
+  if (hosts.length > 0) {
+    const pve = createPveApi(stack.use(createPveHttp({ ...toPveTarget(config), hosts })));
+    const shell = stack.use(createNodeShell(config, createAddressOf(pve)));
+    const leased = redis === undefined ? [] : await redis.hkeys(keys.vmids);
+    behind.push(examinePve({ config, pve, shell, leased, wishes }));
+  }
+  return [...findings, ...doors.flat(), ...(await Promise.all(behind)).flat()];
+}
+
+/** What PVE's API tells of the rest. */
+async function examinePve(patient: Patient): Promise<readonly Finding[]> {
+  const { config, pve, leased } = patient;
+  const found: { inventory?: Inventory } = {};
+  const reading = await examine("pve.inventory", PVE_MS, async (signal) => {
+    const { PVE_VMID_RANGE: vmids, PVE_URL_PATTERN: pattern } = config;
+    const options = { vmids, urls: { pattern }, leased: async () => leased, isCloning: async () => false };
+    found.inventory = await createCollector(pve, options).collect({ signal }, null);
+    return [];
+  });
+  const { inventory } = found;
+  const looks = await Promise.all([
+    examine("pve.quorum", PVE_MS, (signal) => examineCluster(pve, signal)),
+    examine("pve.firewall", PVE_MS, (signal) => examineFirewall(pve, signal)),
+    ...(inventory === undefined ? [] : examineInventory(patient, inventory)),
+  ]);
+  return [...reading, ...looks.flat()];
+}
+
+function examineInventory(patient: Patient, inventory: Inventory): Promise<readonly Finding[]>[] {
+  const { config, pve, shell, leased, wishes } = patient;
+  const { PVE_VMID_RANGE: range, PVE_NODE: defaultNode, PVE_PUBLIC_DOMAIN: domain } = config;
+  const online = inventory.nodes.filter((node) => node.online).map(({ name }) => name);
+  const first = Vmid.parse(range.first);
+  const last = Vmid.parse(range.last);
+  return [
+    examine("pve.node", PVE_MS, (signal) =>
+      examineNodes(pve, inventory.nodes, { signal, defaultNode, isPublic: domain !== undefined }),
+    ),
+    examine("pve.rights", PVE_MS, async (signal) => {
+      const needed = neededRights({ ...(await objectsOf(patient, inventory, signal)), vmid: first });
+      const [tokenId = ""] = config.PVE_API_TOKEN.split("=", 1);
+      return examineRights(pve, needed, { tokenId, signal });
+    }),
+    examine("storages", PVE_MS, async () => judgeStorages(inventory, config.PVE_STORAGE)),
+    examine("templates", PVE_MS, async () => judgeTemplates(inventory, config.PVE_ALLOW_PRIVILEGED)),
+    examine("vmids", PVE_MS, (signal) => examineVmids(pve, { range, leased: new Set(leased), signal })),
+    ...(shell === null ? [] : [examine("ssh", PVE_MS, (signal) => examineSsh(shell, online, { first, last, signal }))]),
+    ...(wishes.probe === undefined ? [] : [probe(patient, wishes.probe || inventory.replicas[0]?.name)]),
+  ];
+}
+
+async function probe({ config, shell }: Patient, template: string | undefined): Promise<readonly Finding[]> {
+  if (template === undefined) return [problem("probe", "there is no template to make a sandbox of")];
+  return examine("probe", PROBE_MS, () => examineByProbe(config, { template, shell }));
+}
+
+/** What the token must have rights on, as the settings and templates name it. */
+async function objectsOf({ config, pve }: Patient, { replicas }: Inventory, signal: AbortSignal) {
+  const { PVE_STORAGE, PVE_BRIDGE, PVE_POOL: pool } = config;
+  const known = replicas.filter(({ online }) => online);
+  const nets = await Promise.all(
+    known.map(async ({ node, vmid }) => (await pve.lxc(node, vmid).config({ signal })).net0),
+  );
+  const bridges = nets.flatMap((net) => (net === undefined ? [] : (parseNet(net).bridge ?? [])));
+  const storages = known.map(({ storage }) => storage).filter((storage) => storage !== "");
+  return {
+    templates: known.map(({ vmid }) => vmid),
+    storages: [...new Set(PVE_STORAGE === undefined ? storages : [...storages, PVE_STORAGE])],
+    // PVE's own bridges; whose zone an SDN's network is in is not asked for.
+    bridges: [...new Set(PVE_BRIDGE === undefined ? bridges : [PVE_BRIDGE])].filter((name) => /^vmbr/.test(name)),
+    pool,
+  };
+}
+
+export const isWell = (findings: readonly Finding[]): boolean => findings.every(({ level }) => level !== "problem");
