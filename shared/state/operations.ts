@@ -37,6 +37,7 @@ import {
   LEASE_VMID,
   LEAVE_SOURCE,
   MEND_TURNS,
+  MOVE_ADDRESS,
   WRITE,
 } from "./scripts.ts";
 
@@ -182,6 +183,8 @@ export interface OperationStore {
   leaseAddress(writer: Writer, range: AddressRange): Promise<string>;
   /** Throws `address_refused` while another live sandbox has the address. */
   claimAddress(writer: Writer, address: string): Promise<void>;
+  /** For those without a run: a running sandbox answers at another address than `from`. False: that one is another's. */
+  moveAddress(sandbox: SandboxId, from: string, to: string): Promise<boolean>;
   load(id: OperationId): Promise<OperationRecord | null>;
   /** Makes up for records that somebody removed while it was their turn; returns operations that may go now. */
   mendTurns(): Promise<OperationId[]>;
@@ -395,6 +398,8 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
         facts: { address },
       });
     },
+
+    moveAddress: async (sandbox, from, to) => (await run(MOVE_ADDRESS, sandbox, from, to)) !== "taken",
 
     mendTurns: async () => OperationId.array().parse(await run(MEND_TURNS)),
 

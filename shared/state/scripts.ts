@@ -857,6 +857,26 @@ redis.call('HINCRBY', key, 'revision', 1)
 return 'ok'
 `);
 
+/**
+ * Claims another address for a running sandbox, seen by somebody without a run. ARGV: sandbox, the address that it had, the
+ * new one → outcome; `moved`: it has another one already; `taken`: a live sandbox has it.
+ */
+export const MOVE_ADDRESS = withPrelude(`
+local id, from, to = ARGV[2], ARGV[3], ARGV[4]
+local sk, claims = sbxKey(id), P..':addresses'
+local state, before = unpack(redis.call('HMGET', sk, 'state', 'address'))
+if state ~= 'running' or before ~= from then return 'moved' end
+local holder = redis.call('HGET', claims, to)
+if holder and holder ~= id then
+  local theirs, has = unpack(redis.call('HMGET', sbxKey(holder), 'state', 'address'))
+  if theirs and not GONE[theirs] and has == to then return 'taken' end
+end
+if redis.call('HGET', claims, from) == id then redis.call('HDEL', claims, from) end
+redis.call('HSET', claims, to, id)
+redis.call('HSET', sk, 'address', to)
+return 'ok'
+`);
+
 /** Passes on turns of operations whose record somebody removed. → operations that have their turn now. */
 export const MEND_TURNS = withPrelude(`
 local out = {}

@@ -14,10 +14,13 @@ import { startActivity } from "./activity.ts";
 import { leave, say, toAnswer } from "./answers.ts";
 import { createEnter } from "./enter.ts";
 import { startExchanges } from "./exchanges.ts";
+import { CLEARED, toMark } from "./first-visit.ts";
 import { createJudge } from "./judge.ts";
+import { createLimiter } from "./limiter.ts";
 import { type Route, startRegistry } from "./registry.ts";
+import { createRelocate } from "./relocate.ts";
 import { stripCredentials } from "./request.ts";
-import { createUpstream } from "./upstream.ts";
+import { createUpstream, isUnreachable } from "./upstream.ts";
 import { createWaker } from "./waker.ts";
 
 export interface Gate extends AsyncDisposable {
@@ -29,7 +32,11 @@ export interface Gate extends AsyncDisposable {
 const PROXY_SECRET = "x-fleet-proxy-secret";
 /** Where the proxy shall go on to, as ADDRESS:PORT. */
 const UPSTREAM = "x-fleet-upstream";
+/** Comes along with it where the service's response is to clear what another left in the browser: the cookie to set. */
+const MARK = "x-fleet-mark";
 const HEADERS_MS = 10_000;
+/** Unknown hosts that a proxy may ask about; known ones are not limited. */
+const UNKNOWN_ASKS = { most: 600, perMs: 60_000 };
 
 /** Throws `not_configured` where there is no public domain. */
 export async function startGate(context: WorkerContext): Promise<Gate> {
@@ -56,7 +63,15 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
     wakeMs: config.GATE_WAKE_SECONDS * 1_000,
     signal: closing.signal,
   });
+  const relocate = createRelocate(context, registry, closing.signal);
+  const marks = new WeakMap<IncomingMessage, string>();
   const proxy = createProxyServer({ xfwd: false });
+  proxy.on("proxyRes", ({ headers }, request) => {
+    const mark = marks.get(request);
+    if (mark === undefined) return;
+    headers["set-cookie"] = [...(headers["set-cookie"] ?? []), mark];
+    headers["clear-site-data"] = CLEARED;
+  });
   const secret = config.GATE_PROXY_SECRET === undefined ? null : Buffer.from(config.GATE_PROXY_SECRET);
 
   const answer = (request: IncomingMessage, response: ServerResponse) => {
@@ -82,37 +97,50 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
     const outcome = await enter(request, asked, String(request.headers["x-forwarded-for"] ?? ""));
     if (outcome.is !== "forward") return say(request, response, toAnswer(outcome));
     const { route } = outcome;
+    const mark = toMark({ method: asked.method, headers: request.headers }, route);
     stripCredentials(request.headers);
     const { cookie = "", authorization = "", "x-api-key": key = "" } = request.headers;
+    response.setHeaders(new Map(mark === null ? [] : [[MARK, mark]]));
     response.writeHead(200, { [UPSTREAM]: upstreamOf(route), cookie, authorization, "x-api-key": String(key) }).end();
   };
 
   const serve = async (request: IncomingMessage, response: ServerResponse) => {
-    const isOwn = parseHostHeader(request.headers.host) === null && (await ownPage(request, response));
-    if (isOwn) return;
+    const host = parseHostHeader(request.headers.host);
+    if ((host === null || !registry.isOurs(host)) && (await ownPage(request, response))) return;
     const outcome = await enter(request, askedOf(request), request.socket.remoteAddress ?? "");
     if (request.socket.destroyed) return; // while it waited for the sandbox
     if (outcome.is !== "forward") return say(request, response, toAnswer(outcome));
-    const { route } = outcome;
+    const mark = toMark(request, outcome.route);
+    if (mark !== null) marks.set(request, mark);
     forwardHeaders(request);
     if (request.headers.expect !== undefined) {
       delete request.headers.expect;
       response.writeContinue();
     }
+    try {
+      await forward(request, response, outcome.route).catch(async (error: unknown) => {
+        const now =
+          isUnreachable(error) && host !== null && (await relocate(outcome.route)) ? await registry.find(host) : null;
+        // Nothing was read of its body yet.
+        if (now?.address === undefined || now.service.epoch !== outcome.route.service.epoch) throw error;
+        await forward(request, response, now);
+      });
+    } catch (error) {
+      const { sandbox, service } = outcome.route;
+      log.debug({ err: error, sandbox: sandbox.id, service: service.name }, "a service did not answer");
+      if (response.headersSent || request.socket.destroyed) response.destroy();
+      else say(request, response, { status: 502, text: `nothing answers on port ${service.port} of this sandbox` });
+    }
+  };
+
+  const forward = async (request: IncomingMessage, response: ServerResponse, route: Route) => {
     using _ = open.add(route, request.socket, () => !response.headersSent);
-    const forward = (agent: Agent) => proxy.web(request, response, { target: `http://${upstreamOf(route)}`, agent });
+    const send = (agent: Agent) => proxy.web(request, response, { target: `http://${upstreamOf(route)}`, agent });
+    if (!isRepeatable(request)) return send(upstream.fresh);
     // A connection that is used again may have been closed by the service just then.
-    const sent = isRepeatable(request)
-      ? forward(upstream.pooled(route)).catch((error: unknown) => {
-          if (response.headersSent || request.socket.destroyed) throw error;
-          return forward(upstream.fresh);
-        })
-      : forward(upstream.fresh);
-    await sent.catch((error: unknown) => {
-      log.debug({ err: error, sandbox: route.sandbox.id, service: route.service.name }, "a service did not answer");
-      const text = `nothing answers on port ${route.service.port} of this sandbox`;
-      if (response.headersSent) response.destroy();
-      else say(request, response, { status: 502, text });
+    await send(upstream.pooled(route)).catch((error: unknown) => {
+      if (response.headersSent || request.socket.destroyed || isUnreachable(error)) throw error;
+      return send(upstream.fresh);
     });
   };
 
@@ -123,7 +151,12 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
     forwardHeaders(request);
     const held = open.add(route, socket);
     socket.once("close", () => held[Symbol.dispose]());
-    const upstream = await proxyUpgrade(`http://${upstreamOf(route)}`, request, socket, head, { xfwd: false });
+    const upstream = await proxyUpgrade(`http://${upstreamOf(route)}`, request, socket, head, { xfwd: false }).catch(
+      async (error: unknown) => {
+        if (isUnreachable(error)) await relocate(route); // for its next try
+        throw error;
+      },
+    );
     // Piped streams end one another, but one that is destroyed leaves the other open.
     socket.once("close", () => upstream.destroy());
     upstream.once("close", () => socket.destroy());
@@ -140,11 +173,16 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
       else {
         const host = parseHostHeader(url.searchParams.get("domain") ?? undefined);
         const known = host !== null && (await registry.find(host)) !== null;
-        say(request, response, known ? { status: 200, text: "ok" } : { status: 404, text: "no such service" });
+        const asker = request.socket.remoteAddress ?? "";
+        if (!known) unknownAsks.count(asker);
+        if (known) say(request, response, { status: 200, text: "ok" });
+        else if (unknownAsks.isOver(asker)) say(request, response, { status: 429, text: "too many unknown hosts" });
+        else say(request, response, { status: 404, text: "no such service" });
       }
     } else return false;
     return true;
   };
+  const unknownAsks = createLimiter(UNKNOWN_ASKS);
   const trusted = toBlockList(config.GATE_TRUSTED_PROXIES);
   const isTrusted = (address = "") => {
     const plain = address.replace(/^::ffff:/, "");

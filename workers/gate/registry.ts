@@ -26,6 +26,10 @@ export interface Route {
 export interface Registry extends AsyncDisposable {
   /** By a host name in lower case, without port. Null: no service has it. */
   find(host: string): Promise<Route | null>;
+  /** Whether the pattern could give such a name. */
+  isOurs(host: string): boolean;
+  /** What it remembers of a sandbox, somebody has found out of date. */
+  forget(sandbox: string): void;
   /** Hears of each sandbox whose routes may have changed; they are forgotten already. */
   onChange(listener: (sandbox: string) => void): () => void;
 }
@@ -143,6 +147,8 @@ export function startRegistry(options: RegistryOptions): Registry {
   const followed = follow();
   return {
     find,
+    isOurs: (host) => parse(host) !== null,
+    forget,
     onChange(listener) {
       listeners.add(listener);
       return () => listeners.delete(listener);

@@ -8,6 +8,9 @@ import { parseHostHeader } from "../../shared/url-pattern.ts";
 const KEY_HEADER = "x-api-key";
 /** Ours, set by the gate and its proxy only: what a client sends under these names goes no further. */
 const OWN_HEADERS = /^x-fleet-/;
+/** Says of which service a browser's state is; the prefix binds it to its very host, over HTTPS. */
+export const MARK_COOKIE = "__Host-fleet_sandbox";
+const OWN_COOKIES = [LINK_COOKIE, MARK_COOKIE];
 
 export interface Shown {
   host: string | null;
@@ -33,7 +36,7 @@ function findKey(headers: IncomingHttpHeaders): Shown["key"] {
 }
 
 /** The first of a name counts, as with most servers; a name twice is somebody's trick. */
-function parseCookies(header = ""): ReadonlyMap<string, string> {
+export function parseCookies(header = ""): ReadonlyMap<string, string> {
   const cookies = new Map<string, string>();
   const twice = new Set<string>();
   for (const part of header.split(";")) {
@@ -58,7 +61,7 @@ export function stripCredentials(headers: IncomingHttpHeaders): void {
   const kept = headers.cookie
     .split(";")
     .map((part) => part.trim())
-    .filter((part) => part !== "" && !part.startsWith(`${LINK_COOKIE}=`));
+    .filter((part) => part !== "" && !OWN_COOKIES.some((name) => part.startsWith(`${name}=`)));
   if (kept.length === 0) delete headers.cookie;
   else headers.cookie = kept.join("; ");
 }

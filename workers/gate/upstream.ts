@@ -31,7 +31,9 @@ class ConnectedAgent extends Agent {
     callback?: (error: Error | null, socket: Socket) => void,
   ): undefined {
     const socket = connect({ host: options.host ?? "", port: Number(options.port), noDelay: true });
-    socket.setTimeout(CONNECT_MS, () => socket.destroy(new Error("the service takes no connection")));
+    socket.setTimeout(CONNECT_MS, () =>
+      socket.destroy(Object.assign(new Error("the service takes no connection"), { code: "ETIMEDOUT" })),
+    );
     const failed = (error: Error) => callback?.(error, socket);
     socket.once("error", failed);
     socket.once("connect", () => {
@@ -41,6 +43,12 @@ class ConnectedAgent extends Agent {
     });
   }
 }
+
+/** Whether no connection was made: nothing of the request has gone anywhere. */
+export const isUnreachable = (error: unknown): boolean =>
+  error instanceof Error &&
+  "code" in error &&
+  ["ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "ETIMEDOUT"].includes(String(error.code));
 
 export function createUpstream(registry: Registry): Upstream {
   const pools = new Map<string, Agent>();

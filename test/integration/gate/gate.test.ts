@@ -239,6 +239,39 @@ test("certificates are for hosts of exposed services only", async () => {
     expect([domain, await asked(domain)]).toEqual([domain, 404]);
 });
 
+test("a browser's first response from a service clears what another left there, once; the service does not see it", async () => {
+  const page = { accept: "text/html", "sec-fetch-dest": "document" };
+  const first = await ask(hostOf("open"), { headers: page });
+  expect(first.headers["clear-site-data"]).toBe('"cache", "storage"');
+  const [mark = ""] = first.headers["set-cookie"] ?? [];
+  expect(mark).toMatch(
+    /^__Host-fleet_sandbox=[0-9a-f]{12}; Path=\/; Max-Age=\d+; Secure; HttpOnly; SameSite=None; Partitioned$/,
+  );
+  const [cookie = ""] = mark.split(";");
+  const second = await ask(hostOf("open"), { headers: { ...page, cookie: `${cookie}; theirs=1` } });
+  expect(second.headers).not.toHaveProperty("clear-site-data");
+  expect(seen(second).headers["cookie"]).toBe("theirs=1");
+  expect((await ask(hostOf("open"))).headers).not.toHaveProperty("clear-site-data");
+  // Of another service's mark it does not take note.
+  const other = await ask(hostOf("open"), { headers: { ...page, cookie: "__Host-fleet_sandbox=000000000000" } });
+  expect(other.headers).toHaveProperty("clear-site-data");
+});
+
+test("a service that can't be connected is looked for where its sandbox is by now, and the body comes whole", async () => {
+  const sandbox = await provisionOne(bed.fleet, { services: [{ name: "open", port: PORT, auth: "none" }] });
+  await using _ = await startEcho(sandbox.address, PORT);
+  const host = `open-${sandbox.vmid}.${DOMAIN}`;
+  // As if it had taken another address since: the record has the one that nobody listens on.
+  const before = "127.93.0.1";
+  await bed.redis.hset(bed.keys.sandbox(sandbox.sandboxId), "address", before);
+  await bed.redis.hset(bed.keys.addresses, before, sandbox.sandboxId);
+  const reply = await ask(host, { method: "POST", body: "x".repeat(1_000_000) });
+  expect([reply.status, seen(reply).body.length]).toEqual([200, 1_000_000]);
+  expect(await bed.redis.hget(bed.keys.addresses, before)).toBeNull();
+  expect((await bed.fleet.sandboxes.get(sandbox.sandboxId)).address).toBe(sandbox.address);
+  await run(bed.fleet, "destroy", { sandboxId: sandbox.sandboxId });
+});
+
 describe("what is hostile is refused with a clear status", () => {
   const HOSTS: [string, number][] = [
     ["unknown-@.sandbox.test", 400],
@@ -266,6 +299,19 @@ describe("what is hostile is refused with a clear status", () => {
     ["localhost", 404],
     ["exec-@VMID.sandbox.test", 404],
     [`open-${"9".repeat(400)}.sandbox.test`, 400],
+    [`${"a".repeat(64)}.sandbox.test`, 400],
+    ["open-@VMID.sandbox.test:80:80", 400],
+    ["open-@VMID.sandbox.test:0", 400],
+    ["open-@VMID..sandbox.test", 400],
+    ["open_@VMID.sandbox.test", 400],
+    ["*.sandbox.test", 400],
+    ["open-@VMID.sandbox.test#", 400],
+    ["user:pass@open-@VMID.sandbox.test", 400],
+    ["[::ffff:127.0.0.1]:6379", 400],
+    ["2130706433", 400],
+    ["0x7f000001", 404],
+    ["open-@VMID.sandbox.tes", 404],
+    ["open-@VMID-sandbox.test", 404],
   ];
   test.each(HOSTS)("host %s: %i", async (host, status) => {
     const reply = await rawAsk(host.replace("@VMID", String(vmid)));
@@ -344,6 +390,15 @@ describe("what is hostile is refused with a clear status", () => {
       { headers: { "x-fleet-upstream": "127.0.0.1:6379", "x-forwarded-host": "open" } },
       401,
     ],
+    ["a bearer that is a link", { headers: { authorization: `Bearer zzzzzz.${"A".repeat(43)}` } }, 401],
+    ["a link's token as another parameter", { path: `/?x${LINK_PARAMETER}=zzzzzz.${"A".repeat(43)}` }, 401],
+    ["an encoded name of the parameter", { path: `/?fleet%5flink=zzzzzz.${"A".repeat(43)}` }, 401],
+    ["a token with a path in it", { path: `/?${LINK_PARAMETER}=../../x` }, 403],
+    ["an expired token of no key", { path: `/?${LINK_PARAMETER}=1.${"A".repeat(43)}` }, 403],
+    ["a cookie without a value", { headers: { cookie: `${LINK_COOKIE}=` } }, 403],
+    ["a proxy's words without its secret", { headers: { "x-forwarded-uri": "/", "x-forwarded-method": "GET" } }, 401],
+    ["the proxy's secret in part", { headers: { "x-fleet-proxy-secret": "p".repeat(31) } }, 401],
+    ["the mark alone", { headers: { cookie: "__Host-fleet_sandbox=x" } }, 401],
     ["a blank in the path", { path: "/%20", headers: { cookie: `a=${LINK_COOKIE}` } }, 401],
   ];
   test.each(LINKED)("a linked service, %s", async (_, request, status) => {
