@@ -1,14 +1,12 @@
 /**
- * Waits for ends of operations: one blocking connection for any number of waiters, open while somebody waits and a while longer.
- * The record is the truth; events only say when to look, and a slow re-read makes up for a stream that was reset.
+ * Waits for ends of operations: one connection for any number of waiters, open while somebody waits and a while longer.
+ * The record is the truth; messages only say when to look, and a slow re-read makes up for those that are lost.
  */
 import { setTimeout as pause } from "node:timers/promises";
 import type { z } from "zod";
 import { type Deferred, defer } from "../shared/deferred.ts";
 import { FleetError } from "../shared/errors.ts";
 import { decodeHash } from "../shared/state/codec.ts";
-import { type EventReader, openEventReader } from "../shared/state/event-reader.ts";
-import { newestCursor } from "../shared/state/events.ts";
 import { isEnded, OperationRecord } from "../shared/state/records.ts";
 import { closedError } from "./link.ts";
 import type { Parts } from "./parts.ts";
@@ -28,15 +26,13 @@ export type EndedOperation = z.output<typeof EndedOperation>;
 const FIELDS = Object.keys(EndedOperation.shape);
 
 /** Who waits for one after the other would else open a connection for each, which costs more than a command. */
-const LINGER_MS = 5_000;
+const LINGER_MS = 6_000;
 const REREAD_MS = 2_000;
 const REREAD_BATCH = 200;
 /** As long as an ended operation is kept, where nobody says otherwise. */
 const DEFAULT_WAIT_MS = 86_400_000;
 /** Node takes what is longer for 1 ms. */
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
-/** Between two tries to read a stream that can't be read. */
-const RESYNC_MS = 500;
 
 export interface Wait {
   /** Longest wait in ms: a day when absent, `Infinity` for no limit. The operation goes on after it. */
@@ -57,7 +53,7 @@ export class EndWatch {
   readonly #waiting = new Map<string, Set<Waiter>>();
   readonly #watchers = new Map<string, Set<() => void>>();
   readonly #closing = new AbortController();
-  #tail: { reader: EventReader; done: Promise<void> } | undefined;
+  #listening: Disposable | undefined;
 
   constructor(parts: Parts) {
     this.#parts = parts;
@@ -96,7 +92,7 @@ export class EndWatch {
     };
     const watchers = this.#watchers.get(id) ?? new Set();
     this.#watchers.set(id, watchers.add(onChange));
-    this.#startTail(undefined);
+    this.#listen();
     return {
       async next(withinMs, signal) {
         const stop = AbortSignal.any([signal, closing]);
@@ -120,12 +116,10 @@ export class EndWatch {
     };
   }
 
-  async close(): Promise<void> {
+  close(): void {
     this.#closing.abort();
     for (const waiter of [...this.#waiting.values()].flatMap((waiters) => [...waiters])) waiter.reject(closedError());
-    const tail = this.#tail;
-    await tail?.reader.close();
-    await tail?.done;
+    this.#leave();
   }
 
   #register(id: string): Waiter {
@@ -141,78 +135,57 @@ export class EndWatch {
     if (waiters?.size === 0) this.#waiting.delete(id);
   }
 
-  /**
-   * A late caller is answered by the first read, without the tail.
-   * The cursor is taken before the record is read: what ends in between has an event after the cursor.
-   */
+  /** A late caller is answered by the first read; only who has to wait listens. */
   async #begin(id: string): Promise<void> {
-    const redis = this.#parts.link.redis();
-    const cursor = this.#tail ? undefined : newestCursor(redis, this.#parts.keys);
-    // Left to the tail when the connection breaks: it looks again until it gets through.
-    const [after] = await Promise.allSettled([cursor, this.#look([id])]);
-    if (!this.#waiting.has(id) || this.#closing.signal.aborted) return;
-    this.#startTail(after.status === "fulfilled" ? after.value : undefined);
+    // A first read that fails is made up for by those that follow.
+    await this.#look([id]).catch(() => {});
+    if (this.#waiting.has(id) && !this.#closing.signal.aborted) this.#listen();
   }
 
-  #startTail(after: string | undefined): void {
-    if (this.#tail) return;
-    const reader = openEventReader(this.#parts.link.openBlocking(), this.#parts.keys);
-    const tail = { reader, done: Promise.resolve() };
-    this.#tail = tail;
-    tail.done = this.#follow(reader, after).finally(() => {
-      if (this.#tail === tail) this.#tail = undefined;
-    });
+  /** Until nobody has waited for a while. */
+  #listen(): void {
+    if (this.#listening) return;
+    const { channels, keys } = this.#parts;
+    const heard = channels.listen(keys.wake, (message) => this.#hear(message));
+    let idleMs = 0;
+    const timer = setInterval(() => {
+      idleMs = this.#waiting.size + this.#watchers.size > 0 ? 0 : idleMs + REREAD_MS;
+      if (idleMs >= LINGER_MS) this.#leave();
+      // While Redis is away each look would only lengthen ioredis' queue; we are called when it is back.
+      else if (this.#parts.link.redis().status === "ready") this.#lookAtAll();
+    }, REREAD_MS);
+    this.#listening = {
+      [Symbol.dispose]() {
+        clearInterval(timer);
+        heard[Symbol.dispose]();
+      },
+    };
   }
 
-  async #follow(reader: EventReader, from: string | undefined): Promise<void> {
-    const reread = setInterval(() => this.#reread(), REREAD_MS);
-    try {
-      let after = from;
-      let neededAt = performance.now();
-      while (performance.now() - neededAt < LINGER_MS && !this.#closing.signal.aborted) {
-        after = await this.#step(reader, after);
-        if (this.#waiting.size + this.#watchers.size > 0) neededAt = performance.now();
-      }
-      // Nobody registers between the check and this: both happen in one turn.
-      this.#tail = undefined;
-    } finally {
-      clearInterval(reread);
-      await reader.close();
+  #leave(): void {
+    this.#listening?.[Symbol.dispose]();
+    this.#listening = undefined;
+  }
+
+  /** No message: some may have been missed. */
+  #hear(message: string | undefined): void {
+    if (message === undefined) {
+      for (const id of this.#watchers.keys()) this.#wakeWatchers(id);
+      this.#lookAtAll();
+      return;
     }
-  }
-
-  /** Reads on and settles who waited for what ended. Where the stream can't be read: begins again at its end. */
-  async #step(reader: EventReader, after: string | undefined): Promise<string | undefined> {
-    try {
-      if (after === undefined) return await this.#resync();
-      const { ended, cursor } = await reader.readEnds(after);
-      for (const { batch } of ended) if (batch !== undefined) this.#wakeWatchers(batch);
-      await this.#look(ended.flatMap(({ operation }) => (this.#waiting.has(operation) ? [operation] : [])));
-      return cursor;
-    } catch {
-      await pause(RESYNC_MS, undefined, { signal: this.#closing.signal }).catch(() => {});
-      return undefined;
-    }
-  }
-
-  #reread(): void {
-    // While Redis is away each look would only lengthen ioredis' queue; the tail looks when it is back.
-    if (this.#parts.link.redis().status === "ready") this.#lookAtAll().catch(() => {}); // the next one comes
+    const [word, id = "", batch] = message.split(" ");
+    if (word === "ended" && this.#waiting.has(id)) this.#look([id]).catch(() => {}); // the next look comes
+    if (word === "ended" && batch !== undefined) this.#wakeWatchers(batch);
+    if (word === "batch") this.#wakeWatchers(id);
   }
 
   #wakeWatchers(id: string): void {
     for (const wake of this.#watchers.get(id) ?? []) wake();
   }
 
-  async #resync(): Promise<string> {
-    const cursor = await this.#parts.link.request((redis) => newestCursor(redis, this.#parts.keys));
-    for (const id of this.#watchers.keys()) this.#wakeWatchers(id);
-    await this.#lookAtAll();
-    return cursor;
-  }
-
-  async #lookAtAll(): Promise<void> {
-    await this.#look([...this.#waiting.keys()]);
+  #lookAtAll(): void {
+    this.#look([...this.#waiting.keys()]).catch(() => {}); // the next one comes
   }
 
   /** Reads records and settles those that have ended or are gone. */

@@ -84,7 +84,7 @@ export function createFleet(options: FleetOptions): Fleet {
   const closing = new AbortController();
   const close = async () => {
     closing.abort();
-    await watch.close();
+    watch.close();
     await parts.close();
   };
   return {

@@ -1,24 +1,32 @@
 /** Who listens to which pub/sub channel, over one connection for all of them; it is open while somebody listens. */
 import { closeRedis, type RedisConnection } from "./connect.ts";
 
+/** What was published; nothing where some may have been missed. */
+export type Listener = (message: string | undefined) => void;
+
 export class Channels {
   readonly #open: () => RedisConnection;
-  readonly #listeners = new Map<string, Set<() => void>>();
+  readonly #listeners = new Map<string, Set<Listener>>();
   #redis: RedisConnection | undefined;
+  /** Connections that nobody needs any more. */
+  #ending: Promise<unknown> = Promise.resolve();
 
   constructor(open: () => RedisConnection) {
     this.#open = open;
   }
 
   /**
-   * `listener` is called for each message, and whenever some may have been missed: once the channel is listened to, and
-   * after a reconnect. Where that takes long or a message is lost it is not, so look by yourself now and then.
+   * `listener` is called with each message, and without one whenever some may have been missed: once the channel is
+   * listened to, and after a reconnect. Where that takes long or a message is lost it is not, so look by yourself now and then.
    */
-  listen(channel: string, listener: () => void): Disposable {
+  listen(channel: string, listener: Listener): Disposable {
     const redis = this.#connect();
     const listeners = this.#listeners.get(channel) ?? new Set();
     this.#listeners.set(channel, listeners.add(listener));
-    redis.subscribe(channel).then(listener, () => {}); // the connection was closed
+    redis.subscribe(channel).then(
+      () => listener(undefined),
+      () => {},
+    ); // the connection was closed
     return { [Symbol.dispose]: () => this.#leave(channel, listener) };
   }
 
@@ -26,25 +34,26 @@ export class Channels {
     const redis = this.#redis;
     this.#redis = undefined;
     this.#listeners.clear();
-    if (redis) await closeRedis(redis);
+    if (redis) this.#ending = Promise.all([this.#ending, closeRedis(redis)]);
+    await this.#ending;
   }
 
   #connect(): RedisConnection {
     if (this.#redis) return this.#redis;
     const redis = this.#open();
-    redis.on("message", (channel: string) => this.#call(channel));
+    redis.on("message", (channel: string, message: string) => this.#call(channel, message));
     redis.on("ready", () => {
-      for (const channel of this.#listeners.keys()) this.#call(channel);
+      for (const channel of this.#listeners.keys()) this.#call(channel, undefined);
     });
     this.#redis = redis;
     return redis;
   }
 
-  #call(channel: string): void {
-    for (const listener of this.#listeners.get(channel) ?? []) listener();
+  #call(channel: string, message: string | undefined): void {
+    for (const listener of this.#listeners.get(channel) ?? []) listener(message);
   }
 
-  #leave(channel: string, listener: () => void): void {
+  #leave(channel: string, listener: Listener): void {
     const listeners = this.#listeners.get(channel);
     if (!listeners?.delete(listener) || listeners.size > 0) return;
     this.#listeners.delete(channel);

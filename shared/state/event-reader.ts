@@ -2,7 +2,7 @@
 import { defer } from "../deferred.ts";
 import { FleetError } from "../errors.ts";
 import { closeRedis, type RedisConnection } from "../redis/connect.ts";
-import { type FleetEvent, type OperationEnded, readEnds, readEvents } from "./events.ts";
+import { type FleetEvent, readEvents } from "./events.ts";
 import type { Keys } from "./keys.ts";
 
 /** Redis answers at the latest after this long; a connection silent for twice as long is dead and replaced. */
@@ -12,8 +12,6 @@ const BLOCK_MS = 5_000;
 export interface EventReader {
   /** The next events after a cursor, and where that got to: `after` itself after 5 s without any. Throws `cursor_expired`. */
   read(after: string): Promise<{ events: FleetEvent[]; cursor: string }>;
-  /** The same, of operations that have ended. */
-  readEnds(after: string): Promise<{ ended: OperationEnded[]; cursor: string }>;
   /** Resolves once there is an event after a cursor, or after `forMs`, 5 s at most. */
   wait(after: string, forMs: number): Promise<void>;
   /** Ends a running call at once; it throws. */
@@ -39,7 +37,6 @@ export function openEventReader(redis: RedisConnection, keys: Keys): EventReader
   };
   return {
     read: (after) => guarded(readEvents(redis, keys, after, BLOCK_MS)),
-    readEnds: (after) => guarded(readEnds(redis, keys, after, BLOCK_MS)),
     async wait(after, forMs) {
       const ms = Math.ceil(Math.min(forMs, BLOCK_MS));
       await guarded(redis.xread("COUNT", 1, "BLOCK", ms, "STREAMS", keys.events, after));

@@ -95,29 +95,6 @@ export async function readEvents(
   return { events: entries.flatMap(([at, fields]) => toEvent(at, fields) ?? []), cursor };
 }
 
-/** As `readEvents`, for who waits for operations alone: which of them have ended, by an event each. */
-export async function readEnds(
-  redis: RedisConnection,
-  keys: Keys,
-  after: string,
-  blockMs: number,
-): Promise<{ ended: OperationEnded[]; cursor: string }> {
-  const { entries, cursor } = await readEntries(redis, keys, after, blockMs);
-  const ended = entries.flatMap(([, fields]) => {
-    const { type = "", operation = "", data = "" } = toRecord(fields);
-    return ENDS.has(type) ? [{ operation, batch: /"batch":"([^"]*)"/.exec(data)?.[1] }] : [];
-  });
-  return { ended, cursor };
-}
-
-export interface OperationEnded {
-  operation: string;
-  /** Whose item it is. */
-  batch: string | undefined;
-}
-
-const ENDS: ReadonlySet<string> = new Set(["operation.succeeded", "operation.failed", "operation.canceled"]);
-
 async function readEntries(redis: RedisConnection, keys: Keys, after: string, blockMs: number) {
   const reply = await redis.xread("COUNT", 500, "BLOCK", blockMs, "STREAMS", keys.events, after);
   const entries = reply?.[0]?.[1] ?? [];

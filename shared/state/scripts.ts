@@ -191,6 +191,7 @@ local function finishBatch(id, now, ttl)
   local items = redis.call('LLEN', batchPart(id, 'ends'))
   if stop == 'undo' and (tonumber(undoAt) < items or redis.call('EXISTS', batchPart(id, 'undo')) == 1) then return end
   redis.call('HSET', key, 'endedAt', now)
+  redis.call('PUBLISH', P..':wake', 'batch '..id)
   redis.call('SREM', P..':batches-stopping', id)
   redis.call('EXPIRE', key, ttl)
   for _, part in ipairs({'items', 'ends', 'rejected'}) do redis.call('EXPIRE', batchPart(id, part), ttl) end
@@ -728,7 +729,7 @@ if batch then
 end
 tell(w, sandbox, id, now)
 emit('operation.'..w.status, now, id, sandbox, team, cjson.encode(w.event))
-redis.call('PUBLISH', P..':wake', 'ended '..id)
+redis.call('PUBLISH', P..':wake', 'ended '..id..(batch and ' '..batch or ''))
 release(sandbox, out)
 if source then leave(id, source, out) end
 return (admit(team, out))

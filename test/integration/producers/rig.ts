@@ -45,7 +45,8 @@ export interface Rig extends AsyncDisposable {
 export interface Connection {
   id: string;
   command: string;
-  blocked: boolean;
+  /** For events or messages. */
+  listens: boolean;
 }
 
 export function createRig(server: RedisServer): Rig {
@@ -86,7 +87,7 @@ export function createRig(server: RedisServer): Rig {
     readers: (count) =>
       vi.waitFor(
         async () => {
-          const readers = (await connections()).filter(({ blocked }) => blocked);
+          const readers = (await connections()).filter(({ listens }) => listens);
           expect(readers).toHaveLength(count);
           return readers;
         },
@@ -145,7 +146,7 @@ async function listConnections(redis: RedisConnection): Promise<Connection[]> {
     .map((line) => ({
       id: /\bid=(\d+)/.exec(line)?.[1] ?? "",
       command: /\bcmd=(\S+)/.exec(line)?.[1] ?? "",
-      blocked: /\bflags=\w*b/.test(line),
+      listens: /\bflags=\w*[bP]/.test(line),
     }))
     .filter(({ id }) => id !== own);
 }
