@@ -191,6 +191,13 @@ function toRefusal(error: z.ZodError): FleetError {
   return new FleetError("invalid_input", texts.join("; "), { facts: { fields } });
 }
 
+/** What is asked for by itself only. */
+const ALONE: { readonly [N in JobName]?: string } = {
+  upload: "a file's content",
+  shell: "what somebody types into",
+  adopt: "what was there before, and an undo of the batch would destroy,",
+};
+
 /** Interactive work overtakes what comes in a batch, unless that says otherwise. */
 export async function prepareItem(
   parts: Parts,
@@ -198,9 +205,9 @@ export async function prepareItem(
   input: Readonly<Record<string, unknown>>,
   { onQuota }: ItemOptions,
 ): Promise<Prepared> {
-  if (kind === "upload") {
-    throw new FleetError("unsupported", "upload: a file's content can't be part of a batch; use fleet.upload");
-  }
+  const reason = ALONE[kind];
+  if (reason !== undefined)
+    throw new FleetError("unsupported", `${kind}: ${reason} can't be part of a batch; use fleet.${kind}`);
   const prepared = await prepare(parts, kind, kind === "provision" ? { priority: "batch", ...input } : input);
   return { ...prepared, request: { ...prepared.request, onQuota } };
 }

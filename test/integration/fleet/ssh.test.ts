@@ -9,6 +9,7 @@ import { NodeName, newOperationId, Vmid } from "../../../shared/ids.ts";
 import { createPveApi, type PveApi } from "../../../workers/pve/api.ts";
 import { createPveHttp } from "../../../workers/pve/http.ts";
 import { clearStaleLock } from "../../../workers/sandbox/stale-lock.ts";
+import { Client } from "../../pve/client.ts";
 import { type Bed, containerOf, failure, provisionOne, run, startBed, until } from "./harness.ts";
 
 let bed: Bed;
@@ -66,6 +67,29 @@ test("a paused one starts by going on, shuts down, stays paused over a snapshot 
   await run(bed.fleet, "power", { sandboxId: other.sandboxId, action: "pause" });
   await run(bed.fleet, "destroy", { sandboxId: other.sandboxId });
   expect(containerOf(bed, other.vmid)).toBeUndefined();
+});
+
+test("of adopted ones a frozen one is paused, and one without a token takes commands over SSH", async () => {
+  await using pve = new Client(bed.pve);
+  const make = async (vmid: number) => {
+    await pve.task("POST", "/nodes/pve1/lxc/9001/clone", { newid: vmid, hostname: `cmux-${vmid}` });
+    await pve.task("POST", `/nodes/pve1/lxc/${vmid}/status/start`);
+    return { node: "pve1", vmid };
+  };
+  const [one, two] = [await make(20_700), await make(20_701)];
+  bed.pve.faults.freeze(two.vmid);
+  const open = await run(bed.fleet, "adopt", one);
+  const frozen = await run(bed.fleet, "adopt", two);
+  expect([open, frozen].map(({ state, exec }) => [state, exec])).toEqual([
+    ["running", "ssh"],
+    ["paused", "ssh"],
+  ]);
+  const { sandboxId } = open;
+  expect(await run(bed.fleet, "exec", { sandboxId, command: "echo here" })).toMatchObject({ stdout: "here\n" });
+  expect(await run(bed.fleet, "power", { sandboxId: frozen.sandboxId, action: "resume" })).toMatchObject({
+    state: "running",
+  });
+  for (const { sandboxId } of [open, frozen]) await run(bed.fleet, "destroy", { sandboxId });
 });
 
 test("a TTL with pause freezes it, and is over then", async () => {

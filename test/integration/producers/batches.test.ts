@@ -76,6 +76,17 @@ describe("a provision many times", () => {
 });
 
 describe("jobs of any kind", () => {
+  test("but not what somebody types into, nor what an undo must not destroy", async () => {
+    await using rig = createRig(server);
+    const sandboxId = await rig.running();
+    const jobs: BatchJob[] = [
+      { kind: "shell", input: { sandboxId } },
+      { kind: "adopt", input: { node: "pve1", vmid: 101 } },
+    ];
+    const batch = await rig.fleet.batch(jobs);
+    expect(await batch.counts()).toMatchObject({ queued: 0, failedByCode: { unsupported: 2 } });
+  });
+
   test("a bad one fails its item alone; results tell each as it ends, and again later and elsewhere", async () => {
     await using rig = createRig(server);
     const sandboxId = await rig.running();
