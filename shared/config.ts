@@ -143,6 +143,8 @@ const SharedEnv = z.object({
   FLEET_SECRET_KEY: SecretKeys.optional(),
 });
 
+const Networks = Cidrs.optional().transform((networks) => networks ?? []);
+
 /** What a process does. */
 const ROLES = ["worker", "ops", "gate"] as const;
 type Role = (typeof ROLES)[number];
@@ -178,6 +180,10 @@ const WorkerEnv = SharedEnv.extend({
     .regex(/^([a-z0-9-]|\{vmid\}|\{id\})+$/, "may hold lower-case letters, digits, hyphens, {vmid} and {id}")
     .refine((text) => /\{vmid\}|\{id\}/.test(text), { error: "needs {vmid} or {id}, else names repeat" })
     .default("cmux-{vmid}"),
+  /** Who may connect to sandboxes; with it their own firewalls are closed to all others. */
+  PVE_FIREWALL_ALLOW: Networks,
+  /** Where sandboxes may not connect to. */
+  PVE_FIREWALL_DENY: Networks,
   PVE_ALLOW_PRIVILEGED: flag.default(false),
   ...GATE_SETTINGS,
   SANDBOX_CIDRS: Cidrs.prefault("10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fd00::/8"),
@@ -223,6 +229,8 @@ export function loadWorkerConfig(env: Env): WorkerConfig {
     const range = IpRange.safeParse(leased);
     if (range.success && isIP(raw["PVE_GATEWAY"] ?? "") === 4 && isWithin(raw["PVE_GATEWAY"] ?? "", range.data))
       problems.push({ name: "PVE_IP_RANGE", text: "holds PVE_GATEWAY, which would be given to a container" });
+    if (raw["PVE_FIREWALL_DENY"] && !raw["PVE_FIREWALL_ALLOW"])
+      problems.push({ name: "PVE_FIREWALL_ALLOW", text: "is missing; PVE_FIREWALL_DENY does nothing without it" });
     return problems;
   });
   const sandboxNetworks = new BlockList();

@@ -159,6 +159,7 @@ function viewOf(world: World, guests: Guests, container: Container): ContainerVi
     name: container.name,
     status: guest === undefined ? "stopped" : "running",
     frozen: guest?.frozen ?? false,
+    firewall: { options: Object.fromEntries(container.firewall), rules: container.firewallRules },
     template: container.template,
     config: Object.fromEntries(config.values),
     snapshots: [...config.snapshots.keys()],

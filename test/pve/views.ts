@@ -43,6 +43,8 @@ export interface ContainerView {
   config: Readonly<Record<string, string>>;
   snapshots: readonly string[];
   pool?: string;
+  /** Its own firewall: options as PVE keeps them, rules from the first. */
+  firewall: { options: Readonly<Record<string, string>>; rules: readonly Readonly<Record<string, string>>[] };
   /** Its loopback address while it runs and has booted. */
   address?: string;
   /** The execd token in force; absent while stopped and where execd is open to all. */

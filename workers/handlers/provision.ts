@@ -12,6 +12,7 @@ import { place } from "../placement/place.ts";
 import type { Run } from "../run/run.ts";
 import { cloneContainer } from "../sandbox/clone.ts";
 import { configureClone } from "../sandbox/configure-clone.ts";
+import { closeFirewall } from "../sandbox/firewall.ts";
 import { containerOf } from "../sandbox/look.ts";
 import { startContainer } from "../sandbox/power.ts";
 import { awaitReady } from "../sandbox/ready.ts";
@@ -55,7 +56,10 @@ async function build(run: Run<"provision">, token: string | null): Promise<void>
   await run.withSlot(slotOf.node(node), run.context.config.FLEET_NODE_SLOTS, async () => {
     const config = isBefore(run.sandbox.state, "configuring") ? await cloneContainer(run, token) : null;
     try {
-      if (isBefore(run.sandbox.state, "starting")) await configureClone(run, token, config);
+      if (isBefore(run.sandbox.state, "starting")) {
+        await configureClone(run, token, config);
+        await closeFirewall(run);
+      }
       await startContainer(run, { state: "starting" });
     } catch (error) {
       throw await vanished(run, error);

@@ -33,6 +33,17 @@ export interface FirewallOptions {
   policy_out?: "ACCEPT" | "DROP" | "REJECT";
 }
 
+/** `source` and `dest`: comma-separated networks of one address family. */
+export interface FirewallRule {
+  type: "in" | "out";
+  action: string;
+  enable: number;
+  proto?: string;
+  source?: string;
+  dest?: string;
+  comment: string;
+}
+
 /** Calls on one container. Those that start a task return it at once. */
 export interface LxcApi {
   config(call: Call): Promise<replies.LxcConfig>;
@@ -59,6 +70,9 @@ export interface LxcApi {
   /** Whether the container's storages can do it. */
   feature(feature: "snapshot" | "clone" | "copy", options: { snapname?: string }, call: Call): Promise<boolean>;
   firewallOptions(options: FirewallOptions, call: Call): Promise<void>;
+  firewallRules(call: Call): Promise<replies.LxcFirewallRule[]>;
+  /** Becomes the first. */
+  addFirewallRule(rule: FirewallRule, call: Call): Promise<void>;
   /** Works in a task whose UPID PVE does not tell: poll the config for `template`. */
   template(call: Call): Promise<void>;
 }
@@ -111,6 +125,8 @@ export function createLxcApi(send: Send, node: NodeName, vmid: Vmid): LxcApi {
       return reply.hasFeature;
     },
     firewallOptions: (options, call) => change("PUT", "/firewall/options", { ...options }, call),
+    firewallRules: (call) => get("/firewall/rules", replies.LxcFirewallRule.array(), call),
+    addFirewallRule: (rule, call) => change("POST", "/firewall/rules", { ...rule }, call),
     template: (call) => change("POST", "/template", {}, call),
   };
 }

@@ -103,3 +103,13 @@ export const LxcSnapshot = loose({
 export type LxcSnapshot = z.infer<typeof LxcSnapshot>;
 
 export const Feature = loose({ hasFeature: flag });
+
+export const LxcFirewallRule = loose({
+  type: z.enum(["in", "out"]).optional().catch(undefined),
+  action: text.optional(),
+  enable: num.optional(),
+  source: text.optional(),
+  dest: text.optional(),
+  comment: text.optional(),
+});
+export type LxcFirewallRule = z.infer<typeof LxcFirewallRule>;

@@ -117,7 +117,9 @@ function prepare(call: Call, source: Container, target: Container): Plan {
   target.config.set("lock", "create");
   if (params["hostname"]) target.config.set("hostname", params["hostname"]);
   if (params["description"]) target.config.set("description", params["description"]);
+  // Its file is copied whole.
   for (const [key, value] of source.firewall) target.firewall.set(key, value);
+  target.firewallRules.push(...source.firewallRules.map((rule) => ({ ...rule })));
   world.see(target);
   return { source, target, values, snapshot, full, disks };
 }
