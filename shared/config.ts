@@ -193,6 +193,11 @@ const WorkerEnv = SharedEnv.extend({
   FLEET_STRAY_GRACE_SECONDS: integer(0, 86_400).default(60),
   FLEET_MEMORY_OVERCOMMIT: z.coerce.number({ error: "must be a number" }).min(0.1).max(20).default(1.5),
   FLEET_DISK_OVERCOMMIT: z.coerce.number({ error: "must be a number" }).min(0.1).max(50).default(4),
+  FLEET_ADOPT_PREFIXES: list
+    .refine((all) => all.every((one) => /^[a-zA-Z0-9][a-zA-Z0-9.-]*$/.test(one)), {
+      error: "must be the beginnings of host names, comma-separated",
+    })
+    .prefault("pvelxc-,cmux-"),
   FLEET_ROLES: list
     .refine((roles) => roles.length > 0 && roles.every((role) => (ROLES as readonly string[]).includes(role)), {
       error: `must be of ${ROLES.join(", ")}`,

@@ -68,6 +68,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const collector = createCollector(pve, {
     vmids: config.PVE_VMID_RANGE,
     urls: { pattern, ...(publicDomain === undefined ? {} : { publicDomain }) },
+    prefixes: config.FLEET_ADOPT_PREFIXES,
     leased: () => redis.hkeys(keys.vmids),
     isCloning: async (node, vmid) => (await slots.taken([slotOf.replica(node, vmid)]))[0] !== 0,
   });

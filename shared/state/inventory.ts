@@ -52,8 +52,8 @@ export const Replica = z.object({
 });
 export type Replica = z.output<typeof Replica>;
 
-/** A container that is no sandbox of ours, as PVE's list shows it, which lags. */
-export const StrangeContainer = z.object({
+/** A container that is no sandbox of ours and might be, as PVE's list shows it, which lags. */
+const AdoptableContainer = z.object({
   node: NodeName,
   vmid: Vmid,
   name: z.string(),
@@ -61,7 +61,7 @@ export const StrangeContainer = z.object({
   status: z.string(),
   lock: z.string().optional(),
 });
-export type StrangeContainer = z.output<typeof StrangeContainer>;
+export type AdoptableContainer = z.output<typeof AdoptableContainer>;
 
 export const Inventory = z.object({
   at: z.number(),
@@ -71,8 +71,8 @@ export const Inventory = z.object({
   version: z.string(),
   nodes: z.array(NodeInventory),
   replicas: z.array(Replica),
-  /** Containers that `adopt` may take, templates left out. */
-  strangers: z.array(StrangeContainer).optional(),
+  /** What `adopt` may take: FLEET_ADOPT_PREFIXES of the worker that read it, and containers with such names. */
+  adoptable: z.object({ prefixes: z.array(z.string()), containers: z.array(AdoptableContainer) }).optional(),
 });
 export type Inventory = z.output<typeof Inventory>;
 

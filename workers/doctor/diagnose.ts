@@ -79,8 +79,9 @@ async function examinePve(patient: Patient): Promise<readonly Finding[]> {
   const { config, pve, leased } = patient;
   const found: { inventory?: Inventory } = {};
   const reading = await examine("pve.inventory", PVE_MS, async (signal) => {
-    const { PVE_VMID_RANGE: vmids, PVE_URL_PATTERN: pattern } = config;
-    const options = { vmids, urls: { pattern }, leased: async () => leased, isCloning: async () => false };
+    const { PVE_VMID_RANGE: vmids, PVE_URL_PATTERN: pattern, FLEET_ADOPT_PREFIXES: prefixes } = config;
+    const read = { leased: async () => leased, isCloning: async () => false };
+    const options = { vmids, prefixes, urls: { pattern }, ...read };
     found.inventory = await createCollector(pve, options).collect({ signal }, null);
     return [];
   });

@@ -1,7 +1,7 @@
 /** Reading the cluster: nodes, capacity, storages, templates and their replicas, DNS search domains. */
 import { FleetError } from "../../shared/errors.ts";
 import type { NodeName, Vmid } from "../../shared/ids.ts";
-import type { Inventory, NodeInventory, Replica, Storage, StrangeContainer } from "../../shared/state/inventory.ts";
+import type { AdoptableContainer, Inventory, NodeInventory, Replica, Storage } from "../../shared/state/inventory.ts";
 import type { Call, ClusterResource, LxcConfig, PveApi } from "../pve/api.ts";
 import { parseMount, parseSizeMib, parseTags, storageOf } from "../pve/config-format.ts";
 import { parseStamp } from "../sandbox/stamp.ts";
@@ -23,6 +23,8 @@ export interface CollectorOptions {
   isCloning: (node: NodeName, vmid: Vmid) => Promise<boolean>;
   /** VMIDs that sandboxes of ours have, also outside the range. */
   leased: () => Promise<readonly string[]>;
+  /** Of host names of containers that may be adopted. */
+  prefixes: readonly string[];
   /** For producers, who have no such settings of their own. */
   urls: NonNullable<Inventory["urls"]>;
   now?: () => number;
@@ -30,7 +32,7 @@ export interface CollectorOptions {
 
 export function createCollector(
   pve: PveApi,
-  { vmids, isCloning, leased, urls, now = Date.now }: CollectorOptions,
+  { vmids, isCloning, leased, prefixes, urls, now = Date.now }: CollectorOptions,
 ): Collector {
   const configs = createCache<LxcConfig>(now);
   const searches = createCache<string>(now);
@@ -65,8 +67,15 @@ export function createCollector(
       const replicas = await Promise.all(
         guests.map((one) => replicaOf(one, { nodes, vmids, before, readConfig, isLocked })),
       );
-      const strangers = guests.flatMap((one) => toStranger(one, owned));
-      return { at: now(), urls, version, nodes, replicas: replicas.filter((one) => one !== null), strangers };
+      const containers = guests.flatMap((one) => toAdoptable(one, owned, prefixes));
+      return {
+        at: now(),
+        urls,
+        version,
+        nodes,
+        replicas: replicas.filter((one) => one !== null),
+        adoptable: { prefixes: [...prefixes], containers },
+      };
     },
   };
 }
@@ -210,11 +219,13 @@ async function toNode(
 }
 
 /** One without a name has only just come, or its node can't tell. */
-function toStranger(
+function toAdoptable(
   { node, vmid, name, status = "unknown", template, lock }: ClusterResource,
   owned: ReadonlySet<number>,
-): StrangeContainer[] {
-  if (node === undefined || vmid === undefined || name === undefined || template === true || owned.has(vmid)) return [];
+  prefixes: readonly string[],
+): AdoptableContainer[] {
+  if (node === undefined || vmid === undefined || template === true || owned.has(vmid)) return [];
+  if (name === undefined || !prefixes.some((prefix) => name.startsWith(prefix))) return [];
   return [{ node, vmid, name, status, ...(lock === undefined ? {} : { lock }) }];
 }
 

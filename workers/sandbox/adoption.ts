@@ -56,7 +56,11 @@ async function readAdoptable(run: Run<"adopt">): Promise<LxcConfig> {
       facts,
     });
   const stamp = parseStamp(config.description, vmid);
-  if (stamp === null || (stamp.fleet === settings.FLEET_PREFIX && stamp.sandbox === run.sandbox.id)) return config;
+  if (stamp?.fleet === settings.FLEET_PREFIX && stamp.sandbox === run.sandbox.id) return config;
+  if (stamp === null) {
+    checkName(run, config.hostname ?? "");
+    return config;
+  }
   if (stamp.fleet !== settings.FLEET_PREFIX) {
     throw new FleetError("not_adoptable", `container ${vmid} on ${node} belongs to the fleet ${stamp.fleet}`, {
       facts: { ...facts, fleet: stamp.fleet },
@@ -70,6 +74,14 @@ async function readAdoptable(run: Run<"adopt">): Promise<LxcConfig> {
   }
   if (owner.node === node && owner.vmid === vmid) await redis.hsetnx(keys.vmids, String(vmid), owner.id);
   throw alreadyAdopted(run, owner);
+}
+
+/** Whoever may ask for sandboxes must not get hold of any container of the cluster. */
+function checkName({ input: { node, vmid }, context }: Run<"adopt">, name: string): void {
+  const { FLEET_ADOPT_PREFIXES: prefixes } = context.config;
+  if (prefixes.some((prefix) => name.startsWith(prefix))) return;
+  const text = `container ${vmid} on ${node} has another name than those that may be adopted (FLEET_ADOPT_PREFIXES: ${prefixes.join(", ") || "none"})`;
+  throw new FleetError("not_adoptable", text, { facts: { node, vmid, variables: ["FLEET_ADOPT_PREFIXES"] } });
 }
 
 async function heldBy(run: Run<"adopt">, holder: string): Promise<FleetError> {

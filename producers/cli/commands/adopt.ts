@@ -4,7 +4,7 @@ import { FleetError } from "../../../shared/errors.ts";
 import { InstanceId } from "../../../shared/ids.ts";
 import { ADOPTED, CMUX_SERVICES } from "../../../shared/jobs/adopt.ts";
 import { ServiceAuth } from "../../../shared/jobs/fields.ts";
-import type { StrangeContainer } from "../../../shared/state/inventory.ts";
+import type { AdoptableContainer } from "../../../shared/state/inventory.ts";
 import type { Inventory, JobInput, JobOutput, SandboxRecord } from "../../index.ts";
 import { NONE } from "../describe.ts";
 import { EXIT } from "../exit-codes.ts";
@@ -58,7 +58,7 @@ function parsePrefixes(text: string): string[] {
 
 /** One container and what becomes, or became, of it. */
 interface Line {
-  container: StrangeContainer;
+  container: AdoptableContainer;
   outcome: "to adopt" | "accepted" | "adopted" | "already adopted" | "left" | "failed";
   sandboxId?: string;
   operationId?: string;
@@ -71,6 +71,7 @@ async function adoptAll(session: Session, options: Options): Promise<number> {
   const inventory = await fleet.inventory();
   if (!inventory) throw new FleetError("node_unavailable", "no worker has read the cluster yet; start one first");
   const sandboxes = await fleet.sandboxes.list();
+  checkPrefixes(options.prefix, inventory);
   const lines = toPlan(inventory, sandboxes, options.prefix);
   if (options.dryRun !== true) await carryOut(session, lines, options);
   lines.sort((a, b) => a.container.node.localeCompare(b.container.node) || a.container.vmid - b.container.vmid);
@@ -79,15 +80,23 @@ async function adoptAll(session: Session, options: Options): Promise<number> {
   return options.dryRun !== true && isShort ? EXIT.failed : EXIT.ok;
 }
 
+function checkPrefixes(asked: readonly string[], { adoptable }: Inventory): void {
+  const allowed = adoptable?.prefixes ?? [];
+  const wrong = asked.filter((prefix) => !allowed.some((one) => prefix.startsWith(one)));
+  if (wrong.length === 0) return;
+  const text = `prefix: ${wrong.join(", ")}: workers adopt only names that begin with ${allowed.join(" or ")} (their FLEET_ADOPT_PREFIXES)`;
+  throw new FleetError("invalid_input", text, { facts: { fields: ["prefix"] } });
+}
+
 /** What fits the prefixes, as things stand: pure. */
 function toPlan(
-  { strangers = [], nodes }: Pick<Inventory, "strangers" | "nodes">,
+  { adoptable, nodes }: Inventory,
   sandboxes: readonly SandboxRecord[],
   prefixes: readonly string[],
 ): Line[] {
   const fits = (name: string) => prefixes.some((prefix) => name.startsWith(prefix));
   const known = new Map(sandboxes.map((one) => [one.vmid, one]));
-  const found = strangers
+  const found = (adoptable?.containers ?? [])
     .filter(({ name, vmid }) => fits(name) && !known.has(vmid))
     .map((one): Line => {
       const why = whyNot(one, nodes);
@@ -100,7 +109,7 @@ function toPlan(
   return [...found, ...before];
 }
 
-function whyNot({ node, vmid, lock }: StrangeContainer, nodes: Inventory["nodes"]): FleetError | null {
+function whyNot({ node, vmid, lock }: AdoptableContainer, nodes: Inventory["nodes"]): FleetError | null {
   if (!nodes.some(({ name, online }) => name === node && online))
     return new FleetError("node_unreachable", `node ${node} is offline`, { facts: { node } });
   if (lock !== undefined)
@@ -142,9 +151,9 @@ async function carryOut({ fleet, operations }: Session, lines: readonly Line[], 
 }
 
 /** By its host name it is found again, as the client that made it knew it, and its URLs stay what they were. */
-const toInstanceId = ({ name }: StrangeContainer) => InstanceId.safeParse(name).data;
+const toInstanceId = ({ name }: AdoptableContainer) => InstanceId.safeParse(name).data;
 
-function toInput({ node, vmid }: StrangeContainer, { team, auth, service, metadata }: Options): JobInput<"adopt"> {
+function toInput({ node, vmid }: AdoptableContainer, { team, auth, service, metadata }: Options): JobInput<"adopt"> {
   const services = service ?? (auth === undefined ? undefined : CMUX_SERVICES);
   return {
     node,
@@ -154,7 +163,7 @@ function toInput({ node, vmid }: StrangeContainer, { team, auth, service, metada
   };
 }
 
-function toOptions({ node, vmid }: StrangeContainer, options: WaitOptions) {
+function toOptions({ node, vmid }: AdoptableContainer, options: WaitOptions) {
   const { idempotencyKey: key, ...more } = toSubmitOptions(options);
   return { ...more, idempotencyKey: key === undefined ? key : `${key}/${node}/${vmid}` };
 }

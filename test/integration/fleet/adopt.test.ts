@@ -48,7 +48,8 @@ const notesOf = (vmid: number) => containerOf(bed, vmid)?.config["description"] 
 /** The command as people call it, once the workers have seen the containers. */
 async function fleetAdopt(words: string[], seen: readonly number[]) {
   await until(async () => {
-    const { strangers = [] } = (await bed.workers?.context.inventory.refresh(within())) ?? {};
+    const { adoptable } = (await bed.workers?.context.inventory.refresh(within())) ?? {};
+    const strangers = adoptable?.containers ?? [];
     const isSeen = (vmid: number) => strangers.find((one) => one.vmid === vmid)?.lock === containerOf(bed, vmid)?.lock;
     return seen.every((vmid) => strangers.some((one) => one.vmid === vmid) && isSeen(vmid));
   }, "the containers in the inventory");
@@ -70,7 +71,7 @@ test("fleet adopt: what runs goes on and works as a sandbox, what is twice asked
   bed.pve.faults.lock(104, "backup");
   const before = containerOf(bed, 101);
 
-  const dry = await fleetAdopt(["--prefix", "pvelxc-,cmux-", "--dry-run"], [101, 103, 104, 20_500]);
+  const dry = await fleetAdopt(["--prefix", "pvelxc-,cmux-", "--dry-run"], [101, 104, 20_500]);
   expect(dry).toMatchObject({ code: 0, err: "" });
   expect(dry.lines.map(({ vmid, outcome }) => [vmid, outcome])).toEqual([
     [101, "to adopt"],
@@ -78,6 +79,9 @@ test("fleet adopt: what runs goes on and works as a sandbox, what is twice asked
     [20_500, "to adopt"],
   ]);
   expect(containerOf(bed, 101)).toEqual(before);
+  const foreign = await fleetAdopt(["--prefix", "d"], []);
+  expect(foreign.code).toBe(2);
+  expect(foreign.err).toContain("FLEET_ADOPT_PREFIXES");
 
   const done = await fleetAdopt(["--prefix", "pvelxc-,cmux-", "--auth", "none"], [101, 104, 20_500]);
   expect(done.code).toBe(1);
@@ -119,7 +123,8 @@ test("fleet adopt: what runs goes on and works as a sandbox, what is twice asked
 });
 
 describe("is refused, and the container stays as it was", () => {
-  test("a template, one that is gone, another fleet's, a node that there is not", async () => {
+  test("a template, one that is gone, one of another name, another fleet's, a node that there is not", async () => {
+    await failure(run(bed.fleet, "adopt", { node: "pve1", vmid: 103 }), "not_adoptable");
     await failure(run(bed.fleet, "adopt", { node: "pve1", vmid: 9_001 }), "is_template");
     await failure(run(bed.fleet, "adopt", { node: "pve1", vmid: 199 }), "not_adoptable");
     await failure(run(bed.fleet, "adopt", { node: "pve9", vmid: 101 }), "invalid_input");

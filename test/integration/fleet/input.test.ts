@@ -6,7 +6,10 @@ import { type Bed, failure, provisionOne, startBed } from "./harness.ts";
 let bed: Bed;
 let sandboxId: string;
 beforeAll(async () => {
-  bed = await startBed({ pve: { nodes: 1 }, env: { PVE_PUBLIC_DOMAIN: "sandbox.test" } });
+  bed = await startBed({
+    pve: { nodes: 1 },
+    env: { PVE_PUBLIC_DOMAIN: "sandbox.test", FLEET_ADOPT_PREFIXES: "human-" },
+  });
   ({ sandboxId } = await provisionOne(bed.fleet));
 });
 afterAll(() => bed.close());

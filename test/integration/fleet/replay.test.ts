@@ -10,7 +10,10 @@ import { type Bed, failure, provisionOne, startBed, until } from "./harness.ts";
 let bed: Bed;
 let queues: Queues;
 beforeAll(async () => {
-  bed = await startBed({ pve: { nodes: 1 }, env: { PVE_PUBLIC_DOMAIN: "sandbox.test" } });
+  bed = await startBed({
+    pve: { nodes: 1 },
+    env: { PVE_PUBLIC_DOMAIN: "sandbox.test", FLEET_ADOPT_PREFIXES: "human-" },
+  });
   queues = createQueues(bed.redis, bed.keys.prefix);
 });
 afterAll(async () => {
