@@ -35,10 +35,10 @@ export class ApiServer {
     });
   }
 
-  listen(port: number): Promise<number> {
+  listen(port: number, host = "127.0.0.1"): Promise<number> {
     return new Promise((resolve, reject) => {
       this.#front.once("error", reject);
-      this.#front.listen(port, "127.0.0.1", () => resolve((this.#front.address() as AddressInfo).port));
+      this.#front.listen(port, host, () => resolve((this.#front.address() as AddressInfo).port));
     });
   }
 

@@ -79,7 +79,7 @@ export async function startPve(options: PveOptions = {}): Promise<Pve> {
   faults.onHit = (what) => log.note(what, now());
   const exchange = new Exchange({ world, guests, router: new Router(ROUTES), faults, log });
   const api = new ApiServer(certificate, exchange);
-  const port = await api.listen(options.port ?? 0);
+  const port = await api.listen(options.port ?? 0, options.host);
   guests.useAddresses(options.guestAddressBase ?? addressBase(port));
   const views = viewsOf(world, guests);
   const surface = {

@@ -7,6 +7,7 @@ Runs a stand-in for a Proxmox VE cluster and prints the environment that the wor
 
   --nodes N          how many nodes, pve1 to pveN (default 3)
   --version V        8.4 (default) or 9.2
+  --host ADDRESS     where the API listens (default 127.0.0.1)
   --port P           port of the API (default 8006)
   --control-port P   port of the control API (default: any)
   --time-scale F     factor on how long tasks take (default 1)
@@ -17,6 +18,7 @@ Runs a stand-in for a Proxmox VE cluster and prints the environment that the wor
 const options = {
   nodes: { type: "string", default: "3" },
   version: { type: "string", default: "8.4" },
+  host: { type: "string", default: "127.0.0.1" },
   port: { type: "string", default: "8006" },
   "control-port": { type: "string", default: "0" },
   "time-scale": { type: "string", default: "1" },
@@ -54,6 +56,7 @@ async function main(): Promise<void> {
   const pve = await startPve({
     nodes: toNumber(values.nodes, "nodes"),
     version: toVersion(values.version),
+    host: values.host,
     port: toNumber(values.port, "port"),
     controlPort: toNumber(values["control-port"], "control-port"),
     timings: { timeScale: toNumber(values["time-scale"], "time-scale") },

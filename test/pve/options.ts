@@ -3,7 +3,9 @@ export interface PveOptions {
   /** A number gives pve1..pveN, each with `local`, `local-lvm` and the shared `ceph`. */
   nodes?: number | NodeSpec[];
   version?: PveVersion;
-  /** API port on 127.0.0.1; 0 takes any free one. */
+  /** Where the API listens; 127.0.0.1 by default. */
+  host?: string;
+  /** API port; 0 takes any free one. */
   port?: number;
   /** Port of the plain HTTP control API on 127.0.0.1; 0 takes any free one. */
   controlPort?: number;

@@ -1,0 +1,73 @@
+/** What an operator deploys by: each name in it must be one that the code has. */
+import { readdirSync, readFileSync } from "node:fs";
+import { expect, test } from "vitest";
+import { z } from "zod";
+import { loadWorkerConfig, VARIABLES } from "../../../shared/config.ts";
+import { POLICY } from "../../../shared/errors.ts";
+import { createMetrics } from "../../../workers/metrics.ts";
+
+const read = (path: string) => readFileSync(new URL(`../../../${path}`, import.meta.url), "utf8");
+const ALERTS = read("deploy/prometheus/alerts.yml");
+const OPERATIONS = read("docs/operations.md");
+
+const metricsIn = (text: string) => [...new Set(text.match(/\bfleet_[a-z_]+/g))];
+
+test("rules and dashboard ask for metrics that there are, with labels that they have", async () => {
+  const gauges = [...read("workers/ops/fleet-gauges.ts").matchAll(/gauge\("(fleet_\w+)"/g)].map(([, name]) => name);
+  const counted = (await createMetrics().registry.getMetricsAsJSON()).map(({ name }) => name);
+  const known = new Set([...gauges, ...counted, ...counted.map((name) => `${name}_bucket`)]);
+  expect(gauges.length).toBeGreaterThan(10);
+  const panels = z
+    .object({ panels: z.array(z.object({ targets: z.array(z.object({ expr: z.string() })) })) })
+    .parse(JSON.parse(read("deploy/grafana/fleet.json")));
+  const exprs = panels.panels.flatMap(({ targets }) => targets.map(({ expr }) => expr));
+  const asked = metricsIn([ALERTS, ...exprs].join("\n"));
+  expect(asked.filter((name) => !known.has(name))).toEqual([]);
+  // What nobody looks at need not be there.
+  expect(gauges.filter((name) => !asked.includes(name ?? ""))).toEqual([]);
+});
+
+test("each alert has its section, and each section of alerts an alert", () => {
+  const alerts = [...ALERTS.matchAll(/- alert: (\w+)/g)].map(([, name]) => name);
+  const links = [...ALERTS.matchAll(/runbook_url: docs\/operations\.md#(\w+)/g)].map(([, name]) => name);
+  const sections = [...OPERATIONS.matchAll(/^### (Fleet\w+)$/gm)].map(([, name]) => name);
+  expect(links).toEqual(alerts.map((name) => name?.toLowerCase()));
+  expect(sections.toSorted()).toEqual(alerts.toSorted());
+});
+
+test("each error code has a line, with the policy that it has", () => {
+  const lines = [...OPERATIONS.matchAll(/^\| `(\w+)` +\| (\w+) +\| \S/gm)].map(([, code, policy]) => [code, policy]);
+  expect(Object.fromEntries(lines)).toEqual(POLICY);
+});
+
+test(".env.example has every setting once; what it says is a default is one", () => {
+  const lines = [...read(".env.example").matchAll(/^(#?)([A-Z_]+)=(.*)$/gm)];
+  const forCompose = ["REDIS_PASSWORD"];
+  expect(lines.map(([, , name]) => name).toSorted()).toEqual([...VARIABLES, ...forCompose].toSorted());
+  const needed = {
+    REDIS_URL: "redis://localhost",
+    FLEET_SECRET_KEY: "ab".repeat(32),
+    PVE_API_URL: "https://pve1:8006",
+    PVE_API_TOKEN: "fleet@pve!worker=12345678-1234-1234-1234-123456789abc",
+  };
+  const defaults = lines.filter(([, hash]) => hash === "#").map(([, , name, value]) => [name, value]);
+  expect(loadWorkerConfig({ ...Object.fromEntries(defaults), ...needed })).toEqual(loadWorkerConfig(needed));
+});
+
+test("whatever stops a worker leaves it more time than it asks for", () => {
+  const { FLEET_SHUTDOWN_SECONDS } = loadWorkerConfig({
+    REDIS_URL: "redis://localhost",
+    FLEET_SECRET_KEY: "ab".repeat(32),
+    PVE_API_URL: "https://pve1:8006",
+    PVE_API_TOKEN: "fleet@pve!worker=12345678-1234-1234-1234-123456789abc",
+  });
+  const units = readdirSync(new URL("../../../deploy/systemd", import.meta.url)).filter((name) =>
+    /service$/.test(name),
+  );
+  const grace = [
+    ...units.map((name) => /^TimeoutStopSec=(\d+)$/m.exec(read(`deploy/systemd/${name}`))?.[1]),
+    /stop_grace_period: (\d+)s/.exec(read("docker-compose.yml"))?.[1],
+  ];
+  expect(grace).toHaveLength(4);
+  for (const seconds of grace) expect(Number(seconds)).toBeGreaterThan(FLEET_SHUTDOWN_SECONDS + 10);
+});
