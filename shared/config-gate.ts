@@ -21,7 +21,7 @@ export const UrlPattern = z
   });
 
 export const Domain = z
-  .string()
+  .string({ error: "is missing; give a domain of yours, such as sandbox.example.com" })
   .regex(
     /^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}$|^localhost$/,
     "must be a domain name, such as sandbox.example.com",

@@ -6,7 +6,7 @@ import { readFileSync } from "node:fs";
 import { BlockList, isIP } from "node:net";
 import { z } from "zod";
 import { Cidrs } from "./cidrs.ts";
-import { GATE_SETTINGS } from "./config-gate.ts";
+import { Domain, GATE_SETTINGS } from "./config-gate.ts";
 import { findOpsProblems, OPS_SETTINGS } from "./config-ops.ts";
 import { findSshProblems, SSH_SETTINGS } from "./config-ssh.ts";
 import { WEBHOOK_SETTINGS } from "./config-webhooks.ts";
@@ -222,6 +222,11 @@ export type WorkerConfig = z.output<typeof WorkerEnv> & { sandboxNetworks: Block
  */
 export function loadSharedConfig(env: Env): SharedConfig {
   return parse(SharedEnv, env);
+}
+
+/** What a proxy in front of the gate has to know; see `loadSharedConfig`. */
+export function loadGateConfig(env: Env) {
+  return parse(z.object({ ...GATE_SETTINGS, PVE_PUBLIC_DOMAIN: Domain }), env);
 }
 
 /** What a worker needs; see `loadSharedConfig`. */

@@ -13,6 +13,7 @@ import { addCancel, addGet, addLs, addStatus } from "./commands/looks.ts";
 import { addNode } from "./commands/node.ts";
 import { addNodes } from "./commands/nodes.ts";
 import { addProvision } from "./commands/provision.ts";
+import { addProxy } from "./commands/proxy.ts";
 import { addQuota } from "./commands/quota.ts";
 import { addShell } from "./commands/shell.ts";
 import { addTemplate } from "./commands/template.ts";
@@ -71,6 +72,7 @@ function createProgram(cli: Cli): Command {
   addNodes(program, addNode(program, cli), cli);
   addQuota(program, cli);
   addWebhooks(program, cli);
+  addProxy(program, cli);
   addLogin(program, cli);
   addDoctor(program, cli);
   return program;

@@ -34,6 +34,7 @@ export const shell = defineJob({
     durationMs: z.number(),
   }),
   queue: "exec",
+  uses: true,
   quotas: "execs",
   attempts: 3,
   timeoutMs: 86_400_000,

@@ -12,6 +12,8 @@ const STYLE_HASH = createHash("sha256").update(STYLE).digest("base64");
 
 /** Nothing of these pages is kept, loads anything, or tells where the visitor came from. */
 const OWN_PAGE = {
+  /** Tells them from what services answer; see `fleet proxy --check`. */
+  "x-fleet-gate": "1",
   "cache-control": "no-store",
   "content-security-policy": `default-src 'none'; style-src 'sha256-${STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors *`,
   "referrer-policy": "no-referrer",

@@ -67,6 +67,8 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   const marks = new WeakMap<IncomingMessage, string>();
   const proxy = createProxyServer({ xfwd: false });
   proxy.on("proxyRes", ({ headers }, request) => {
+    // A proxy in front must not take a service's words for the gate's.
+    for (const name of Object.keys(headers)) if (name.startsWith("x-fleet-")) delete headers[name];
     const mark = marks.get(request);
     if (mark === undefined) return;
     headers["set-cookie"] = [...(headers["set-cookie"] ?? []), mark];
@@ -105,6 +107,11 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   };
 
   const serve = async (request: IncomingMessage, response: ServerResponse) => {
+    if (request.headers[PROXY_SECRET] !== undefined) {
+      // Not served: a proxy that counts on a decision would take the service's answer for one.
+      const text = "the proxy's secret is not this gate's GATE_PROXY_SECRET";
+      return say(request, response, { status: 403, text });
+    }
     const host = parseHostHeader(request.headers.host);
     if ((host === null || !registry.isOurs(host)) && (await ownPage(request, response))) return;
     const outcome = await enter(request, askedOf(request), request.socket.remoteAddress ?? "");

@@ -65,6 +65,8 @@ interface Entry {
   route: Promise<Route | null>;
   /** ms of the monotonic clock; endless where events tell. */
   until: number;
+  /** While it is read: the generation that it began in; no event can take it back before it is there. */
+  reading: number | null;
 }
 
 export function startRegistry(options: RegistryOptions): Registry {
@@ -98,26 +100,29 @@ export function startRegistry(options: RegistryOptions): Registry {
 
   const find: Registry["find"] = async (host) => {
     const known = entries.get(host);
-    if (known && known.until > performance.now()) return known.route;
+    if (known && known.until > performance.now() && (known.reading ?? generation) === generation) return known.route;
     if (parse(host) === null) return null;
     if (!follows) return (await lookUp(host)).route;
     const begun = generation;
     const asked = lookUp(host);
-    const entry: Entry = { route: asked.then(({ route }) => route), until: Number.POSITIVE_INFINITY };
+    const route = asked.then((found) => found.route);
+    const entry: Entry = { route, until: Number.POSITIVE_INFINITY, reading: begun };
+    const drop = () => entries.get(host) === entry && entries.delete(host);
     if (entries.size >= REMEMBERED) forgetAll();
     entries.set(host, entry);
     try {
-      const { sandbox, route, mayLeave } = await asked;
+      const { sandbox, mayLeave } = await asked;
+      entry.reading = null;
       // An event since may have told of what was being read.
-      if (begun !== generation) entries.delete(host);
+      if (begun !== generation) drop();
       else if (sandbox === null) entry.until = performance.now() + UNKNOWN_MS;
-      else if (mayLeave && route !== null) entry.until = performance.now() + LEAVING_MS;
       else hostsOf.set(sandbox, (hostsOf.get(sandbox) ?? new Set()).add(host));
+      if (mayLeave) entry.until = performance.now() + LEAVING_MS;
     } catch (error) {
-      entries.delete(host);
+      drop();
       throw error;
     }
-    return entry.route;
+    return route;
   };
 
   const follow = async () => {

@@ -227,7 +227,7 @@ test("a proxy that shows the secret is told where to go on, and nobody else", as
   ]);
   const refused = await decide("q".repeat(32), "/a");
   expect(refused.headers).not.toHaveProperty("x-fleet-upstream");
-  expect(seen(refused).headers).not.toHaveProperty("x-fleet-proxy-secret");
+  expect([refused.status, (await decide("", "/a")).status]).toEqual([403, 403]);
 });
 
 test("certificates are for hosts of exposed services only", async () => {
@@ -397,7 +397,7 @@ describe("what is hostile is refused with a clear status", () => {
     ["an expired token of no key", { path: `/?${LINK_PARAMETER}=1.${"A".repeat(43)}` }, 403],
     ["a cookie without a value", { headers: { cookie: `${LINK_COOKIE}=` } }, 403],
     ["a proxy's words without its secret", { headers: { "x-forwarded-uri": "/", "x-forwarded-method": "GET" } }, 401],
-    ["the proxy's secret in part", { headers: { "x-fleet-proxy-secret": "p".repeat(31) } }, 401],
+    ["the proxy's secret in part", { headers: { "x-fleet-proxy-secret": "p".repeat(31) } }, 403],
     ["the mark alone", { headers: { cookie: "__Host-fleet_sandbox=x" } }, 401],
     ["a blank in the path", { path: "/%20", headers: { cookie: `a=${LINK_COOKIE}` } }, 401],
   ];

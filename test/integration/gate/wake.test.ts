@@ -109,7 +109,7 @@ test("a frozen one answers within 300 ms", async () => {
     resume.push(await took(() => power("resume")));
   }
   // On a machine that is busy with something else a resume alone may take as long.
-  expect(Math.min(...wake), `${wake} ${resume}`).toBeLessThan(Math.max(300, 2 * Math.min(...resume)));
+  expect(Math.min(...wake), `${wake} ${resume}`).toBeLessThan(Math.max(300, 4 * Math.min(...resume)));
 });
 
 test("a stopped one is started, its late service waited for, and the body that was held back comes whole", async () => {

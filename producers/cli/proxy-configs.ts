@@ -1,0 +1,188 @@
+/** Configurations of proxies in front of the gate: static, since what is exposed is the gate's to know. Pure. */
+
+import { unreachable } from "../../shared/errors.ts";
+
+export const PROXIES = ["caddy", "cloudflared", "traefik", "tailscale", "zerotier"] as const;
+export type ProxyName = (typeof PROXIES)[number];
+
+/** `on-demand`: a certificate for each exposed host; `wildcard`: one for all, by DNS-01; `internal`: of Caddy's own CA. */
+export const TLS_MODES = ["on-demand", "wildcard", "internal"] as const;
+export type TlsMode = (typeof TLS_MODES)[number];
+
+export interface ProxySettings {
+  /** Where the proxy reaches the gate, as HOST:PORT. */
+  gate: string;
+  domain: string;
+  /** PVE_URL_PATTERN. */
+  pattern: string;
+  tls: TlsMode;
+  /** Of the DNS-01 plugin. */
+  dnsProvider: string;
+}
+
+/** The pattern's host names with `*` for each label that varies. */
+export function toWildcard(pattern: string, domain: string): string {
+  const whole = pattern.includes("{domain}") ? pattern : `${pattern}.{domain}`;
+  const labels = whole.replace("{domain}", domain).split(".");
+  return labels.map((label) => (label.includes("{") ? "*" : label)).join(".");
+}
+
+/** Whether one certificate can cover all hosts: a wildcard stands for one label. */
+export const coversAll = (wildcard: string): boolean => /^\*\.[^*]+$/.test(wildcard);
+
+export function toProxyConfig(name: ProxyName, settings: ProxySettings): string {
+  switch (name) {
+    case "caddy":
+      return toCaddyfile(settings, CADDY_HEAD, "");
+    case "cloudflared":
+      return toCloudflared(settings);
+    case "traefik":
+      return toTraefik(settings);
+    case "tailscale":
+      return toCaddyfile(settings, toOverlayHead("Tailscale", "tailscale ip -4", settings), BIND);
+    case "zerotier":
+      return toCaddyfile(settings, toOverlayHead("ZeroTier", "zerotier-cli get NETWORK ip", settings), BIND);
+    default:
+      throw unreachable(name);
+  }
+}
+
+const BIND = "\tdefault_bind {$OVERLAY_ADDRESS}\n";
+
+const CADDY_HEAD = `# Caddyfile (Caddy 2.6 or newer) in front of sandbox-fleet's gate. It never changes: the gate decides about each request.
+# Caddy needs GATE_PROXY_SECRET in its environment, the same as the gate's. DNS: the host below, with its stars, to Caddy.
+`;
+
+const toOverlayHead = (network: string, command: string, { domain }: ProxySettings): string =>
+  `# Caddyfile (Caddy 2.6 or newer) for sandboxes that only members of a ${network} network reach.
+# 1. On this machine, with GATE_PROXY_SECRET (the gate's) and OVERLAY_ADDRESS (from: ${command}) in Caddy's environment.
+# 2. Names: let a DNS server of the network answer with that address, such as dnsmasq with
+#      address=/${domain}/OVERLAY_ADDRESS
+#    and have members ask it for ${domain} (${network === "Tailscale" ? "admin console, DNS, split DNS" : "the network's DNS settings"}).
+# 3. Certificates: the network gives none for these names. \`--tls wildcard\` needs DNS-01 at a public DNS provider;
+#    \`--tls internal\` needs Caddy's root certificate on each member.
+`;
+
+function toCaddyfile({ gate, domain, pattern, tls, dnsProvider }: ProxySettings, head: string, global: string): string {
+  const hosts = toWildcard(pattern, domain);
+  const ask = `	# Certificates only for hosts of exposed services.
+	on_demand_tls {
+		ask http://${gate}/ask
+	}
+`;
+  const certificates = {
+    "on-demand": "\t\ton_demand\n",
+    internal: "\t\tissuer internal\n\t\ton_demand\n",
+    wildcard: `		# Needs a Caddy with this plugin: caddy add-package github.com/caddy-dns/${dnsProvider}
+		dns ${dnsProvider} {$DNS_API_TOKEN}
+`,
+  };
+  return `${head}{
+${global}${tls === "wildcard" ? "" : ask}}
+
+${hosts} {
+	tls {
+${certificates[tls]}	}
+
+	# In this order: outside of a route Caddy would strip headers after it has asked.
+	route {
+		# The gate's own headers come from the gate alone.
+		request_header -X-Fleet-*
+
+		# Upgraded connections go through the gate, which sees whether they are used and ends them with their service.
+		@upgrade header Upgrade *
+		reverse_proxy @upgrade ${gate}
+
+		# All else: the gate says where to, wakes what sleeps, or answers itself. It takes its credentials out of the request.
+		forward_auth ${gate} {
+			uri /
+			header_up X-Fleet-Proxy-Secret {$GATE_PROXY_SECRET}
+			copy_headers X-Fleet-Upstream X-Fleet-Mark Cookie Authorization X-Api-Key
+		}
+		@noCookie not header_regexp Cookie .
+		request_header @noCookie -Cookie
+		@noAuthorization not header_regexp Authorization .
+		request_header @noAuthorization -Authorization
+		@noKey not header_regexp X-Api-Key .
+		request_header @noKey -X-Api-Key
+
+		# A browser's first visit clears what another sandbox left at this host.
+		@first header_regexp X-Fleet-Mark .
+		header @first +Set-Cookie {http.request.header.X-Fleet-Mark}
+		header @first +Clear-Site-Data "\\"cache\\", \\"storage\\""
+
+		reverse_proxy {http.request.header.X-Fleet-Upstream} {
+			header_up -X-Fleet-*
+			flush_interval -1
+		}
+	}
+}
+`;
+}
+
+function toCloudflared({ gate, domain, pattern }: ProxySettings): string {
+  const hosts = toWildcard(pattern, domain);
+  return `# config.yml of cloudflared in front of sandbox-fleet's gate. It never changes: the gate decides about each request.
+# 1. cloudflared tunnel create sandboxes; put the tunnel's id below.
+# 2. cloudflared tunnel route dns sandboxes '${hosts}'
+# 3. Cloudflare's free certificate covers one label below the zone; for more, order one for ${hosts}
+#    (Advanced Certificate Manager).
+tunnel: TUNNEL-ID
+credentials-file: /etc/cloudflared/TUNNEL-ID.json
+ingress:
+  # The gate forwards by itself, so no secret is needed here; the Host header stays as it is.
+  - hostname: "${hosts}"
+    service: http://${gate}
+    originRequest:
+      connectTimeout: 10s
+      # Waking a sandbox takes its time.
+      keepAliveTimeout: 90s
+  - service: http_status:404
+`;
+}
+
+function toTraefik({ gate, domain, pattern }: ProxySettings): string {
+  const hosts = toWildcard(pattern, domain);
+  const regexp = hosts.replaceAll(".", "\\.").replaceAll("*", "[a-z0-9-]+");
+  return `# Dynamic configuration of Traefik 3 (a file of its file provider) in front of sandbox-fleet's gate. It never changes:
+# the gate decides about each request. The static configuration needs an entry point \`websecure\` and a resolver by DNS-01,
+# since one certificate is for all hosts:
+#
+#   entryPoints:
+#     websecure:
+#       address: ":443"
+#       # Uploads take their time.
+#       transport: { respondingTimeouts: { readTimeout: 0 } }
+#   certificatesResolvers:
+#     sandboxes:
+#       acme:
+#         email: YOU@EXAMPLE.COM
+#         storage: /etc/traefik/acme.json
+#         dnsChallenge: { provider: YOUR-PROVIDER }
+http:
+  routers:
+    sandboxes:
+      rule: "HostRegexp(\`^${regexp.replaceAll("\\", "\\\\")}$\`)"
+      entryPoints: [websecure]
+      service: gate
+      middlewares: [no-forged-headers]
+      tls:
+        certResolver: sandboxes
+        domains:
+          - main: "${hosts}"
+  middlewares:
+    # The gate's own headers come from nobody else.
+    no-forged-headers:
+      headers:
+        customRequestHeaders:
+          X-Fleet-Proxy-Secret: ""
+          X-Fleet-Upstream: ""
+  services:
+    gate:
+      loadBalancer:
+        passHostHeader: true
+        responseForwarding: { flushInterval: 1ms }
+        servers:
+          - url: "http://${gate}"
+`;
+}

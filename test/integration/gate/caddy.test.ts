@@ -1,0 +1,224 @@
+/** The printed configuration in a real Caddy with its own CA, in front of the gate. */
+import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdtemp, rm } from "node:fs/promises";
+import { request } from "node:https";
+import { connect, createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { connect as connectTls } from "node:tls";
+import { promisify } from "node:util";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { LINK_COOKIE } from "../../../shared/links.ts";
+import { type Gate, startGate } from "../../../workers/gate/gate.ts";
+import { type Bed, provisionOne, run, startBed, until } from "../fleet/harness.ts";
+import { type Asked, type Reply, seen, startEcho } from "./rig.ts";
+
+const DOMAIN = "sandbox.test";
+const SECRET = "s".repeat(40);
+const PORT = 8_000;
+const MAIN = new URL("../../../producers/cli/main.ts", import.meta.url).pathname;
+
+const execute = promisify(execFile);
+
+let bed: Bed;
+let gate: Gate;
+let box: Awaited<ReturnType<typeof provisionOne>>;
+let guest: AsyncDisposable;
+let folder: string;
+let port: number;
+let caddy: ChildProcess;
+let hostOf: (service: string) => string;
+
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "caddy-"));
+  bed = await startBed({
+    pve: { nodes: 1 },
+    env: { PVE_PUBLIC_DOMAIN: DOMAIN, FLEET_ROLES: "worker,gate", GATE_PORT: "0", GATE_PROXY_SECRET: SECRET },
+  });
+  if (bed.workers === null) throw new Error("the bed has no workers");
+  gate = await startGate(bed.workers.context);
+  box = await provisionOne(bed.fleet, {
+    wakeOnHttp: true,
+    services: [
+      { name: "open", port: PORT, auth: "none" },
+      { name: "linked", port: PORT },
+    ],
+  });
+  hostOf = (service) => `${service}-${box.vmid}.${DOMAIN}`;
+  guest = await startEcho(box.address, PORT);
+  port = await freePort();
+  const text = await fleet(["proxy", "caddy", "--tls", "internal", "--gate", new URL(gate.url).host]);
+  expect(text).not.toContain(SECRET);
+  // Only where it listens and keeps things is the test's own.
+  const own = `\tadmin off\n\tskip_install_trust\n\tauto_https disable_redirects\n\thttps_port ${port}\n\tdefault_bind 127.0.0.1\n\tstorage file_system ${folder}\n`;
+  writeFileSync(join(folder, "Caddyfile"), text.replace("\n{\n", `\n{\n${own}`));
+  caddy = spawn("caddy", ["run", "--config", join(folder, "Caddyfile"), "--adapter", "caddyfile"], {
+    env: { PATH: process.env["PATH"], HOME: folder, GATE_PROXY_SECRET: SECRET },
+    stdio: "ignore",
+  });
+  await until(() => canConnect(port), "Caddy");
+});
+afterAll(async () => {
+  caddy?.kill();
+  if (caddy?.exitCode === null) await once(caddy, "exit");
+  await gate?.[Symbol.asyncDispose]();
+  await guest?.[Symbol.asyncDispose]();
+  await bed?.close();
+  await rm(folder, { recursive: true, force: true });
+});
+
+async function fleet(words: string[], env: Record<string, string> = {}): Promise<string> {
+  const { stdout } = await execute(process.execPath, [MAIN, ...words], {
+    env: { PATH: process.env["PATH"], PVE_PUBLIC_DOMAIN: DOMAIN, GATE_PROXY_SECRET: SECRET, ...env },
+  });
+  return stdout;
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const address = server.address();
+  server.close();
+  await once(server, "close");
+  return typeof address === "object" && address !== null ? address.port : 0;
+}
+
+async function canConnect(at: number): Promise<boolean> {
+  const socket = connect(at, "127.0.0.1");
+  try {
+    await once(socket, "connect");
+    return true;
+  } catch {
+    return false;
+  } finally {
+    socket.destroy();
+  }
+}
+
+const authority = () => readFileSync(join(folder, "pki/authorities/local/root.crt"), "utf8");
+const target = (servername: string) => ({ host: "127.0.0.1", port, servername, ca: authority() });
+
+async function ask(host: string, { path = "/", method = "GET", headers = {}, body = "" }: Asked = {}, name = host) {
+  const sent = request({ ...target(name), path, method, agent: false, headers: { host, ...headers } });
+  sent.end(body);
+  const [response] = await once(sent, "response");
+  let text = "";
+  for await (const chunk of response) text += chunk;
+  return { status: response.statusCode, headers: response.headers, text } as Reply; // as Caddy answers
+}
+
+test("what it prints is valid for Caddy, in each mode that needs no plugin", async () => {
+  for (const words of [["caddy"], ["tailscale", "--tls", "internal"]]) {
+    const text = await fleet(["proxy", ...words], { PVE_URL_PATTERN: "{service}.{id}" });
+    expect(text).toContain(`*.*.${DOMAIN} {`);
+    mkdirSync(join(folder, words[0] ?? ""));
+    const file = join(folder, words[0] ?? "", "Caddyfile");
+    writeFileSync(file, text);
+    const env = { PATH: process.env["PATH"], HOME: folder, GATE_PROXY_SECRET: SECRET, OVERLAY_ADDRESS: "127.0.0.1" };
+    await execute("caddy", ["validate", "--config", file, "--adapter", "caddyfile"], { env });
+    expect((await execute("caddy", ["fmt", file], { env })).stdout).toBe(text);
+  }
+});
+
+test("exposed, a service answers at once; hidden, no more; and it gets what was sent, without the gate's own things", async () => {
+  const plain = await ask(hostOf("open"));
+  expect(plain.status).toBe(200);
+  for (const name of ["cookie", "authorization", "x-api-key", "x-fleet-upstream", "x-fleet-mark"])
+    expect(seen(plain).headers).not.toHaveProperty(name);
+  const sent = await ask(hostOf("open"), {
+    method: "PUT",
+    path: "/a%2Fb?c=%20",
+    body: "x".repeat(500_000),
+    headers: { cookie: `${LINK_COOKIE}=x; theirs=1`, authorization: "Basic theirs", "x-forwarded-for": "6.6.6.6" },
+  });
+  const { method, url, body, headers } = seen(sent);
+  expect([method, url, body.length]).toEqual(["PUT", "/a%2Fb?c=%20", 500_000]);
+  expect(headers).toMatchObject({ cookie: "theirs=1", authorization: "Basic theirs", "x-forwarded-for": "127.0.0.1" });
+  const first = await ask(hostOf("open"), { headers: { accept: "text/html" } });
+  expect(first.headers["clear-site-data"]).toBe('"cache", "storage"');
+  expect(first.headers["set-cookie"]?.[0]).toMatch(/^__Host-fleet_sandbox=/);
+
+  await run(bed.fleet, "expose", { sandboxId: box.sandboxId, name: "late", port: PORT, auth: "none" });
+  expect((await ask(hostOf("late"))).status).toBe(200);
+  await run(bed.fleet, "hide", { sandboxId: box.sandboxId, name: "late" });
+  const hiddenAt = performance.now();
+  await until(async () => (await ask(hostOf("late"))).status === 404, "the 404");
+  expect(performance.now() - hiddenAt).toBeLessThan(500);
+});
+
+test("a link opens it; nobody else gets in, nor to anything else", async () => {
+  const { url } = await run(bed.fleet, "link", { sandboxId: box.sandboxId, name: "linked" });
+  const { pathname, search } = new URL(url);
+  const opened = await ask(hostOf("linked"), { path: pathname + search });
+  const [cookie = ""] = opened.headers["set-cookie"] ?? [];
+  expect(opened.status).toBe(302);
+  const mine = { cookie: cookie.split(";")[0] ?? "" };
+  expect((await ask(hostOf("linked"), { headers: mine })).status).toBe(200);
+
+  const redis = new URL(bed.env["REDIS_URL"] ?? "").host;
+  const forged: Record<string, string>[] = [
+    { "x-fleet-upstream": redis },
+    { "x-fleet-upstream": `${box.address}:${PORT}` },
+    { "X-FLEET-UPSTREAM": redis, "x-fleet-proxy-secret": SECRET },
+    { "x-fleet-proxy-secret": SECRET, "x-forwarded-uri": "/", "x-forwarded-host": hostOf("open") },
+    { "x-forwarded-host": hostOf("open"), "x-forwarded-method": "GET" },
+    { connection: "x-fleet-proxy-secret, cookie", "x-original-host": hostOf("open") },
+  ];
+  for (const headers of forged) {
+    expect([headers, (await ask(hostOf("linked"), { headers })).status]).toEqual([headers, 401]);
+    const open = await ask(hostOf("open"), { headers });
+    expect([open.status, Object.keys(seen(open).headers).filter((name) => name.startsWith("x-fleet"))]).toEqual([
+      200,
+      [],
+    ]);
+  }
+  // The name of the certificate is no pass for another host.
+  const hosts = [
+    "evil.example",
+    DOMAIN,
+    "127.0.0.1",
+    `x.${hostOf("open")}`,
+    `${hostOf("linked")}:1`,
+    "open-1.sandbox.test",
+  ];
+  for (const host of hosts) {
+    const reply = await ask(host, {}, hostOf("open"));
+    expect([host, reply.text.includes('"method"')]).toEqual([host, false]);
+  }
+});
+
+test("a connection is upgraded, and ends with its service", async () => {
+  await run(bed.fleet, "expose", { sandboxId: box.sandboxId, name: "ws", port: PORT, auth: "none" });
+  const socket = connectTls(target(hostOf("ws")));
+  socket.write(`GET /ws HTTP/1.1\r\nhost: ${hostOf("ws")}\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n`);
+  expect(String((await once(socket, "data"))[0])).toMatch(/^HTTP\/1\.1 101 /);
+  socket.write("hello");
+  expect(String((await once(socket, "data"))[0])).toBe("hello");
+  const closed = once(socket, "close");
+  socket.on("error", () => {});
+  socket.resume();
+  await run(bed.fleet, "hide", { sandboxId: box.sandboxId, name: "ws" });
+  await closed;
+});
+
+test("a stopped sandbox wakes, and the body that was on its way comes whole", async () => {
+  await run(bed.fleet, "power", { sandboxId: box.sandboxId, action: "stop" });
+  const body = "y".repeat(1_000_000);
+  const reply = await ask(hostOf("open"), { method: "POST", body });
+  expect([reply.status, seen(reply).body === body]).toEqual([200, true]);
+});
+
+test("--check finds nothing wrong, and says what is", async () => {
+  const at = ["--at", `127.0.0.1:${port}`, "--ca", join(folder, "pki/authorities/local/root.crt"), "--json"];
+  const check = (host: string) => fleet(["proxy", "caddy", "--check", "--host", host, ...at]);
+  const findings = JSON.parse(await check(hostOf("open")));
+  expect(findings).toEqual([
+    expect.objectContaining({ check: "certificate", ok: true }),
+    expect.objectContaining({ check: "gate", ok: true }),
+    expect.objectContaining({ check: "forged headers", ok: true }),
+  ]);
+  const stdout = expect.stringContaining("no valid certificate");
+  await expect(check(hostOf("nobody"))).rejects.toMatchObject({ code: 1, stdout });
+});
