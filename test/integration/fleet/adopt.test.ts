@@ -1,9 +1,7 @@
 /** Containers that were there before the fleet: taken in as they are, once, and let go as they were. */
-import { spawn } from "node:child_process";
-import { once } from "node:events";
-import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { Client } from "../../pve/client.ts";
+import { command } from "../command.ts";
 import {
   type Bed,
   containerOf,
@@ -53,14 +51,9 @@ async function fleetAdopt(words: string[], seen: readonly number[]) {
     const isSeen = (vmid: number) => strangers.find((one) => one.vmid === vmid)?.lock === containerOf(bed, vmid)?.lock;
     return seen.every((vmid) => strangers.some((one) => one.vmid === vmid) && isSeen(vmid));
   }, "the containers in the inventory");
-  const main = new URL("../../../producers/cli/main.ts", import.meta.url).pathname;
-  const child = spawn(process.execPath, [main, "adopt", "--json", ...words], {
-    env: { PATH: process.env["PATH"], ...bed.env },
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  const [out, err] = await Promise.all([text(child.stdout), text(child.stderr), once(child, "close")]);
+  const { code, out, err } = await command(bed.env, "adopt", "--json", ...words);
   const lines: { vmid: number; outcome: string; sandboxId: string }[] = out === "" ? [] : JSON.parse(out);
-  return { code: child.exitCode, err, lines, of: (vmid: number) => lines.find((line) => line.vmid === vmid) };
+  return { code, err, lines, of: (vmid: number) => lines.find((line) => line.vmid === vmid) };
 }
 
 test("fleet adopt: what runs goes on and works as a sandbox, what is twice asked for is once done", async () => {

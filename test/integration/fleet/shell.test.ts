@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { ShellHandle } from "../../../producers/index.ts";
 import { quoteWord } from "../../../shared/shell-quote.ts";
+import { command } from "../command.ts";
 import { type Bed, failure, provisionOne, startBed, until } from "./harness.ts";
 
 /** A command of this file alone. */
@@ -91,13 +92,8 @@ describe("fleet shell", () => {
   });
 
   test("without a terminal says what to use", async () => {
-    const child = spawn(process.execPath, [MAIN, "shell", String(box.vmid)], {
-      env: { PATH: process.env["PATH"], ...bed.env },
-      stdio: ["pipe", "pipe", "pipe"],
-    });
-    let err = "";
-    child.stderr.setEncoding("utf8").on("data", (text: string) => (err += text));
-    expect(await codeOf(child)).toBe(2);
+    const { code, err } = await command(bed.env, "shell", String(box.vmid));
+    expect(code).toBe(2);
     expect(err).toContain("fleet exec");
   });
 });
