@@ -188,8 +188,8 @@ export interface OperationStore {
   load(id: OperationId): Promise<OperationRecord | null>;
   /** Makes up for records that somebody removed while it was their turn; returns operations that may go now. */
   mendTurns(): Promise<OperationId[]>;
-  /** Which of these open operations need help, and why. */
-  inspect(ids: readonly string[]): Promise<{ id: OperationId; state: "gone" | "jobless" | "parked" }[]>;
+  /** Which of the open operations accepted until a time (ms since the epoch) need help, and why: a page of them, from the oldest. */
+  inspect(until: number, from?: OpenPage): Promise<{ found: InNeed[]; next: OpenPage | undefined }>;
   loadSandbox(id: SandboxId): Promise<SandboxRecord | null>;
   loadSnapshot(id: string): Promise<SnapshotRecord | null>;
 }
@@ -197,6 +197,18 @@ export interface OperationStore {
 export type OperationEnd =
   | { status: "succeeded"; result: unknown }
   | { status: "failed" | "canceled"; error: FleetError };
+
+/** Where a look at open operations goes on: at those of a time, some of which were seen. */
+export interface OpenPage {
+  time: string;
+  offset: number;
+}
+
+/** `jobless`: no job, or one that ended without ending the operation. `parked`: it has none yet, and may have waited too long. */
+export interface InNeed {
+  id: OperationId;
+  state: "jobless" | "parked";
+}
 
 /** IPv4 addresses, both ends included. */
 export interface AddressRange {
@@ -250,6 +262,9 @@ function canonical(value: unknown): string {
   return `{${entries.map(([key, one]) => `${JSON.stringify(key)}:${canonical(one)}`).join(",")}}`;
 }
 
+const InspectReply = z.tuple([z.string(), z.number(), z.array(z.tuple([OperationId, z.enum(["jobless", "parked"])]))]);
+/** Operations that are looked at in one step. */
+const INSPECTED = 500;
 const SealedReply = z.tuple([z.string().nullable(), z.string().nullable()]);
 const AcceptReply = z.tuple([z.string(), OperationId, SandboxId], z.string());
 
@@ -403,9 +418,12 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
 
     mendTurns: async () => OperationId.array().parse(await run(MEND_TURNS)),
 
-    async inspect(ids) {
-      const found = z.array(z.tuple([OperationId, z.enum(["gone", "jobless", "parked"])]));
-      return found.parse(await run(INSPECT, now(), ...ids)).map(([id, state]) => ({ id, state }));
+    async inspect(until, { time, offset } = { time: "-inf", offset: 0 }) {
+      const [next, passed, found] = InspectReply.parse(await run(INSPECT, time, offset, until, INSPECTED));
+      return {
+        found: found.map(([id, state]) => ({ id, state })),
+        next: next === "" ? undefined : { time: next, offset: passed },
+      };
     },
 
     async load(id) {

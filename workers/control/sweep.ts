@@ -3,7 +3,8 @@
  * (a crash between record and add, an obliterated queue, a removal by hand, a failure without a run).
  */
 import { FleetError } from "../../shared/errors.ts";
-import { OperationId } from "../../shared/ids.ts";
+import type { OperationId } from "../../shared/ids.ts";
+import type { InNeed, OpenPage } from "../../shared/state/operations.ts";
 import { isEnded, type OperationRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
 import { addJob, addReleased } from "../run/process-operation.ts";
@@ -12,48 +13,27 @@ import { forEachRecord } from "./for-each-record.ts";
 
 /** Younger operations may just be on their way from record to job. */
 const GRACE_MS = 3_000;
-const PAGE = 500;
 
 /** One round over all open operations. Returns how many needed help. */
 export async function sweepOperations(context: WorkerContext, signal: AbortSignal): Promise<number> {
-  const { redis, keys, store } = context;
+  const { store } = context;
   await addReleased(context, await store.mendTurns());
   let helped = 0;
-  let cursor: string | number = "-inf";
-  let offset = 0;
-  while (true) {
+  const until = Date.now() - GRACE_MS;
+  for (let from: OpenPage | undefined; ; ) {
     signal.throwIfAborted();
-    const page: string[] = await redis.zrangebyscore(
-      keys.open,
-      cursor,
-      Date.now() - GRACE_MS,
-      "WITHSCORES",
-      "LIMIT",
-      offset,
-      PAGE,
-    );
-    const ids = page.filter((_, at) => at % 2 === 0);
-    const known = ids.filter((id) => OperationId.safeParse(id).success);
-    // What is no id can have no record either.
-    if (known.length < ids.length) await redis.zrem(keys.open, ...ids.filter((id) => !known.includes(id)));
-    await forEachRecord(context, await store.inspect(known), async ({ id, state }) => {
+    const { found, next } = await store.inspect(until, from);
+    await forEachRecord(context, found, async ({ id, state }) => {
       helped += Number(await help(context, id, state));
     });
-    if (ids.length < PAGE) return helped;
-    // Pages go by time, so that what ends meanwhile shifts nothing; within a millisecond, in which a batch has hundreds, by rank.
-    const last = Number(page.at(-1));
-    offset = last === cursor ? offset + PAGE : 0;
-    cursor = last;
+    if (next === undefined) return helped;
+    from = next;
   }
 }
 
-async function help(context: WorkerContext, id: OperationId, state: "gone" | "jobless" | "parked"): Promise<boolean> {
+async function help(context: WorkerContext, id: OperationId, state: InNeed["state"]): Promise<boolean> {
   const operation = await context.store.load(id);
-  if (!operation) {
-    await context.redis.zrem(context.keys.open, id);
-    return true;
-  }
-  if (isEnded(operation.status)) return false;
+  if (!operation || isEnded(operation.status)) return false;
   if (state === "parked") return expireParked(context, operation);
   const job = await context.queues.get(operation.queue).getJob(operation.job);
   const ended = job !== undefined && ((await job.isCompleted()) || (await job.isFailed()));
