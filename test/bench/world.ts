@@ -36,12 +36,22 @@ export interface World extends AsyncDisposable {
   readonly prefix: string;
   readonly secretKey: string;
   readonly workerPids: readonly number[];
+  /** What a worker has written to its log. */
+  workerLog(at: number): Promise<string>;
 }
 
-export async function startWorld({ workers }: { workers: number }): Promise<World> {
+export interface WorldOptions {
+  workers: number;
+  /** Nodes of the cluster (3). */
+  nodes?: number;
+  /** More variables of the workers. */
+  env?: Record<string, string>;
+}
+
+export async function startWorld({ workers, nodes = NODES.length, env: more = {} }: WorldOptions): Promise<World> {
   await using stack = new AsyncDisposableStack();
   const redis = stack.use(await startRedis({ engine: "process" }));
-  const cluster = stack.use(await startCluster());
+  const cluster = stack.use(await startCluster(nodes));
   const prefix = `{bench-${randomBytes(4).toString("hex")}}`;
   const secretKey = randomBytes(32).toString("hex");
   const env = {
@@ -51,9 +61,10 @@ export async function startWorld({ workers }: { workers: number }): Promise<Worl
     FLEET_SECRET_KEY: secretKey,
     FLEET_ROLES: "worker",
     FLEET_NODE_SLOTS: String(NODE_SLOTS),
+    ...more,
   };
-  const workerPids: number[] = [];
-  for (let at = 0; at < workers; at++) workerPids.push(stack.use(await startWorker(env)).pid);
+  const started: WorkerProcess[] = [];
+  for (let at = 0; at < workers; at++) started.push(stack.use(await startWorker(env)));
   const fleet = stack.use(createFleet({ redis: redis.url, prefix, secretKey }));
   const resources = stack.move();
   return {
@@ -62,15 +73,21 @@ export async function startWorld({ workers }: { workers: number }): Promise<Worl
     redisUrl: redis.url,
     prefix,
     secretKey,
-    workerPids,
+    workerPids: started.map(({ pid }) => pid),
+    workerLog: async (at) => (await started[at]?.log()) ?? "",
     [Symbol.asyncDispose]: () => resources.disposeAsync(),
   };
+}
+
+interface WorkerProcess extends AsyncDisposable {
+  pid: number;
+  log(): Promise<string>;
 }
 
 const WORKER = fileURLToPath(new URL("../../workers/main.ts", import.meta.url));
 
 /** Its log goes to a file, as to a collector's: read here, it would be work of the producer's. */
-async function startWorker(env: Record<string, string>): Promise<AsyncDisposable & { pid: number }> {
+async function startWorker(env: Record<string, string>): Promise<WorkerProcess> {
   await using stack = new AsyncDisposableStack();
   const folder = await mkdtemp(join(tmpdir(), "fleet-bench-"));
   stack.defer(() => rm(folder, { recursive: true, force: true }));
@@ -89,17 +106,18 @@ async function startWorker(env: Record<string, string>): Promise<AsyncDisposable
     if (isAlive(child)) await once(child, "exit");
   });
   const patience = AbortSignal.timeout(20_000);
-  while (!(await readFile(file, "utf8")).includes("workers started")) {
-    if (!isAlive(child) || patience.aborted) throw new Error(`the worker is not up:\n${await readFile(file, "utf8")}`);
+  const readLog = () => readFile(file, "utf8");
+  while (!(await readLog()).includes("workers started")) {
+    if (!isAlive(child) || patience.aborted) throw new Error(`the worker is not up:\n${await readLog()}`);
     await delay(50);
   }
   const resources = stack.move();
-  return { pid: child.pid ?? 0, [Symbol.asyncDispose]: () => resources.disposeAsync() };
+  return { pid: child.pid ?? 0, log: readLog, [Symbol.asyncDispose]: () => resources.disposeAsync() };
 }
 
-async function startCluster(): Promise<Cluster> {
+async function startCluster(nodes: number): Promise<Cluster> {
   await using stack = new AsyncDisposableStack();
-  const args = ["--nodes", String(NODES.length), "--port", "0", "--json"];
+  const args = ["--nodes", String(nodes), "--port", "0", "--json"];
   const { told: env } = stack.use(await startProgram(new URL("../pve/main.ts", import.meta.url), args));
   const controlUrl = env["PVE_CONTROL_URL"] ?? "";
   const ask = async (path: string, body?: object): Promise<unknown> => {

@@ -39,14 +39,14 @@ export function addPages(app: FastifyInstance, context: WorkerContext): AsyncDis
   });
 
   const loadSandbox = async (params: unknown) => {
-    const { id } = z.object({ id: SandboxId }).parse(params);
+    const { id } = fromPath(z.object({ id: SandboxId }), params);
     const sandbox = await store.loadSandbox(id);
     if (sandbox === null)
       throw new FleetError("sandbox_not_found", `there is no sandbox ${id}`, { facts: { sandbox: id } });
     return sandbox;
   };
   const loadOperation = async (params: unknown) => {
-    const { id } = z.object({ id: OperationId }).parse(params);
+    const { id } = fromPath(z.object({ id: OperationId }), params);
     const operation = await store.load(id);
     if (operation === null)
       throw new FleetError("operation_unknown", `there is no operation ${id} (any more)`, { facts: { operation: id } });
@@ -89,7 +89,7 @@ export function addPages(app: FastifyInstance, context: WorkerContext): AsyncDis
       return reply.redirect(back, 303);
     });
   };
-  const nodeOf = (params: unknown) => z.object({ node: NodeName }).parse(params).node;
+  const nodeOf = (params: unknown) => fromPath(z.object({ node: NodeName }), params).node;
   action(
     "/nodes/:node/cordon",
     async (params) => ({ text: `Place nothing new on ${nodeOf(params)}? What is there stays.`, back: "/" }),
@@ -134,7 +134,7 @@ export function addPages(app: FastifyInstance, context: WorkerContext): AsyncDis
 
   app.setErrorHandler((error, request, reply) => {
     const known = error instanceof FleetError ? error : null;
-    const status = error instanceof z.ZodError ? 404 : known ? statusOf(known) : statusOfHttp(error);
+    const status = error instanceof NoSuchPage ? 404 : known ? statusOf(known) : statusOfHttp(error);
     if (status >= 500) log.warn({ err: error }, "an ops page could not be shown");
     const text = known?.message ?? (status === 404 ? "there is no such page" : "this page can't be shown just now");
     return send(reply.code(status), {
@@ -151,6 +151,14 @@ export function addPages(app: FastifyInstance, context: WorkerContext): AsyncDis
     }),
   );
   return fleet;
+}
+
+class NoSuchPage extends Error {}
+
+function fromPath<S extends z.ZodType>(schema: S, params: unknown): z.output<S> {
+  const parsed = schema.safeParse(params);
+  if (parsed.success) return parsed.data;
+  throw new NoSuchPage();
 }
 
 function statusOf({ code }: FleetError): number {
