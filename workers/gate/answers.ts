@@ -38,6 +38,8 @@ export function isNavigation(method: string, { accept = "", ...headers }: Incomi
 export function say(request: IncomingMessage, response: ServerResponse, answer: Answer): void {
   const { status, headers = {} } = answer;
   const [type, body] = render(request, answer);
+  // Who was never told to send its body may send it or not: what comes next on this connection is not certain to be a request.
+  if (request.headers.expect !== undefined) response.setHeader("connection", "close");
   response.writeHead(status, { ...OWN_PAGE, "content-type": `${type}; charset=utf-8`, ...headers }).end(`${body}\n`);
 }
 

@@ -230,6 +230,11 @@ test("a proxy that shows the secret is told where to go on, and nobody else", as
   expect([refused.status, (await decide("", "/a")).status]).toEqual([403, 403]);
 });
 
+test("a body that was asked about and is not wanted ends its connection", async () => {
+  const reply = await ask(hostOf("linked"), { method: "POST", body: "x", headers: { expect: "100-continue" } });
+  expect([reply.status, reply.headers.connection]).toEqual([401, "close"]);
+});
+
 test("certificates are for hosts of exposed services only", async () => {
   const { host } = new URL(gate.url);
   const asked = async (domain: string) =>
