@@ -57,15 +57,17 @@ async function openShell(
   const term = cli.env["TERM"] || undefined;
   const given = withoutUndefined({ command, user, term });
   const handle = await operations.begin(() => fleet.shell({ sandboxId, ...sizeHere(), ...given }, { onQuota }));
-  return attach(session, handle);
+  return attach(session, handle, cli);
 }
 
 const sizeHere = () => ({ cols: process.stdout.columns || 80, rows: process.stdout.rows || 24 });
 
 const CTRL_C = 3;
+/** Who hangs up waits no longer than this for the shell's end. */
+const LEAVING_MS = 3_000;
 
 /** This terminal is the shell's until it ends, and then what it was before, however that comes about. */
-async function attach(session: Session, handle: ShellHandle): Promise<number> {
+async function attach(session: Session, handle: ShellHandle, cli: Cli): Promise<number> {
   const { operations, terminal } = session;
   const { stdin, stdout } = process;
   const stop = new AbortController();
@@ -83,7 +85,12 @@ async function attach(session: Session, handle: ShellHandle): Promise<number> {
     if (pass.length > 0) handle.write(pass).catch(ignore);
     if (leave) onEnd();
   };
-  const onEnd = () => void handle.close().catch(ignore);
+  let leaving: NodeJS.Timeout | undefined;
+  const onEnd = () => {
+    handle.close().catch(ignore);
+    // While Redis is away nobody hears of it; then the worker misses our signs of life.
+    leaving ??= setTimeout(() => cli.exit(EXIT.failed), LEAVING_MS);
+  };
   const onResize = () => {
     const { cols, rows } = sizeHere();
     handle.resize(cols, rows).catch(ignore);
@@ -109,6 +116,7 @@ async function attach(session: Session, handle: ShellHandle): Promise<number> {
   } catch (error) {
     throw left ? new Interrupted("canceled the operation") : error;
   } finally {
+    clearTimeout(leaving);
     stop.abort();
     stdin.off("data", onData).off("end", onEnd).pause();
     stdout.off("resize", onResize);

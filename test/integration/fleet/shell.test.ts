@@ -16,6 +16,7 @@ const MAIN = new URL("../../../producers/cli/main.ts", import.meta.url).pathname
 
 let bed: Bed;
 let folder: string;
+const clis: ChildProcess[] = [];
 let box: Awaited<ReturnType<typeof provisionOne>>;
 beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), "shell-"));
@@ -23,6 +24,7 @@ beforeAll(async () => {
   box = await provisionOne(bed.fleet, { env: { WORD: "sealed" } });
 });
 afterAll(async () => {
+  for (const child of clis) child.kill("SIGKILL"); // those of tests that failed
   rmSync(folder, { recursive: true, force: true });
   await bed.close();
 });
@@ -36,6 +38,7 @@ function startCli(words: string[], after = "") {
     env: { PATH: process.env["PATH"], TERM: "xterm", ...bed.env },
     stdio: ["pipe", "pipe", "inherit"],
   });
+  clis.push(child);
   let seen = "";
   child.stdout.setEncoding("utf8").on("data", (text: string) => (seen += text));
   return {
