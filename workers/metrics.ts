@@ -22,6 +22,9 @@ export interface Metrics {
   readonly registry: Registry;
   operationEnded(operation: EndedOperation): void;
   pveAnswered(report: RequestReport): void;
+  /** `outcome`: what the gate decided about a request, such as `forward`. */
+  gateDecided(outcome: string): void;
+  gateWoke(): void;
 }
 
 export function createMetrics(): Metrics {
@@ -60,6 +63,17 @@ export function createMetrics(): Metrics {
     buckets: REQUEST_SECONDS,
     registers,
   });
+  const decisions = new Counter({
+    name: "fleet_gate_requests_total",
+    help: "Requests to public URLs by what the gate decided.",
+    labelNames: ["outcome"],
+    registers,
+  });
+  const wakes = new Counter({
+    name: "fleet_gate_wakes_total",
+    help: "Sandboxes that requests have begun to wake.",
+    registers,
+  });
   return {
     registry,
     operationEnded({ kind, code, node = "", acceptedAt, timings }) {
@@ -71,5 +85,7 @@ export function createMetrics(): Metrics {
       requests.inc({ method, endpoint, node, status });
       requestSeconds.observe({ method, endpoint }, ms / 1_000);
     },
+    gateDecided: (outcome) => decisions.inc({ outcome }),
+    gateWoke: () => wakes.inc(),
   };
 }

@@ -12,7 +12,7 @@ import { parseHostHeader } from "../../shared/url-pattern.ts";
 import type { WorkerContext } from "../context.ts";
 import { startActivity } from "./activity.ts";
 import { leave, say, toAnswer } from "./answers.ts";
-import { createEnter } from "./enter.ts";
+import { createEnter, type Enter } from "./enter.ts";
 import { startExchanges } from "./exchanges.ts";
 import { CLEARED, toMark } from "./first-visit.ts";
 import { createJudge } from "./judge.ts";
@@ -55,7 +55,7 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   const waker = createWaker(context, registry, closing.signal);
   const activity = stack.use(startActivity(context));
   const open = stack.use(startExchanges({ registry, activity, waker, log }));
-  const enter = createEnter({
+  const decided = createEnter({
     judge,
     upstream,
     activity,
@@ -63,6 +63,11 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
     wakeMs: config.GATE_WAKE_SECONDS * 1_000,
     signal: closing.signal,
   });
+  const enter: Enter = async (...asked) => {
+    const outcome = await decided(...asked);
+    context.metrics.gateDecided(outcome.is);
+    return outcome;
+  };
   const relocate = createRelocate(context, registry, closing.signal);
   const marks = new WeakMap<IncomingMessage, string>();
   const proxy = createProxyServer({ xfwd: false });

@@ -78,12 +78,13 @@ export function createWaker(context: WorkerContext, registry: Registry, signal: 
 
 /** What the wake of this sleep failed with lately; null while it may still succeed. */
 async function askToWake(context: WorkerContext, sandbox: SandboxRecord): Promise<FleetErrorCode | null> {
-  const { redis, keys, store, log } = context;
+  const { redis, keys, store, metrics, log } = context;
   const input = parseInput("power", { sandboxId: sandbox.id, action: "resume", allowStop: true });
   const idempotencyKey = `wake ${sandbox.id} ${sandbox.stateAt ?? 0}`;
   try {
     const accepted = await askOperation(context, sandbox, { kind: "power", input, idempotencyKey });
     if (!accepted.existing) {
+      metrics.gateWoke();
       log.info({ sandbox: sandbox.id, operation: accepted.id }, "a request wakes it");
       return null;
     }

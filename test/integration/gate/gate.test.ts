@@ -69,6 +69,17 @@ async function newKey(team?: string): Promise<{ id: string; text: string; revoke
   return { id, text, revoke: () => bed.fleet.keys.revoke(id) };
 }
 
+test("what it decides is counted", async () => {
+  const count = async (outcome: string) => {
+    const text = (await bed.workers?.context.metrics.registry.metrics()) ?? "";
+    return Number(new RegExp(`^fleet_gate_requests_total\\{outcome="${outcome}"\\} (\\d+)$`, "m").exec(text)?.[1] ?? 0);
+  };
+  const before = [await count("forward"), await count("refused")] as const;
+  await ask(hostOf("open"));
+  await ask(hostOf("linked"));
+  expect([await count("forward"), await count("refused")]).toEqual([before[0] + 1, before[1] + 1]);
+});
+
 describe("who may pass, passes", () => {
   test("an open service gets method, path, body and host as they were sent", async () => {
     const reply = await ask(hostOf("open"), {
