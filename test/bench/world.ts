@@ -84,6 +84,8 @@ interface WorkerProcess extends AsyncDisposable {
   log(): Promise<string>;
 }
 
+/** As `npm run worker` and the image have them. */
+const WORKER_FLAGS = ["--max-semi-space-size=16", "--max-old-space-size=768"];
 const WORKER = fileURLToPath(new URL("../../workers/main.ts", import.meta.url));
 
 /** Its log goes to a file, as to a collector's: read here, it would be work of the producer's. */
@@ -93,7 +95,7 @@ async function startWorker(env: Record<string, string>): Promise<WorkerProcess> 
   stack.defer(() => rm(folder, { recursive: true, force: true }));
   const file = join(folder, "worker.log");
   await using log = await open(file, "a");
-  const child = spawn(process.execPath, [WORKER], {
+  const child = spawn(process.execPath, [...WORKER_FLAGS, WORKER], {
     env: { PATH: process.env["PATH"] ?? "", NODE_COMPILE_CACHE: process.env["NODE_COMPILE_CACHE"], ...env },
     stdio: ["ignore", log.fd, log.fd],
   });
