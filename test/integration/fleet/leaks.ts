@@ -51,6 +51,7 @@ function leftKeys(keys: Keys, all: readonly string[]): string[] {
     "held:",
     "changes:",
     "waiting:",
+    "users:",
     "line:",
     "turns:",
     "secret:op_",
