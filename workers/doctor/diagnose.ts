@@ -88,7 +88,9 @@ async function examinePve(patient: Patient): Promise<readonly Finding[]> {
   const { inventory } = found;
   const looks = await Promise.all([
     examine("pve.quorum", PVE_MS, (signal) => examineCluster(pve, signal)),
-    examine("pve.firewall", PVE_MS, (signal) => examineFirewall(pve, signal)),
+    examine("pve.firewall", PVE_MS, (signal) =>
+      examineFirewall(pve, { closes: config.PVE_FIREWALL_ALLOW.length > 0, signal }),
+    ),
     ...(inventory === undefined ? [] : examineInventory(patient, inventory)),
   ]);
   return [...reading, ...looks.flat()];

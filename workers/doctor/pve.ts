@@ -68,15 +68,27 @@ export async function examineCluster(pve: PveApi, signal: AbortSignal): Promise<
 
 const SEE_RIGHTS = "Give it Sys.Audit; see pve.rights";
 
-export async function examineFirewall(pve: PveApi, signal: AbortSignal): Promise<Finding[]> {
+/** `closes`: provisions close their containers' own firewalls, which filter only while the datacenter's is on. */
+export async function examineFirewall(
+  pve: PveApi,
+  { closes, signal }: { closes: boolean; signal: AbortSignal },
+): Promise<Finding[]> {
   const check = "pve.firewall";
   const state = await unlessForbidden(() => pve.firewall({ signal }));
+  if (!closes)
+    return [
+      warning(
+        check,
+        "sandboxes reach each other and all that their bridge reaches",
+        "Set PVE_FIREWALL_ALLOW; see README",
+      ),
+    ];
   if (state === null) return [warning(check, "not known: the token may not see it", SEE_RIGHTS)];
   if ((state.enable ?? 0) > 0) return [ok(check, "on for the datacenter")];
   return [
-    warning(
+    problem(
       check,
-      "off for the datacenter: sandboxes reach all that the nodes' networks reach, each other included",
+      "off for the datacenter: PVE_FIREWALL_ALLOW closes nothing",
       "Allow 8006 and 22 from where you are first, then: pvesh set /cluster/firewall/options --enable 1",
     ),
   ];

@@ -168,6 +168,9 @@ describe("the cluster", () => {
       "pve.quorum cluster",
       "pve.node pve2",
     ]);
+    expect(await problems({ PVE_FIREWALL_ALLOW: "10.0.0.0/8" })).toContainEqual(
+      expect.objectContaining({ check: "pve.firewall", text: expect.stringContaining("closes nothing") }),
+    );
     const told = at(findings, "warning");
     expect(told).toContainEqual(expect.objectContaining({ check: "pve.api", text: expect.stringContaining(":1:") }));
     expect(told).toContainEqual(
