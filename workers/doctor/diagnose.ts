@@ -13,6 +13,7 @@ import { createAddressOf } from "../ssh/node-address.ts";
 import { createNodeShell, type NodeShell } from "../ssh/node-shell.ts";
 import { examine, type Finding, problem } from "./finding.ts";
 import { examineByProbe } from "./probe.ts";
+import { examineProxy } from "./proxy.ts";
 import { examineCluster, examineFirewall, examineHosts, examineNodes } from "./pve.ts";
 import { examineRedis, examineWorkers, openRedis } from "./redis.ts";
 import { examineRights, neededRights } from "./rights.ts";
@@ -22,6 +23,7 @@ import { examineVmids, judgeStorages, judgeTemplates } from "./templates.ts";
 
 const REDIS_MS = 5_000;
 const PVE_MS = 15_000;
+const PROXY_MS = 25_000;
 const PROBE_MS = 240_000;
 
 export interface Wishes {
@@ -65,6 +67,9 @@ export async function diagnose(
     behind.push(
       examine("workers", REDIS_MS, () => examineWorkers(redis, { keys, perNode: config.PVE_CONNECTIONS_PER_NODE })),
     );
+  const { PVE_PUBLIC_DOMAIN: domain } = config;
+  if (redis !== undefined && domain !== undefined)
+    behind.push(examine("proxy", PROXY_MS, () => examineProxy(config, domain)));
   if (hosts.length > 0) {
     const pve = createPveApi(stack.use(createPveHttp({ ...toPveTarget(config), hosts })));
     const shell = stack.use(createNodeShell(config, createAddressOf(pve)));

@@ -80,10 +80,14 @@ test("settings: all at once, and domains that are not apart", async () => {
     "REDIS_URL",
   ]);
   const near = await problems({
-    PVE_PUBLIC_DOMAIN: "box.example.com",
-    GATE_APP_ORIGINS: "https://app.box.example.com",
+    PVE_PUBLIC_DOMAIN: "box.invalid",
+    GATE_APP_ORIGINS: "https://app.box.invalid",
   });
-  expect(near).toMatchObject([{ check: "settings.domains" }]);
+  // .invalid resolves nowhere (RFC 2606).
+  expect(near).toMatchObject([
+    { check: "settings.domains" },
+    { check: "proxy.names", wayOut: expect.stringContaining("fleet proxy") },
+  ]);
 });
 
 describe("Redis", () => {

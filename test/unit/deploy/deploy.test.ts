@@ -2,7 +2,9 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { z } from "zod";
+import { toProxyConfig } from "../../../producers/cli/proxy-configs.ts";
 import { loadWorkerConfig, VARIABLES } from "../../../shared/config.ts";
+import { DEFAULT_URL_PATTERN } from "../../../shared/config-gate.ts";
 import { POLICY } from "../../../shared/errors.ts";
 import { createMetrics } from "../../../workers/metrics.ts";
 
@@ -52,6 +54,19 @@ test(".env.example has every setting once; what it says is a default is one", ()
   };
   const defaults = lines.filter(([, hash]) => hash === "#").map(([, , name, value]) => [name, value]);
   expect(loadWorkerConfig({ ...Object.fromEntries(defaults), ...needed })).toEqual(loadWorkerConfig(needed));
+});
+
+test("the Caddyfile is the one that fleet proxy prints", () => {
+  const domain = "sandbox.example.com";
+  const settings = {
+    gate: "gate:3080",
+    domain,
+    pattern: DEFAULT_URL_PATTERN,
+    tls: "on-demand",
+    dnsProvider: "",
+  } as const;
+  const printed = toProxyConfig("caddy", settings).replace(domain, "{$PVE_PUBLIC_DOMAIN}");
+  expect(read("deploy/caddy/Caddyfile").replace(/^.*\n/, "")).toBe(printed);
 });
 
 test("whatever stops a worker leaves it more time than it asks for", () => {
