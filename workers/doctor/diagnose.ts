@@ -16,7 +16,7 @@ import { examineByProbe } from "./probe.ts";
 import { examineProxy } from "./proxy.ts";
 import { examineCluster, examineFirewall, examineHosts, examineNodes } from "./pve.ts";
 import { examineRedis, examineWorkers, openRedis } from "./redis.ts";
-import { examineRights, neededRights } from "./rights.ts";
+import { examinePool, examineRights, neededRights } from "./rights.ts";
 import { examineSettings } from "./settings.ts";
 import { examineSsh } from "./ssh.ts";
 import { examineVmids, judgeStorages, judgeTemplates } from "./templates.ts";
@@ -103,7 +103,7 @@ async function examinePve(patient: Patient): Promise<readonly Finding[]> {
 
 function examineInventory(patient: Patient, inventory: Inventory): Promise<readonly Finding[]>[] {
   const { config, pve, shell, leased, wishes } = patient;
-  const { PVE_VMID_RANGE: range, PVE_NODE: defaultNode, PVE_PUBLIC_DOMAIN: domain } = config;
+  const { PVE_VMID_RANGE: range, PVE_NODE: defaultNode, PVE_PUBLIC_DOMAIN: domain, PVE_POOL: pool } = config;
   const online = inventory.nodes.filter((node) => node.online).map(({ name }) => name);
   const first = Vmid.parse(range.first);
   const last = Vmid.parse(range.last);
@@ -116,6 +116,7 @@ function examineInventory(patient: Patient, inventory: Inventory): Promise<reado
       const [tokenId = ""] = config.PVE_API_TOKEN.split("=", 1);
       return examineRights(pve, needed, { tokenId, signal });
     }),
+    ...(pool === undefined ? [] : [examine("pve.pool", PVE_MS, (signal) => examinePool(pve, pool, signal))]),
     examine("storages", PVE_MS, async () => judgeStorages(inventory, config.PVE_STORAGE)),
     examine("templates", PVE_MS, async () => judgeTemplates(inventory, config.PVE_ALLOW_PRIVILEGED)),
     examine("vmids", PVE_MS, (signal) => examineVmids(pve, { range, leased: new Set(leased), signal })),

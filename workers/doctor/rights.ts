@@ -58,6 +58,19 @@ export function neededRights({ vmid, templates, storages, bridges, pool }: Right
   ];
 }
 
+/** PVE lists the pools that the token sees. */
+export async function examinePool(pve: PveApi, pool: string, signal: AbortSignal): Promise<Finding[]> {
+  const pools = await pve.pools({ signal });
+  if (pools.some(({ poolid }) => poolid === pool)) return [ok("pve.pool", pool)];
+  return [
+    problem(
+      "pve.pool",
+      `the token sees no pool ${pool} (PVE_POOL)`,
+      `pveum pool add ${pool}; seeing it needs Pool.Audit`,
+    ),
+  ];
+}
+
 export async function examineRights(
   pve: PveApi,
   rights: readonly Right[],

@@ -140,6 +140,24 @@ describe("the token", () => {
     expect(await problems({ PVE_API_TOKEN: without() })).toEqual([]);
   });
 
+  test("with a pool, rights on it and on the templates are enough; one that is not there is said to be so", async () => {
+    const copies = ["VM.Audit", "VM.Clone"];
+    const PVE_API_TOKEN = bed.pve.addToken({
+      user: "fleet@pve",
+      id: "doctor",
+      privileges: {
+        "/": ROLE.filter((one) => !one.startsWith("VM.")),
+        "/pool/boxes": ROLE,
+        "/vms/9001": copies,
+        "/vms/9002": copies,
+      },
+    });
+    const bad = await problems({ PVE_API_TOKEN, PVE_POOL: "boxes" });
+    expect(bad.map(({ check, wayOut }) => [check, wayOut?.split(";")[0]])).toEqual([
+      ["pve.pool", "pveum pool add boxes"],
+    ]);
+  });
+
   test("each right that it lacks, with the command that gives it", async () => {
     const PVE_API_TOKEN = without("VM.Clone", "VM.Snapshot", "SDN.Use", "Datastore.AllocateSpace", "Sys.Audit");
     const findings = await look({ PVE_API_TOKEN });
