@@ -145,6 +145,9 @@ async function startCluster(nodes: number): Promise<Cluster> {
   };
 }
 
+/** How long a program has to tidy up. */
+const STOP_WITHIN_MS = 10_000;
+
 export interface Program extends AsyncDisposable {
   /** What it printed first: one JSON object. */
   readonly told: Record<string, string>;
@@ -160,7 +163,9 @@ export async function startProgram(file: URL, args: readonly string[]): Promise<
     if (!isAlive(child)) return;
     // Politely: the stand-in removes its guests and their folders.
     child.kill("SIGTERM");
+    const impatience = setTimeout(kill, STOP_WITHIN_MS); // with work under way it may not come to an end
     await once(child, "close");
+    clearTimeout(impatience);
   };
   try {
     return { told: await firstLine(child), [Symbol.asyncDispose]: stop };
