@@ -3,10 +3,11 @@ import { FleetError } from "../../shared/errors.ts";
 import { batch } from "./batch.ts";
 import type { Bench } from "./bench.ts";
 import { exec } from "./exec.ts";
+import { gate } from "./gate.ts";
 import { ops } from "./ops.ts";
 import { provision } from "./provision.ts";
 
-const BENCHES: Readonly<Record<string, Bench>> = { provision, exec, batch, ops };
+const BENCHES: Readonly<Record<string, Bench>> = { provision, exec, batch, ops, gate };
 
 const HELP = `npm run bench -- BENCH [options]
 

@@ -14,6 +14,7 @@ import { fileURLToPath } from "node:url";
 import { createFleet, type Fleet } from "../../producers/index.ts";
 import type { LogEntry, TaskEntry } from "../pve/views.ts";
 import { startRedis } from "../redis.ts";
+import { startSshNodes } from "../ssh/nodes.ts";
 
 export const TEMPLATE = "cmux-base";
 export const NODES = ["pve1", "pve2", "pve3"] as const;
@@ -44,14 +45,19 @@ export interface WorldOptions {
   workers: number;
   /** Nodes of the cluster (3). */
   nodes?: number;
+  /** An sshd for each of the first three nodes, which the workers know. */
+  ssh?: boolean;
   /** More variables of the workers. */
   env?: Record<string, string>;
 }
 
-export async function startWorld({ workers, nodes = NODES.length, env: more = {} }: WorldOptions): Promise<World> {
+export async function startWorld(options: WorldOptions): Promise<World> {
+  const { workers, nodes = NODES.length, ssh = false, env: more = {} } = options;
   await using stack = new AsyncDisposableStack();
   const redis = stack.use(await startRedis({ engine: "process" }));
   const cluster = stack.use(await startCluster(nodes));
+  const controlUrl = cluster.env["PVE_CONTROL_URL"] ?? "";
+  const sshNodes = ssh ? stack.use(await startSshNodes({ nodes: [...NODES], controlUrl })) : undefined;
   const prefix = `{bench-${randomBytes(4).toString("hex")}}`;
   const secretKey = randomBytes(32).toString("hex");
   const env = {
@@ -61,6 +67,7 @@ export async function startWorld({ workers, nodes = NODES.length, env: more = {}
     FLEET_SECRET_KEY: secretKey,
     FLEET_ROLES: "worker",
     FLEET_NODE_SLOTS: String(NODE_SLOTS),
+    ...sshNodes?.env,
     ...more,
   };
   const started: WorkerProcess[] = [];

@@ -1,10 +1,9 @@
 /** The printed configuration in a real Caddy with its own CA, in front of the gate. */
-import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { execFile } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { request } from "node:https";
-import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { connect as connectTls } from "node:tls";
@@ -12,6 +11,7 @@ import { promisify } from "node:util";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { LINK_COOKIE } from "../../../shared/links.ts";
 import { type Gate, startGate } from "../../../workers/gate/gate.ts";
+import { type Caddy, startCaddy } from "../../caddy.ts";
 import { type Bed, provisionOne, run, startBed, until } from "../fleet/harness.ts";
 import { type Asked, type Reply, seen, startEcho } from "./rig.ts";
 
@@ -27,8 +27,7 @@ let gate: Gate;
 let box: Awaited<ReturnType<typeof provisionOne>>;
 let guest: AsyncDisposable;
 let folder: string;
-let port: number;
-let caddy: ChildProcess;
+let caddy: Caddy;
 let hostOf: (service: string) => string;
 
 beforeAll(async () => {
@@ -48,21 +47,12 @@ beforeAll(async () => {
   });
   hostOf = (service) => `${service}-${box.vmid}.${DOMAIN}`;
   guest = await startEcho(box.address, PORT);
-  port = await freePort();
   const text = await fleet(["proxy", "caddy", "--tls", "internal", "--gate", new URL(gate.url).host]);
   expect(text).not.toContain(SECRET);
-  // Only where it listens and keeps things is the test's own.
-  const own = `\tadmin off\n\tskip_install_trust\n\tauto_https disable_redirects\n\thttps_port ${port}\n\tdefault_bind 127.0.0.1\n\tstorage file_system ${folder}\n`;
-  writeFileSync(join(folder, "Caddyfile"), text.replace("\n{\n", `\n{\n${own}`));
-  caddy = spawn("caddy", ["run", "--config", join(folder, "Caddyfile"), "--adapter", "caddyfile"], {
-    env: { PATH: process.env["PATH"], HOME: folder, GATE_PROXY_SECRET: SECRET },
-    stdio: "ignore",
-  });
-  await until(() => canConnect(port), "Caddy");
+  caddy = await startCaddy(text, SECRET);
 });
 afterAll(async () => {
-  caddy?.kill();
-  if (caddy?.exitCode === null) await once(caddy, "exit");
+  await caddy?.[Symbol.asyncDispose]();
   await gate?.[Symbol.asyncDispose]();
   await guest?.[Symbol.asyncDispose]();
   await bed?.close();
@@ -76,29 +66,7 @@ async function fleet(words: string[], env: Record<string, string> = {}): Promise
   return stdout;
 }
 
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const address = server.address();
-  server.close();
-  await once(server, "close");
-  return typeof address === "object" && address !== null ? address.port : 0;
-}
-
-async function canConnect(at: number): Promise<boolean> {
-  const socket = connect(at, "127.0.0.1");
-  try {
-    await once(socket, "connect");
-    return true;
-  } catch {
-    return false;
-  } finally {
-    socket.destroy();
-  }
-}
-
-const authority = () => readFileSync(join(folder, "pki/authorities/local/root.crt"), "utf8");
-const target = (servername: string) => ({ host: "127.0.0.1", port, servername, ca: authority() });
+const target = (servername: string) => ({ host: "127.0.0.1", port: caddy.port, servername, ca: caddy.authority() });
 
 async function ask(host: string, { path = "/", method = "GET", headers = {}, body = "" }: Asked = {}, name = host) {
   const sent = request({ ...target(name), path, method, agent: false, headers: { host, ...headers } });
@@ -215,7 +183,7 @@ test("a stopped sandbox wakes, and the body that was on its way comes whole", as
 });
 
 test("--check finds nothing wrong, and says what is", async () => {
-  const at = ["--at", `127.0.0.1:${port}`, "--ca", join(folder, "pki/authorities/local/root.crt"), "--json"];
+  const at = ["--at", `127.0.0.1:${caddy.port}`, "--ca", caddy.caFile, "--json"];
   const check = (host: string) => fleet(["proxy", "caddy", "--check", "--host", host, ...at]);
   const [fine, bad] = await Promise.allSettled([check(hostOf("open")), check(hostOf("nobody"))]);
   if (fine.status === "rejected") throw fine.reason;
