@@ -1,9 +1,10 @@
 /** Files and folders of this machine as contents, and back. A folder is a tar, made and unpacked by the system's own tar. */
 import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
 import { createReadStream, createWriteStream } from "node:fs";
 import { chmod, mkdir, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
-import { addAbortSignal, Readable } from "node:stream";
+import { addAbortSignal, Readable, type Writable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { FleetError } from "../../shared/errors.ts";
 
@@ -51,12 +52,29 @@ export async function saveFolder(path: string, content: AsyncIterable<Uint8Array
   });
   const ended = endOf(tar, [0]);
   ended.catch(() => {});
-  // A broken pipe is tar's own failure, which tells more.
-  await pipeline(content, tar.stdin).catch(async (error: unknown) => {
-    await (isFileError(error) ? ended : tar.kill());
+  try {
+    await pour(content, tar.stdin);
+  } catch (error) {
+    tar.kill();
     throw error;
-  });
+  }
   await ended;
+}
+
+/**
+ * To the end, whether it is taken or not: what reads says itself why it left, tar does so at the archive's end mark already,
+ * and whether all was right is told by the content's end.
+ */
+async function pour(content: AsyncIterable<Uint8Array>, into: Writable): Promise<void> {
+  into.on("error", () => {});
+  for await (const piece of content) {
+    if (!into.writable || into.write(piece)) continue;
+    const done = new AbortController();
+    const either = ["drain", "close"].map((name) => once(into, name, { signal: done.signal }));
+    await Promise.race(either).catch(() => {}); // what it ended with is told by the process
+    done.abort();
+  }
+  into.end();
 }
 
 /** Where something goes that is named `name` there: into a folder that exists, as with `cp`. */

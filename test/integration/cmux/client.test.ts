@@ -6,6 +6,7 @@ import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type CmuxClient, type CmuxInstance, createCmuxClient } from "../../../producers/cmux/index.ts";
+import { CHILD_ENV } from "../../child-env.ts";
 import { type Bed, containerOf, failure, provisionOne, startBed, until } from "../fleet/harness.ts";
 
 let bed: Bed;
@@ -88,7 +89,7 @@ test("the same start again is the same instance, by however the name is written;
 function spawnProcess(what: "start" | "use", instanceId: string): ChildProcess {
   const main = fileURLToPath(new URL("./client-process.ts", import.meta.url));
   const { REDIS_URL, FLEET_PREFIX } = bed.env;
-  const env = { PATH: process.env["PATH"], REDIS_URL, FLEET_PREFIX };
+  const env = { ...CHILD_ENV, REDIS_URL, FLEET_PREFIX };
   return spawn(process.execPath, [main, what, instanceId], { env, stdio: ["ignore", "pipe", "inherit"] });
 }
 

@@ -6,6 +6,7 @@ import { fileURLToPath } from "node:url";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { diagnose } from "../../../workers/doctor/diagnose.ts";
 import type { Finding, Level } from "../../../workers/doctor/finding.ts";
+import { CHILD_ENV } from "../../child-env.ts";
 import { startPve } from "../../pve/index.ts";
 import { type Bed, FAST, startBed } from "./harness.ts";
 
@@ -27,7 +28,7 @@ const problems = async (env?: Record<string, string>) => at(await look(env), "pr
 
 async function runDoctor(...words: string[]) {
   const child = spawn(process.execPath, [CLI, "doctor", ...words], {
-    env: { PATH: process.env["PATH"] ?? "", ...bed.env },
+    env: { ...CHILD_ENV, ...bed.env },
   });
   const [stdout, stderr, [code]] = await Promise.all([text(child.stdout), text(child.stderr), once(child, "close")]);
   return { stdout, stderr, code: Number(code) };

@@ -3,6 +3,7 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { CHILD_ENV } from "../../child-env.ts";
 import { type Bed, startBed } from "./harness.ts";
 
 let bed: Bed;
@@ -16,7 +17,7 @@ const here = (path: string) => fileURLToPath(new URL(path, import.meta.url));
 /** Runs a program to its own end. */
 async function runToEnd(program: string, env: Record<string, string | undefined>) {
   const child = spawn(process.execPath, [here(program)], {
-    env: { PATH: process.env["PATH"], ...env },
+    env: { ...CHILD_ENV, ...env },
     stdio: ["ignore", "pipe", "pipe"],
     timeout: 30_000,
     killSignal: "SIGKILL",

@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { ShellHandle } from "../../../producers/index.ts";
 import { quoteWord } from "../../../shared/shell-quote.ts";
+import { CHILD_ENV } from "../../child-env.ts";
 import { command } from "../command.ts";
 import { type Bed, failure, provisionOne, startBed, until } from "./harness.ts";
 
@@ -35,7 +36,7 @@ function startCli(words: string[], after = "") {
   const command = [process.execPath, MAIN, "shell", String(box.vmid), ...words].map(quoteWord).join(" ");
   const line = `tty >${quoteWord(tty)}; stty cols 91 rows 33; ${command}; code=$?; ${after}exit $code`;
   const child = spawn("script", ["-qec", line, "/dev/null"], {
-    env: { PATH: process.env["PATH"], TERM: "xterm", ...bed.env },
+    env: { ...CHILD_ENV, TERM: "xterm", ...bed.env },
     stdio: ["pipe", "pipe", "inherit"],
   });
   clis.push(child);

@@ -2,6 +2,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { fileURLToPath } from "node:url";
+import { CHILD_ENV } from "../../child-env.ts";
 
 const MAIN = fileURLToPath(new URL("../../../workers/main.ts", import.meta.url));
 const READY_WITHIN_MS = 20_000;
@@ -18,7 +19,7 @@ export interface WorkerProcess extends AsyncDisposable {
 export async function startWorkerProcess(env: Record<string, string>): Promise<WorkerProcess> {
   const level = env["LOG_LEVEL"] === "silent" ? "info" : env["LOG_LEVEL"];
   const child = spawn(process.execPath, [MAIN], {
-    env: { PATH: process.env["PATH"] ?? "", ...env, LOG_LEVEL: level ?? "info" },
+    env: { ...CHILD_ENV, ...env, LOG_LEVEL: level ?? "info" },
     stdio: ["ignore", "pipe", "pipe"],
   });
   const written: string[] = [];

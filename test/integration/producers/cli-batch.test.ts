@@ -9,6 +9,7 @@ import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { FleetError } from "../../../shared/errors.ts";
 import { BatchId, type OperationId } from "../../../shared/ids.ts";
 import { createBatchStore } from "../../../shared/state/batches.ts";
+import { CHILD_ENV } from "../../child-env.ts";
 import { type RedisServer, startRedis } from "../../redis.ts";
 import { createRig, type Rig, SECRET_KEY, toProvisioned } from "./rig.ts";
 
@@ -22,7 +23,7 @@ const MAIN = new URL("../../../producers/cli/main.ts", import.meta.url).pathname
 
 function start(rig: Rig, words: string[]) {
   const child = spawn(process.execPath, [MAIN, ...words], {
-    env: { PATH: process.env["PATH"], REDIS_URL: server.url, FLEET_PREFIX: rig.prefix, FLEET_SECRET_KEY: SECRET_KEY },
+    env: { ...CHILD_ENV, REDIS_URL: server.url, FLEET_PREFIX: rig.prefix, FLEET_SECRET_KEY: SECRET_KEY },
     stdio: ["pipe", "pipe", "pipe"],
   });
   const ended = Promise.all([text(child.stdout), text(child.stderr), once(child, "close")]).then(([out, err]) => ({

@@ -12,6 +12,7 @@ import { NodeName, type OperationId } from "../../../shared/ids.ts";
 import { type Ask, createContentStore } from "../../../shared/state/contents.ts";
 import { saveInventory } from "../../../shared/state/inventory.ts";
 import { createSecretStore } from "../../../shared/state/secrets.ts";
+import { CHILD_ENV } from "../../child-env.ts";
 import { type RedisServer, startRedis } from "../../redis.ts";
 import { createRig, type Rig, SECRET_KEY, toProvisioned } from "./rig.ts";
 
@@ -33,7 +34,7 @@ interface Ran {
 function start(rig: Rig, words: string[], env: Record<string, string> = {}) {
   const child = spawn(process.execPath, [MAIN, ...words], {
     env: {
-      PATH: process.env["PATH"],
+      ...CHILD_ENV,
       REDIS_URL: server.url,
       FLEET_PREFIX: rig.prefix,
       FLEET_SECRET_KEY: SECRET_KEY,
@@ -500,15 +501,13 @@ describe("changing", () => {
 
 describe("node ssh-guard", () => {
   const guard = (words: string[], env: Record<string, string> = {}) =>
-    collect(
-      spawn(process.execPath, [MAIN, "node", "ssh-guard", ...words], { env: { PATH: process.env["PATH"], ...env } }),
-    );
+    collect(spawn(process.execPath, [MAIN, "node", "ssh-guard", ...words], { env: { ...CHILD_ENV, ...env } }));
 
   test("prints a script, without Redis; the range is the option's, the environment's or the default", async () => {
     const { code, out, err } = await guard([]);
     expect({ code, err }).toEqual({ code: 0, err: "" });
     expect(out).toMatch(
-      /^#!\/bin\/sh\n.*on CTs 20000 to 29999.*command="\/usr\/local\/sbin\/fleet-ssh-guard",restrict ssh-/s,
+      /^#!\/bin\/sh\n.*on CTs 20000 to 29999.*command="\/usr\/local\/sbin\/fleet-ssh-guard",restrict,pty ssh-/s,
     );
     expect((await guard([], { PVE_VMID_RANGE: "300-399" })).out).toContain("\nfirst=300\nlast=399\n");
     const json = await guard(["--range", "500-600", "--json"], { PVE_VMID_RANGE: "300-399" });

@@ -3,6 +3,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { text } from "node:stream/consumers";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { CHILD_ENV } from "../../child-env.ts";
 import { type Bed, containerOf, failure, provisionOne, run, startBed, until } from "../fleet/harness.ts";
 
 const MAIN = new URL("../../../producers/cli/main.ts", import.meta.url).pathname;
@@ -16,7 +17,7 @@ afterEach(() => bed.fleet.nodes.uncordon("pve2"));
 
 function start(words: string[], env: Record<string, string> = {}): ChildProcess {
   return spawn(process.execPath, [MAIN, ...words], {
-    env: { PATH: process.env["PATH"], REDIS_URL: bed.env["REDIS_URL"], FLEET_PREFIX: bed.env["FLEET_PREFIX"], ...env },
+    env: { ...CHILD_ENV, REDIS_URL: bed.env["REDIS_URL"], FLEET_PREFIX: bed.env["FLEET_PREFIX"], ...env },
     stdio: ["ignore", "pipe", "pipe"],
   });
 }
