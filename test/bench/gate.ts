@@ -49,13 +49,13 @@ const HELP = `npm run bench -- gate [options]
   exposeToFirst200Ms   from the result of an expose to the first 200 through Caddy, whose certificate for the host is made
                        meanwhile; median.
   hideTo404Ms          from the result of a hide to the first 404 on the connection that is kept since; median.
-  decisionMs           with ${SANDBOXES} sandboxes, ${PER_SECOND} questions a second as Caddy asks them, half of them with a link's cookie, sent
-                       on time whether or not those before are answered, over connections that are kept; from the
+  decisionMs           with ${SANDBOXES} sandboxes, ${PER_SECOND} questions a second as Caddy asks them, half of them with a link's cookie,
+                       sent on time whether or not those before are answered, over connections that are kept; from the
                        sending to the answer.
   rateOverPlainProxy   requests a second through Caddy with the gate over those through the same Caddy's plain
                        reverse_proxy to the same service; both over HTTPS; median of the rounds.
-  wakeMs               from a request through Caddy to a frozen sandbox to its answer, less what the service takes when it is
-                       asked itself; median of ${WAKES}.
+  wakeMs               from a request through Caddy to a frozen sandbox to its answer, less what the service takes when
+                       it is asked itself; median of ${WAKES}.
 `;
 
 export interface GateReport {
