@@ -7,7 +7,7 @@ import { startWorld, type World } from "./world.ts";
 
 const HELP = `npm run demo -- [options]
 
-  Starts Redis, a stand-in for Proxmox VE with 3 nodes and the fleet with Bull Board; provisions sandboxes, runs a
+  Starts Redis, a stand-in for Proxmox VE with 3 nodes and the fleet with its ops pages; provisions sandboxes, runs a
   command and a web server in each, exposes and fetches it, takes a snapshot, destroys them all, and shows what it took.
   With PVE_API_URL and PVE_API_TOKEN set it does the same on a real PVE; with REDIS_URL on that Redis.
 
@@ -99,7 +99,7 @@ async function narrate(fleet: Fleet, log: (line: string) => void, signal: AbortS
 
 async function stay(world: World, signal: AbortSignal): Promise<void> {
   process.stderr.write(
-    `\nStill running, for exploring (Ctrl-C ends it and leaves nothing behind):\n  Bull Board   ${world.board}\n  Redis        ${world.redisUrl}\n`,
+    `\nStill running, for exploring (Ctrl-C ends it and leaves nothing behind):\n  Ops pages    ${world.pages} (sandboxes, queues in Bull Board)\n  Redis        ${world.redisUrl}\n`,
   );
   await new Promise<void>((resolve) => {
     if (signal.aborted) resolve();
@@ -129,8 +129,8 @@ function toTable({ rows }: Tour): string {
   return table.toString();
 }
 
-function toJson({ rows, snapshot, destroyed }: Tour, { board }: World): string {
-  return JSON.stringify({ sandboxes: rows, snapshot, destroyed, board }, null, 2);
+function toJson({ rows, snapshot, destroyed }: Tour, { pages }: World): string {
+  return JSON.stringify({ sandboxes: rows, snapshot, destroyed, pages }, null, 2);
 }
 
 function wholeNumber(name: string, text: string, most: number): number {

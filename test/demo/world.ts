@@ -1,4 +1,4 @@
-/** What the demo runs on: Redis, PVE (the stand-in, or a real one), the fleet with Bull Board, and a client. */
+/** What the demo runs on: Redis, PVE (the stand-in, or a real one), the fleet with its ops pages, and a client. */
 import { randomBytes } from "node:crypto";
 import { createFleet, type Fleet, FleetError } from "../../producers/index.ts";
 import { loadWorkerConfig } from "../../shared/config.ts";
@@ -10,8 +10,8 @@ import { startEmbeddedRedis } from "../redis.ts";
 
 export interface World extends AsyncDisposable {
   fleet: Fleet;
-  /** Where Bull Board is. */
-  board: string;
+  /** Where the ops pages are. */
+  pages: string;
   redisUrl: string;
   nodes: readonly string[];
   /** The template that the tour clones. */
@@ -52,11 +52,11 @@ export async function startWorld(
       "template_not_found",
       "the cluster has no LXC template that this token may see; make one, or name it with --template",
     );
-  log(`Bull Board: ${ops.url}`);
+  log(`ops pages, Bull Board among them: ${ops.url}`);
   const resources = stack.move();
   return {
     fleet,
-    board: ops.url,
+    pages: ops.url,
     redisUrl: redis.url,
     nodes: nodes.map(({ name }) => name),
     template,
