@@ -55,7 +55,7 @@ if redis.call('HGET', key, 'parked') == '1' then
   local team, class = unpack(redis.call('HMGET', key, 'team', 'class'))
   if class then
     uncount(id, team, class)
-    count(id, team, class)
+    countIn(id, team, class, nil)
   end
   leaveLine(id, {})
   redis.call('HSET', key, 'parked', 0)

@@ -149,6 +149,28 @@ test("a run whose provision was given a container may neither write nor take a s
   );
 });
 
+test("a provision that stands in line, as far as Redis knows, goes on with its container", async () => {
+  const here = await startFleet({ workers: "none" });
+  const { redis, keys, fleet } = here;
+  const store = createOperationStore(redis, keys, { retentionSec: 60 });
+  const first = await fleet.provision({ template: "cmux-base" });
+  const { id, sandboxId } = await fleet.provision({ template: "cmux-base" });
+  expect(await redis.hget(keys.operation(id), "parked")).toBe("1");
+  const place = { node: NodeName.parse("pve1"), vmid: Vmid.parse(20_001) };
+  expect(await createStrays(redis, keys).adopt({ operation: id, sandbox: sandboxId }, place)).toBe(true);
+  expect(await redis.hget(keys.operation(id), "parked")).toBe("0");
+  for (const one of [first.id, id]) {
+    const got = await store.claim(one, newFence(), { job: one, lockKey: "", lockToken: "" });
+    if (got.outcome !== "claimed") throw new Error(got.outcome);
+    if (one === id) expect(got.sandbox).toMatchObject({ ...place, state: "cloning" });
+    await store.end(
+      got.writer,
+      { status: "canceled", error: new FleetError("canceled", "done") },
+      { sandbox: { state: "failed" }, also: [["DEL", keys.vmids]] },
+    );
+  }
+});
+
 test("a round of the reconcile that slept takes no VMID that another has settled meanwhile", async () => {
   const { redis, keys } = await startFleet({ workers: "none" });
   const strays = createStrays(redis, keys);
