@@ -403,14 +403,16 @@ async function waitAgain(run: Run, { delayMs, message }: NotYet, { job, token }:
   throw new WaitingError();
 }
 
-/** The URLs of a sandbox's services, as they are resolved; one that lets in, a link's, is none of them. */
+/** Whose results have URLs of services; a link's lets in, and is not for the board. */
+const SHOWS_URLS: ReadonlySet<JobName> = new Set<JobName>(["provision", "expose"]);
 const WithServices = z.object({ services: z.array(z.object({ url: z.string() })) });
-const Exposed = z.object({ name: z.string(), port: z.number(), url: z.string() });
+const Exposed = z.object({ url: z.string() });
 
-function seenOf({ sandbox: { node, vmid } }: Run, result: unknown): Omit<JobSummary, "outcome"> {
-  const made = WithServices.safeParse(result).data?.services ?? [];
-  const exposed = Exposed.safeParse(result).data;
-  const urls = [...made, ...(exposed ? [exposed] : [])].map(({ url }) => url);
+function seenOf({ kind, sandbox: { node, vmid } }: Run, result: unknown): Omit<JobSummary, "outcome"> {
+  const services = SHOWS_URLS.has(kind)
+    ? (WithServices.safeParse(result).data?.services ?? [Exposed.safeParse(result).data ?? []].flat())
+    : [];
+  const urls = services.map(({ url }) => url);
   return {
     ...(node === undefined ? {} : { node }),
     ...(vmid === undefined ? {} : { vmid }),

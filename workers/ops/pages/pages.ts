@@ -112,7 +112,12 @@ export function addPages(app: FastifyInstance, context: WorkerContext): AsyncDis
       const node = nodeOf(params);
       await fleet.nodes.cordon(node, { by, reason: "drained" });
       const { sandboxes } = await fleet.nodes.rest(node);
-      for (const { id, state } of sandboxes) if (state !== "placing") await fleet.destroy({ sandboxId: id });
+      for (const { id, state } of sandboxes) {
+        if (state === "placing") continue;
+        await fleet.destroy({ sandboxId: id }).catch((error: unknown) => {
+          if (!(error instanceof FleetError) || error.code !== "sandbox_gone") throw error; // ended by itself meanwhile
+        });
+      }
     },
   );
   action(
