@@ -27,6 +27,12 @@ export interface Keys {
   readonly origin: string;
   /** VMIDs of containers with our stamp that no record owns, and since when they are known. */
   readonly strays: string;
+  /**
+   * Sandboxes whose stamp in PVE is to follow their record: whoever changes services, TTL, metadata, team, instance id,
+   * idle or wake settings adds it in the same step. `restamping`: those that are being written just now.
+   */
+  readonly restamp: string;
+  readonly restamping: string;
   /** Names of all nodes that ever had queues. */
   readonly nodes: string;
   /** Hash: limits of a team, or of `*`. */
@@ -114,6 +120,8 @@ export function createKeys(prefix: string): Keys {
     losses: key("losses"),
     origin: key("origin"),
     strays: key("strays"),
+    restamp: key("restamp"),
+    restamping: key("restamping"),
     nodes: key("nodes"),
     quotas: key("quotas"),
     quotaWaiting: key("quota-waiting"),

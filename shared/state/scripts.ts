@@ -7,9 +7,21 @@ import { METADATA_LIMIT } from "../jobs/fields.ts";
 import { defineScript } from "../redis/script.ts";
 import { OUTPUT_KEPT_BYTES, OUTPUT_KEPT_ENTRIES, SHELL_OUTPUT_SEC } from "./output.ts";
 import { QUOTA_LUA } from "./quota-lua.ts";
-import { GONE_STATES, PROVISIONAL_STATES } from "./records.ts";
+import { GONE_STATES, PROVISIONAL_STATES, type SandboxRecord } from "./records.ts";
 
 const luaSet = (names: readonly string[]) => `{${names.map((name) => `['${name}']=true`).join(",")}}`;
+
+const STAMPED = [
+  "team",
+  "instanceId",
+  "metadata",
+  "ttlSeconds",
+  "ttlAction",
+  "expiresAt",
+  "idleSeconds",
+  "idleAction",
+  "wakeOnHttp",
+] as const satisfies (keyof SandboxRecord)[];
 
 const PRELUDE = `
 local P = ARGV[1]
@@ -148,12 +160,20 @@ local function watchIdle(sandbox, state, seconds, now)
     redis.call('HDEL', P..':uses', sandbox)
   end
 end
+-- What the stamp on its container tells, and no state or place does: see \`keys.restamp\`. Services are fields of their own.
+local STAMPED = ${luaSet(STAMPED)}
+local function isStamped(change)
+  for i = 1, #change.set, 2 do if STAMPED[change.set[i]] then return true end end
+  for _, name in ipairs(change.unset) do if STAMPED[name] then return true end end
+  return false
+end
 -- The change of a sandbox's state, with its event and, at its end, its leaving of the indexes.
 local function setSandbox(id, change, now, op, ttl)
   local key = sbxKey(id)
   if redis.call('EXISTS', key) == 0 then return end
   local before, had = unpack(redis.call('HMGET', key, 'state', 'idleSeconds'))
   apply(key, change.set, change.unset)
+  if isStamped(change) then redis.call('SADD', P..':restamp', id) end
   local state, team, node, vmid, has = unpack(redis.call('HMGET', key, 'state', 'team', 'node', 'vmid', 'idleSeconds'))
   if state ~= before or has ~= had then watchIdle(id, state, has, now) end
   if state ~= before then
@@ -164,6 +184,7 @@ local function setSandbox(id, change, now, op, ttl)
       redis.call('ZREM', P..':sandboxes', id)
       redis.call('ZREM', P..':team:'..team, id)
       redis.call('ZREM', P..':expiries', id)
+      redis.call('SREM', P..':restamp', id)
       local instance = redis.call('HGET', key, 'instanceId')
       if instance and redis.call('HGET', P..':instances', instance) == id then redis.call('HDEL', P..':instances', instance) end
       redis.call('DEL', P..':secret:'..id, P..':users:'..id)

@@ -15,6 +15,7 @@ import { withLock } from "./lock.ts";
 import { destroyMissing } from "./missing.ts";
 import { reapSlots } from "./reap-slots.ts";
 import { reconcile } from "./reconcile.ts";
+import { restamp } from "./restamp.ts";
 import { sweepOperations } from "./sweep.ts";
 
 interface Task {
@@ -41,6 +42,7 @@ const TASKS = {
   },
   reap: { everyMs: 5_000, run: reapSlots },
   reconcile: { everyMs: 5_000, run: reconcile },
+  restamp: { everyMs: 2_000, run: restamp },
   missing: { everyMs: 5_000, run: destroyMissing },
   webhooks: { everyMs: 60_000, run: retireWebhooks },
   limits: {

@@ -91,6 +91,7 @@ function finish(run: Run<"adopt">, { state, address, token }: Standing & { token
     serviceField(one.name),
     JSON.stringify(one),
   ]);
+  if (services.length > 0) also.push(["SADD", keys.restamp, run.sandbox.id]);
   if (token !== null) also.push(secrets.toCommand(run.sandbox.id, { execToken: token }));
   return {
     result: {

@@ -17,7 +17,9 @@ export const expose: Handler<"expose"> = {
     const asked = { name, port, auth: auth ?? known?.auth, epoch };
     const service = resolveUrl(asked, urlFacts(run, run.sandbox.address), { publicDomain, pattern });
     if (probe !== undefined) await awaitService(run, port, { probe, timeoutMs });
-    const key = run.context.keys.sandbox(run.sandbox.id);
-    return { result: service, write: { also: [["HSET", key, serviceField(service.name), JSON.stringify(service)]] } };
+    const { keys } = run.context;
+    const { id } = run.sandbox;
+    const field = ["HSET", keys.sandbox(id), serviceField(service.name), JSON.stringify(service)];
+    return { result: service, write: { also: [field, ["SADD", keys.restamp, id]] } };
   },
 };

@@ -6,7 +6,12 @@ export const hide: Handler<"hide"> = {
   async run(run) {
     const { name } = run.input;
     const hidden = run.sandbox.services.some((service) => service.name === name);
-    const key = run.context.keys.sandbox(run.sandbox.id);
-    return { result: { name, hidden }, write: hidden ? { also: [["HDEL", key, serviceField(name)]] } : {} };
+    const { keys } = run.context;
+    const { id } = run.sandbox;
+    const also = [
+      ["HDEL", keys.sandbox(id), serviceField(name)],
+      ["SADD", keys.restamp, id],
+    ];
+    return { result: { name, hidden }, write: hidden ? { also } : {} };
   },
 };

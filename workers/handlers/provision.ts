@@ -157,6 +157,7 @@ async function finish(run: Run<"provision">, address: string): Promise<Ending<"p
     serviceField(one.name),
     JSON.stringify(one),
   ]);
+  if (services.length > 0) also.push(["SADD", keys.restamp, run.sandbox.id]);
   if (expiresAt !== undefined) also.push(["ZADD", keys.expiries, expiresAt, run.sandbox.id]);
   const write: Write = {
     sandbox: { state: "running", runningAt: now, ...(expiresAt === undefined ? {} : { expiresAt }) },

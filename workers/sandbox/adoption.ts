@@ -8,11 +8,9 @@ import { parseNet } from "../pve/config-format.ts";
 import type { Run } from "../run/run.ts";
 import { rootfsGib } from "./configure-clone.ts";
 import { placeOf } from "./look.ts";
-import { addStamp, parseStamp, removeStamp } from "./stamp.ts";
+import { addStamp, DESCRIPTION_LIMIT, parseStamp, removeStamp, toFacts } from "./stamp.ts";
 
 const POOL = "pool";
-/** PVE's limit of a description, in characters. */
-const DESCRIPTION_LIMIT = 8_192;
 /** Somebody else may write the config at the same moment. */
 const MOST_TRIES = 5;
 
@@ -116,6 +114,7 @@ async function stamp(run: Run<"adopt">): Promise<LxcConfig> {
       at: run.operation.acceptedAt,
       origin,
       adopted: true,
+      facts: toFacts(run.sandbox),
     });
     if (description.length > DESCRIPTION_LIMIT) {
       const text = `the notes of container ${vmid} on ${node} have no room for the fleet's stamp; shorten them by ${description.length - DESCRIPTION_LIMIT} characters`;

@@ -18,7 +18,7 @@ import type { CloneParams, LxcConfig } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import { CLONE, lookAt, type Place } from "./look.ts";
 import { makeContainer } from "./make-container.ts";
-import { formatDescription } from "./stamp.ts";
+import { formatDescription, toFacts } from "./stamp.ts";
 import { runTask } from "./task.ts";
 
 /** Makes the container of a provision. Returns its config where it was read in passing, else null. */
@@ -163,6 +163,7 @@ function cloneParams(
     team: sandbox.team,
     at: run.operation.acceptedAt,
     origin,
+    facts: toFacts(sandbox),
   };
   return {
     newid: place.vmid,

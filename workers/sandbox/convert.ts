@@ -9,7 +9,7 @@ import type { Run } from "../run/run.ts";
 import { cleaningToken } from "./clean.ts";
 import { changedParams, desiredNet, rangeOf, rootfsGib, tokenParams } from "./configure-clone.ts";
 import { ownContainer, type Place } from "./look.ts";
-import { formatDescription } from "./stamp.ts";
+import { formatDescription, toFacts } from "./stamp.ts";
 import { failedStep, wasRefused } from "./task.ts";
 
 export function toDescription({ sandbox, context, operation, input }: Run<"template">, { vmid }: Place): string {
@@ -23,6 +23,7 @@ export function toDescription({ sandbox, context, operation, input }: Run<"templ
     at: operation.acceptedAt,
     origin: context.origin,
     ...(source === undefined ? {} : { template: { source, ...(version === undefined ? {} : { version }) } }),
+    facts: toFacts(sandbox),
   };
   return formatDescription(stamp, { token: null, text: input.description });
 }

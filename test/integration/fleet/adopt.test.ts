@@ -83,7 +83,7 @@ test("fleet adopt: what runs goes on and works as a sandbox, what is twice asked
   expect(done.of(101)).toMatchObject({ outcome: "adopted", result: { state: "running", exec: "execd" } });
   expect(done.of(20_500)).toMatchObject({ outcome: "adopted", result: { state: "stopped", exec: "none" } });
   expect(containerOf(bed, 101)).toMatchObject({ status: "running", pool: POOL, address: before?.address });
-  expect(notesOf(101)).toMatch(/^sandbox-fleet \{.*"adopted":true\}\n/);
+  expect(notesOf(101)).toMatch(/^sandbox-fleet \{.*"adopted":true,.*\}\n/);
   expect(notesOf(101).split("\n").slice(1).join("\n").trimEnd()).toBe(NOTES);
   expect(notesOf(103).trimEnd()).toBe(NOTES);
   const tasks = bed.pve.tasks().map(({ type }) => type);

@@ -1,7 +1,15 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { newOperationId, newSandboxId, TeamId, Vmid } from "../../../shared/ids.ts";
-import { formatDescription, hasToken, parseStamp, replaceToken } from "../../../workers/sandbox/stamp.ts";
+import { newOperationId, newSandboxId, ServiceName, TeamId, Vmid } from "../../../shared/ids.ts";
+import {
+  DESCRIPTION_LIMIT,
+  formatDescription,
+  hasToken,
+  parseStamp,
+  replaceStamp,
+  replaceToken,
+  type StampFacts,
+} from "../../../workers/sandbox/stamp.ts";
 
 const stamp = {
   fleet: "{fleet}",
@@ -66,4 +74,62 @@ test("the token is replaced, and all else stays", () => {
   expect(replaceToken(formatDescription(stamp, { token: null, text: "mine" }), other)).toBe(
     formatDescription(stamp, { token: other, text: "mine" }),
   );
+});
+
+const service = (name: string) => ({ name: ServiceName.parse(name), port: 80, auth: "link" as const, epoch: "e1" });
+const factsOf = (more: Partial<StampFacts>): StampFacts => ({
+  template: "base",
+  services: [service("web")],
+  metadata: {},
+  ttlAction: "stop",
+  idleAction: "pause",
+  wakeOnHttp: false,
+  ...more,
+});
+
+test("a stamp that follows its record takes its line's place, and nothing else changes", () => {
+  fc.assert(
+    fc.property(fc.array(fc.string()), fc.dictionary(fc.string(), fc.string()), (texts, metadata) => {
+      // A human may write above it, too.
+      const others = texts
+        .map((text) => text.replaceAll(/[\r\n]/g, " "))
+        .filter((text) => !text.startsWith("sandbox-fleet "));
+      const [above, ...below] = others;
+      const before = [
+        above,
+        ...formatDescription(stamp, { token: TOKEN, text: undefined }).split("\n"),
+        ...below,
+        "end",
+      ];
+      const lines = before.filter((line) => line !== undefined);
+      const after = replaceStamp(`${lines.join("\n")}\n`, { ...stamp, facts: factsOf({ metadata }) });
+      expect(parseStamp(after, 20_001)).toEqual({ v: 1, ...stamp, facts: factsOf({ metadata }) });
+      const rest = (text: string) => text.split("\n").filter((line) => !line.startsWith("sandbox-fleet "));
+      expect(rest(after)).toEqual(rest(lines.join("\n")));
+    }),
+  );
+});
+
+test("what has no room is left out and counted, the longest metadata first, then services; the owner is always told", () => {
+  const metadata = Object.fromEntries(Array.from({ length: 30 }, (_, at) => [`key${at}`, "\u00fc".repeat(16 * at)]));
+  const many = Array.from({ length: 40 }, (_, at) => service(`s${at}`));
+  const room = (text: string) =>
+    formatDescription({ ...stamp, facts: factsOf({ metadata, services: many }) }, { token: TOKEN, text });
+  const short = room("mine");
+  expect(parseStamp(short, 20_001)?.facts).toMatchObject({ services: many, cut: { services: 0 } });
+  const cut = parseStamp(short, 20_001)?.facts?.cut?.metadata ?? 0;
+  expect(Object.keys(parseStamp(short, 20_001)?.facts?.metadata ?? {})).toEqual(
+    Array.from({ length: 30 - cut }, (_, at) => `key${at}`),
+  );
+  const shorter = parseStamp(room("m".repeat(6_000)), 20_001);
+  expect(shorter?.facts).toMatchObject({ metadata: {}, cut: { metadata: 30 } });
+  expect(shorter?.facts?.services.length).toBeLessThan(40);
+  const none = room("m".repeat(DESCRIPTION_LIMIT - 350));
+  expect(parseStamp(none, 20_001)).toEqual({ v: 1, ...stamp });
+  for (const text of [short, none]) expect(text.length).toBeLessThanOrEqual(DESCRIPTION_LIMIT);
+});
+
+test("facts that another version wrote make a stamp no less ours", () => {
+  const text = formatDescription(stamp, { token: null, text: undefined }).replace(/}$/, ',"facts":{"new":1}}');
+  expect(parseStamp(text, 20_001)).toEqual({ v: 1, ...stamp });
 });
