@@ -13,6 +13,8 @@ export interface Caddy extends AsyncDisposable {
   /** Certificate of its authority. */
   readonly caFile: string;
   authority(): string;
+  /** Certificate that signs those of the hosts: what a browser is told to trust. */
+  issuer(): string;
 }
 
 /** With a Caddyfile as `fleet proxy caddy` prints it: only where it listens and keeps things is changed. */
@@ -47,6 +49,7 @@ export async function startCaddy(caddyfile: string, secret: string): Promise<Cad
     port,
     caFile,
     authority: () => readFileSync(caFile, "utf8"),
+    issuer: () => readFileSync(join(folder, "pki/authorities/local/intermediate.crt"), "utf8"),
     [Symbol.asyncDispose]: () => resources.disposeAsync(),
   };
 }
