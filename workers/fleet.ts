@@ -60,7 +60,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const nodes = stack.use(await startNodeGuard(createNodeStateStore(redis, keys), wake, log));
   const http = stack.use(createPveHttp(toPveTarget(config), { health: nodes, onRequest: metrics.pveAnswered }));
   const pve = createPveApi(http);
-  const tasks = stack.use(createTaskWatcher(pve));
+  const tasks = stack.use(createTaskWatcher(pve, { onEnd: metrics.taskEnded }));
   const execd = stack.use(createExecd());
   const shell = stack.use(createNodeShell(config, createAddressOf(pve)));
   const slots = createSlots(redis, keys);

@@ -22,6 +22,8 @@ export interface Metrics {
   readonly registry: Registry;
   operationEnded(operation: EndedOperation): void;
   pveAnswered(report: RequestReport): void;
+  /** `ms`: how long a task's end may have gone unnoticed. */
+  taskEnded(ms: number): void;
   /** `outcome`: what the gate decided about a request, such as `forward`. */
   gateDecided(outcome: string): void;
   gateWoke(): void;
@@ -63,6 +65,12 @@ export function createMetrics(): Metrics {
     buckets: REQUEST_SECONDS,
     registers,
   });
+  const taskLag = new Histogram({
+    name: "fleet_pve_task_lag_seconds",
+    help: "How long a task's end may have gone unnoticed: since it was last seen running, or since its start.",
+    buckets: REQUEST_SECONDS,
+    registers,
+  });
   const decisions = new Counter({
     name: "fleet_gate_requests_total",
     help: "Requests to public URLs by what the gate decided.",
@@ -85,6 +93,7 @@ export function createMetrics(): Metrics {
       requests.inc({ method, endpoint, node, status });
       requestSeconds.observe({ method, endpoint }, ms / 1_000);
     },
+    taskEnded: (ms) => taskLag.observe(ms / 1_000),
     gateDecided: (outcome) => decisions.inc({ outcome }),
     gateWoke: () => wakes.inc(),
   };

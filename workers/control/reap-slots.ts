@@ -1,6 +1,7 @@
 /** Slots whose holder has gone: given back once PVE shows that nothing of it runs any more. */
 import { FleetError } from "../../shared/errors.ts";
 import type { NodeName } from "../../shared/ids.ts";
+import type { Inventory } from "../../shared/state/inventory.ts";
 import { isEnded } from "../../shared/state/records.ts";
 import { type Holder, isTaskHolder, slotOf, taskOf } from "../../shared/state/slots.ts";
 import type { WorkerContext } from "../context.ts";
@@ -8,18 +9,7 @@ import { Upid } from "../pve/upid.ts";
 import { isOurs, isRunning, LIST_LIMIT } from "./adopt-node.ts";
 
 export async function reapSlots(context: WorkerContext, signal: AbortSignal): Promise<void> {
-  const { nodes, replicas } = context.inventory.current();
-  const names = [
-    ...nodes.map(({ name }) => ({ name: slotOf.node(name), node: name })),
-    ...replicas.map(({ node, vmid }) => ({ name: slotOf.replica(node, vmid), node })),
-    ...[
-      ...new Set(nodes.flatMap(({ storages }) => storages.filter(({ shared }) => shared).map(({ name }) => name))),
-    ].map((storage) => ({
-      name: slotOf.storage(storage),
-      node: null,
-    })),
-  ];
-  for (const { name, node } of names) {
+  for (const { name, node } of slotsOf(context.inventory.current())) {
     for (const holder of await context.slots.expired(name)) {
       if (!(await hasEnded(context, holder, node, signal))) continue;
       context.log.warn({ slot: name, holder }, "slot of an ended operation or task given back");
@@ -28,12 +18,21 @@ export async function reapSlots(context: WorkerContext, signal: AbortSignal): Pr
   }
 }
 
+/** All that there may be. A storage's belong to no node: clones onto it may run on any. */
+export function slotsOf({ nodes, replicas }: Inventory): { name: string; node: NodeName | null }[] {
+  const shared = nodes.flatMap(({ storages }) => storages.filter((one) => one.shared).map(({ name }) => name));
+  return [
+    ...nodes.map(({ name }) => ({ name: slotOf.node(name), node: name })),
+    ...replicas.map(({ node, vmid }) => ({ name: slotOf.replica(node, vmid), node })),
+    ...[...new Set(shared)].map((storage) => ({ name: slotOf.storage(storage), node: null })),
+  ];
+}
+
 async function hasEnded(context: WorkerContext, holder: Holder, node: NodeName | null, signal: AbortSignal) {
   if (isTaskHolder(holder)) return hasTaskEnded(context, Upid.parse(taskOf(holder)), signal);
   const operation = await context.store.load(holder);
   // An open operation has it for good: the run that takes it over goes on with it, and its end gives it back.
   if (operation && !isEnded(operation.status)) return false;
-  // A storage's slots are for clones onto it, which may run on any node.
   const { nodes } = context.inventory.current();
   const places = node === null ? nodes.filter(({ online }) => online).map(({ name }) => name) : [node];
   for (const place of places) if (await hasRunningTasks(context, place, signal, node === null)) return false;

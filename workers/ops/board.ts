@@ -2,13 +2,14 @@
 import { createBullBoard } from "@bull-board/api";
 import { BullMQAdapter } from "@bull-board/api/bullMQAdapter";
 import { FastifyAdapter } from "@bull-board/fastify";
-import type { Queue } from "bullmq";
+import type { Job, Queue } from "bullmq";
 import type { FastifyInstance } from "fastify";
-import { z } from "zod";
+import type { OpsRole } from "../../shared/logins.ts";
 import { CONTROL, execQueue, nodeQueue, PLACE } from "../../shared/queues.ts";
 import { loadTargets } from "../../shared/state/webhooks.ts";
 import type { WorkerContext } from "../context.ts";
 import { visitorOf } from "./access.ts";
+import { type Glance, JobData, loadGlances, toShort, toTitle } from "./glance.ts";
 
 export const BOARD = { viewer: "/board", operator: "/operate" } as const;
 
@@ -16,11 +17,18 @@ const REFRESH_MS = 5_000;
 /** The board groups names by what is before it. */
 const DELIMITER = ":";
 
+/** Where a board shows a job. */
+export function jobUrl(role: OpsRole, queue: string, job: string): string {
+  const [, node] = /^(?:node|exec)-(.+)$/.exec(queue) ?? [];
+  const name = node === undefined ? queue : `${node}${DELIMITER}${queue}`;
+  return `${BOARD[role]}/queue/${encodeURIComponent(name)}/${encodeURIComponent(job)}`;
+}
+
 /** Jobs hold ids alone, so there is nothing secret to show. Taking a job away takes nothing from its operation: it gets another. */
 export async function addBoards(app: FastifyInstance, context: WorkerContext): Promise<Disposable> {
   const show = [
-    await addBoard(app, { path: BOARD.viewer, acts: false }),
-    await addBoard(app, { path: BOARD.operator, acts: true }),
+    await addBoard(app, context, { path: BOARD.viewer, acts: false }),
+    await addBoard(app, context, { path: BOARD.operator, acts: true }),
   ];
   const { queues, redis, keys, inventory, log } = context;
   const showAll = async () => {
@@ -43,7 +51,7 @@ export async function addBoards(app: FastifyInstance, context: WorkerContext): P
   return { [Symbol.dispose]: () => clearInterval(timer) };
 }
 
-async function addBoard(app: FastifyInstance, { path, acts }: { path: string; acts: boolean }) {
+async function addBoard(app: FastifyInstance, context: WorkerContext, { path, acts }: { path: string; acts: boolean }) {
   const serverAdapter = new FastifyAdapter();
   serverAdapter.setBasePath(path);
   const board = createBullBoard({
@@ -68,29 +76,50 @@ async function addBoard(app: FastifyInstance, { path, acts }: { path: string; ac
   return (group: string, queue: Queue) => {
     if (shown.has(queue.name)) return;
     shown.add(queue.name);
-    board.addQueue(toAdapter(queue, { group, acts }));
+    board.addQueue(toAdapter(queue, context, { group, acts }));
   };
 }
 
-/** Of a job's data and result what is shown; more than ids is in neither. */
-const Shown = z.looseObject({ sandbox: z.string().optional(), team: z.string().optional() });
-const JobOfOperation = z.looseObject({ data: z.looseObject({ operation: z.string() }) });
+/** Asks, with a page of jobs, for what their operations' records say of them. */
+class OperationsAdapter extends BullMQAdapter {
+  readonly #context: WorkerContext;
+  /** By a job's data, which is what formatters are given. */
+  readonly #glances = new WeakMap<object, Glance>();
 
-function toAdapter(queue: Queue, { group, acts }: { group: string; acts: boolean }): BullMQAdapter {
-  const adapter = new BullMQAdapter(queue, {
+  constructor(queue: Queue, context: WorkerContext, options: ConstructorParameters<typeof BullMQAdapter>[1]) {
+    super(queue, options);
+    this.#context = context;
+    this.setFormatter("name", ({ name, data }: Job) => toTitle(String(name), this.#glances.get(data) ?? {}));
+    this.setFormatter("data", (data) => toShort(this.#glances.get(data) ?? data));
+    this.setFormatter("returnValue", (value) => toShort(value));
+  }
+
+  override async getJobs(...asked: Parameters<BullMQAdapter["getJobs"]>): Promise<Job[]> {
+    return this.#look(await super.getJobs(...asked));
+  }
+
+  override async getJob(id: string): Promise<Job | undefined> {
+    const [job] = await this.#look([await super.getJob(id)].filter((one) => one !== undefined));
+    return job;
+  }
+
+  async #look(jobs: Job[]): Promise<Job[]> {
+    const carriers = jobs.filter(({ data }) => typeof data === "object" && data !== null && "operation" in data);
+    const glances = await loadGlances(this.#context, carriers);
+    for (const [at, { data }] of carriers.entries()) this.#glances.set(data, glances[at] ?? {});
+    return jobs;
+  }
+}
+
+function toAdapter(queue: Queue, context: WorkerContext, { group, acts }: { group: string; acts: boolean }) {
+  return new OperationsAdapter(queue, context, {
     readOnlyMode: !acts,
     delimiter: DELIMITER,
     ...(group === "" ? {} : { prefix: `${group}${DELIMITER}` }),
-    externalJobUrl(job) {
-      const parsed = JobOfOperation.safeParse(job);
-      if (!parsed.success) return { displayText: "Fleet", href: "/" };
-      const { operation } = parsed.data.data;
+    externalJobUrl({ data }) {
+      const { operation } = JobData.safeParse(data).data ?? {};
+      if (operation === undefined) return { displayText: "Fleet", href: "/" };
       return { displayText: "Operation and sandbox", href: `/operations/${encodeURIComponent(operation)}` };
     },
   });
-  adapter.setFormatter("name", (job: { name?: unknown; data?: unknown; returnvalue?: unknown }) => {
-    const { sandbox, team } = Shown.safeParse(job.data).data ?? {};
-    return [String(job.name), sandbox, team].filter((part) => part !== undefined).join(" · ");
-  });
-  return adapter;
 }

@@ -2,10 +2,12 @@
 import { Gauge, Registry } from "prom-client";
 import { z } from "zod";
 import { CONTROL, execQueue, type FleetQueue, nodeQueue, PLACE } from "../../shared/queues.ts";
+import { createEventGroupStore } from "../../shared/state/event-groups.ts";
 import { createNodeStateStore } from "../../shared/state/nodes.ts";
 import { SANDBOX_STATES } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { WorkerContext } from "../context.ts";
+import { findStale } from "./stale-slots.ts";
 
 /** Several scrapers at once cost one reading. */
 const KEPT_MS = 5_000;
@@ -40,6 +42,10 @@ function define(registry: Registry) {
     sandboxes: gauge("fleet_sandboxes", "Sandboxes that have not ended, by state.", ["state"]),
     slots: gauge("fleet_node_slots", "Heavy operations that a node takes at once.", ["node"]),
     taken: gauge("fleet_node_slots_taken", "Slots of a node that are taken.", ["node"]),
+    stale: gauge("fleet_slots_stale", "Slots of nodes, replicas and storages that no run has renewed for 30 s."),
+    vmids: gauge("fleet_vmids_leased", "VMIDs of the range that are leased."),
+    vmidRange: gauge("fleet_vmids", "VMIDs in the range."),
+    addresses: gauge("fleet_addresses_leased", "Addresses of the range that are leased."),
     online: gauge("fleet_node_online", "Whether the cluster says that a node is online.", ["node"]),
     broken: gauge("fleet_node_breaker_open", "Whether a node's circuit breaker is open.", ["node"]),
     cordoned: gauge("fleet_node_cordoned", "Whether a node is cordoned.", ["node"]),
@@ -49,6 +55,9 @@ function define(registry: Registry) {
     storageUsed: gauge("fleet_storage_used_bytes", "Bytes of a storage in use.", ["node", "storage"]),
     inventoryAt: gauge("fleet_inventory_timestamp_seconds", "When a worker last read the cluster."),
     pulseAt: gauge("fleet_workers_timestamp_seconds", "When a worker last wrote that it is alive."),
+    unread: gauge("fleet_event_group_lag_events", "Events that a group of consumers or a webhook has yet to get.", [
+      "group",
+    ]),
     eventAt: gauge("fleet_last_event_timestamp_seconds", "When the newest event was written."),
     redisMemory: gauge("fleet_redis_memory_used_bytes", "Memory that Redis uses."),
     redisLimit: gauge("fleet_redis_memory_limit_bytes", "maxmemory of Redis; 0: none."),
@@ -61,19 +70,28 @@ async function read(context: WorkerContext, gauges: ReturnType<typeof define>): 
   const cluster = inventory.current();
   const names = cluster.nodes.map(({ name }) => name);
   const queueNames = [PLACE, CONTROL, ...names.flatMap((name) => [nodeQueue(name), execQueue(name)])];
-  const [states, taken, pulse, newest, open, info] = await Promise.all([
+  const [states, taken, stale, pulse, newest, groups, open, vmids, addresses, info] = await Promise.all([
     createNodeStateStore(redis, keys).load(),
     slots.taken(names.map((name) => slotOf.node(name))),
+    findStale(context, cluster),
     redis.hget(keys.pulse, "at"),
     redis.xrevrange(keys.events, "+", "-", "COUNT", 1),
+    createEventGroupStore((run) => run(redis), keys).list(),
     redis.zcard(keys.open),
+    redis.hlen(keys.vmids),
+    redis.hlen(keys.ips),
     redis.info("memory"),
     ...queueNames.map((name) => readQueue(queues.get(name), gauges)),
     readSandboxes(context, gauges),
   ]);
   gauges.open.set(open);
+  gauges.stale.set(stale.length);
+  gauges.vmids.set(vmids);
+  gauges.vmidRange.set(config.PVE_VMID_RANGE.last - config.PVE_VMID_RANGE.first + 1);
+  gauges.addresses.set(addresses);
   gauges.inventoryAt.set(cluster.at / 1_000);
   if (pulse !== null) gauges.pulseAt.set(Number(pulse) / 1_000);
+  for (const { name: group, lag } of groups) gauges.unread.set({ group }, lag);
   const [event] = newest;
   if (event) gauges.eventAt.set(Number.parseInt(event[0], 10) / 1_000);
   const field = (name: string) => new RegExp(`^${name}:(.*)$`, "m").exec(info)?.[1]?.trim();

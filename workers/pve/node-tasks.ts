@@ -23,6 +23,8 @@ export interface NodeTasksOptions {
   tickMs: number;
   giveUpMs: number;
   onIdle: () => void;
+  /** For how many ms an end may have gone unnoticed. */
+  onEnd: (lagMs: number) => void;
 }
 
 /** A hung node answers 596 after 30 s only; one lost request shall not cost that. */
@@ -225,6 +227,7 @@ export class NodeTasks {
   }
 
   #end(wait: Wait, exitstatus: string, sentAt: number): void {
+    this.#options.onEnd(this.#options.clock.now() - wait.startedAt - wait.ranMs);
     if (!isTaskSuccess(exitstatus)) {
       this.#reject(wait, taskError(exitstatus, wait.upid));
       return;

@@ -33,6 +33,8 @@ export interface TaskWatcherOptions {
   /** Up to so many tasks of a node are asked for when they are due, more by one list a tick; 8 by default. */
   few?: number;
   clock?: WatcherClock;
+  /** Called with each end that was noticed: for how many ms it may have gone unnoticed. */
+  onEnd?: (lagMs: number) => void;
 }
 
 /** A little more than a tenth of a second: what jitter pushes together is still no more than ten a second. */
@@ -47,7 +49,7 @@ const CLOCK: WatcherClock = {
 };
 
 export function createTaskWatcher(api: Pick<PveApi, "tasks">, options: TaskWatcherOptions = {}): TaskWatcher {
-  const { giveUpMs = 60_000, few = 8, clock = CLOCK } = options;
+  const { giveUpMs = 60_000, few = 8, clock = CLOCK, onEnd = () => {} } = options;
   const nodes = new Map<NodeName, NodeTasks>();
   // Of all nodes together: they differ less than kinds do, and a node's first task of a kind is known at once.
   const durations = new Durations();
@@ -57,7 +59,8 @@ export function createTaskWatcher(api: Pick<PveApi, "tasks">, options: TaskWatch
     const known = nodes.get(node);
     if (known !== undefined) return known;
     const onIdle = () => nodes.delete(node);
-    const made = new NodeTasks(node, { tasks: api.tasks, durations, clock, few, giveUpMs, tickMs: TICK_MS, onIdle });
+    const rules = { durations, clock, few, giveUpMs, tickMs: TICK_MS };
+    const made = new NodeTasks(node, { ...rules, tasks: api.tasks, onIdle, onEnd });
     nodes.set(node, made);
     return made;
   };

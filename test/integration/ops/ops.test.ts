@@ -210,8 +210,41 @@ describe("what is shown", () => {
       });
       return body.includes(sandboxId) && body.includes('"urls"') ? body : null;
     }, "the job to be shown as completed");
-    expect(jobs).toContain(`provision · ${sandboxId} · default`);
-    expect(jobs).toMatch(/"href":"\/operations\/op_/);
+    expect(jobs).toMatch(new RegExp(`"name":"provision · ${sandboxId} · default · ${node} · http://`));
+    const [, href = ""] = /"href":"(\/operations\/op_[^"]+)"/.exec(jobs) ?? [];
+    // And back, from the operation as from the sandbox.
+    const back = new RegExp(`href="/board/queue/${node}%3Anode-${node}/op_[^"]+"`);
+    expect((await get(href, { as: VERA })).body).toMatch(back);
+    expect((await get(`/sandboxes/${sandboxId}`, { as: VERA })).body).toMatch(back);
+  });
+
+  test("the boards tell of a job's step and error code where it is listed, and cut what somebody put into it", async () => {
+    const { sandboxId, node } = await provisionOne(bed.fleet);
+    const command = await bed.fleet.exec({ sandboxId, command: "sleep 60" });
+    const listed = async (queue: string, status: string, wanted: string) => {
+      const query = `activeQueue=${encodeURIComponent(queue)}&status=${status}&page=1&jobsPerPage=20`;
+      return until(async () => {
+        const { body } = await get(`/board/api/queues?${query}`, { as: VERA });
+        return body.includes(wanted) ? body : null;
+      }, `${wanted} in ${queue}`);
+    };
+    await listed(`${node}:exec-${node}`, "active", `"name":"exec · ${sandboxId} · default · ${node} · sent"`);
+    await command.cancel();
+    await listed(
+      `${node}:exec-${node}`,
+      "failed",
+      `"name":"exec · ${sandboxId} · default · ${node} · canceled: canceled"`,
+    );
+    const queue = bed.workers?.context.queues.get("control");
+    await queue?.add(
+      "by hand",
+      JSON.parse(JSON.stringify({ long: "x".repeat(5_000), deep: { a: { b: { c: { d: 1 } } } } })),
+      { delay: 60_000 },
+    );
+    const shown = await listed("control", "delayed", "by hand");
+    expect(shown).toContain("(5000 characters)");
+    expect(shown).not.toContain("x".repeat(400));
+    await queue?.drain(true);
   });
 
   test("metrics tell of operations, PVE's answers, queues, slots and Redis", async () => {
@@ -230,6 +263,9 @@ describe("what is shown", () => {
     expect(value(/^fleet_sandboxes\{state="running"\} (\d+)$/m)).toBeGreaterThan(0);
     expect(body).toMatch(/^fleet_node_slots\{node="pve2"\} 4$/m);
     expect(body).toMatch(/^fleet_redis_memory_used_bytes [1-9]\d*$/m);
+    expect(value(/^fleet_pve_task_lag_seconds_count (\d+)$/m)).toBeGreaterThan(0);
+    expect(value(/^fleet_vmids_leased (\d+)$/m)).toBeGreaterThan(0);
+    expect(body).toMatch(/^fleet_slots_stale 0$/m);
   });
 });
 

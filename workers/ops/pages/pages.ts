@@ -55,7 +55,7 @@ export function addPages(app: FastifyInstance, context: WorkerContext): AsyncDis
   app.get("/sandboxes/:id", async (request, reply) => {
     const visitor = visitorOf(request);
     const sandbox = await loadSandbox(request.params);
-    const main = sandboxPage(sandbox, { acts: acts(visitor) });
+    const main = sandboxPage(sandbox, { acts: acts(visitor), maker: await store.load(sandbox.operation) });
     return send(reply, { title: `Sandbox ${sandbox.id}`, visitor, main, live: true });
   });
   app.get("/operations/:id", async (request, reply) => {

@@ -10,6 +10,7 @@ import { SANDBOX_STATES } from "../../../shared/state/records.ts";
 import { slotOf } from "../../../shared/state/slots.ts";
 import type { WorkerContext } from "../../context.ts";
 import { checkReadiness } from "../readiness.ts";
+import { findStale, type StaleSlot } from "../stale-slots.ts";
 
 interface Counts {
   active: number;
@@ -108,9 +109,10 @@ export async function readFleet(context: WorkerContext): Promise<FleetView> {
   const { redis, keys, queues, slots, config } = context;
   const cluster = currentOf(context);
   const nodes = cluster?.nodes ?? [];
-  const [states, taken, counts, placing, index, open, oldest, batches, readiness] = await Promise.all([
+  const [states, taken, stale, counts, placing, index, open, oldest, batches, readiness] = await Promise.all([
     createNodeStateStore(redis, keys).load(),
     slots.taken(nodes.map(({ name }) => slotOf.node(name))),
+    cluster === null ? [] : findStale(context, cluster),
     Promise.all(
       nodes.map(({ name }) => Promise.all([count(queues.get(nodeQueue(name))), count(queues.get(execQueue(name)))])),
     ),
@@ -150,9 +152,24 @@ export async function readFleet(context: WorkerContext): Promise<FleetView> {
       ...Object.entries(readiness.checks).flatMap(([name, text]): Trouble[] =>
         text === "ok" ? [] : [{ grade: "bad", text: `${name}: ${text}` }],
       ),
+      ...toStaleTroubles(stale),
       ...findTroubles(rows, totals, { id: oldest[0], acceptedAt: Number(oldest[1]) }),
     ],
   };
+}
+
+const NAMED = 5;
+
+function toStaleTroubles(stale: readonly StaleSlot[]): Trouble[] {
+  const named = stale.slice(0, NAMED).map(
+    ({ name, operation }): Trouble => ({
+      grade: "warn",
+      text: `slot ${name} is held by ${operation}, which has not renewed it for 30 s`,
+      href: `/operations/${operation}`,
+    }),
+  );
+  const rest = stale.length - named.length;
+  return rest > 0 ? [...named, { grade: "warn", text: `and ${rest} more slots like this` }] : named;
 }
 
 function findTroubles(

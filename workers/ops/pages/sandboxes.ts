@@ -1,13 +1,15 @@
 /** The list of sandboxes, one sandbox, one operation. */
 import type { OperationRecord, SandboxRecord } from "../../../shared/state/records.ts";
 import { isEnded, isGone, SANDBOX_STATES } from "../../../shared/state/records.ts";
-import { BOARD } from "../board.ts";
+import { jobUrl } from "../board.ts";
 import { type Html, html } from "./html.ts";
 import { span, table } from "./layout.ts";
 import { PAGE_ROWS, type SandboxPage, type SandboxQuery } from "./read.ts";
 
 const linkTo = (id: string) => html`<a href="/sandboxes/${id}"><code>${id}</code></a>`;
 const toOperation = (id: string) => html`<a href="/operations/${id}"><code>${id}</code></a>`;
+const toJob = ({ queue, job }: OperationRecord, acts: boolean) =>
+  html`<a href="${jobUrl(acts ? "operator" : "viewer", queue, job)}"><code>${job}</code> in ${queue}</a>`;
 const age = (at: number | undefined) => (at === undefined ? "" : `${span(Date.now() - at)} ago`);
 const listed = SANDBOX_STATES.filter((state) => !isGone(state));
 
@@ -46,7 +48,11 @@ function stateOf({ state }: SandboxRecord): Html {
   return html`<span class="${grade}">${state}</span>`;
 }
 
-export function sandboxPage(sandbox: SandboxRecord, { acts }: { acts: boolean }): Html {
+/** `maker`: the operation that made it, while its record is kept. */
+export function sandboxPage(
+  sandbox: SandboxRecord,
+  { acts, maker }: { acts: boolean; maker: OperationRecord | null },
+): Html {
   const { id, team, template, node, vmid, hostname, address, createdAt, runningAt, expiresAt, ttlAction } = sandbox;
   return html`<dl>
 <dt>State</dt><dd>${stateOf(sandbox)}</dd>
@@ -56,6 +62,7 @@ export function sandboxPage(sandbox: SandboxRecord, { acts }: { acts: boolean })
 <dt>Host name</dt><dd>${hostname}</dd>
 <dt>Address</dt><dd>${address}</dd>
 <dt>Made by</dt><dd>${toOperation(sandbox.operation)}</dd>
+<dt>Job of that</dt><dd>${maker === null ? "no longer kept" : toJob(maker, acts)}</dd>
 <dt>Created</dt><dd>${age(createdAt)}</dd>
 <dt>Running since</dt><dd>${age(runningAt)}</dd>
 <dt>Ends</dt><dd>${expiresAt === undefined ? "when it is told to" : `${ttlAction} in ${span(expiresAt - Date.now())}`}</dd>
@@ -77,7 +84,7 @@ ${acts && !isGone(sandbox.state) && html`<p><a href="/sandboxes/${id}/destroy">D
 }
 
 export function operationPage(operation: OperationRecord, { acts }: { acts: boolean }): Html {
-  const { id, kind, team, sandbox, status, queue, job, step, waitingFor, attempts, lastError, error } = operation;
+  const { id, kind, team, sandbox, status, step, waitingFor, attempts, lastError, error } = operation;
   return html`<dl>
 <dt>Kind</dt><dd>${kind}</dd>
 <dt>Status</dt><dd>${status}${operation.abort !== undefined && !isEnded(status) && ", is told to end"}</dd>
@@ -88,7 +95,7 @@ export function operationPage(operation: OperationRecord, { acts }: { acts: bool
 <dt>Failed runs</dt><dd>${attempts}</dd>
 <dt>Last error</dt><dd>${lastError && `${lastError.code}: ${lastError.message}`}</dd>
 <dt>Error</dt><dd>${error && html`<span class="bad">${error.code}: ${error.message}</span>`}</dd>
-<dt>Job</dt><dd>${job} in <a href="${BOARD[acts ? "operator" : "viewer"]}">${queue}</a></dd>
+<dt>Job</dt><dd>${toJob(operation, acts)}</dd>
 <dt>Accepted</dt><dd>${age(operation.acceptedAt)}</dd>
 <dt>Ended</dt><dd>${age(operation.endedAt)}</dd>
 <dt>Times</dt><dd>${Object.entries(operation.timings).map(([name, ms]) => html`<div>${name} ${ms} ms</div>`)}</dd>
