@@ -2,7 +2,7 @@
  * Configuration from the environment. Producers need `REDIS_URL` alone; workers need PVE's credentials too.
  * Every bad variable is reported at once, with its name, its problem and the way out, never with its value.
  */
-import { readFileSync } from "node:fs";
+import { accessSync, constants, readFileSync } from "node:fs";
 import { BlockList, isIP } from "node:net";
 import { z } from "zod";
 import { Cidrs } from "./cidrs.ts";
@@ -13,6 +13,7 @@ import { WEBHOOK_SETTINGS } from "./config-webhooks.ts";
 import { FleetError } from "./errors.ts";
 import { NodeName, TeamId } from "./ids.ts";
 import { StorageName } from "./jobs/fields.ts";
+import { parseRedisUrl } from "./redis/connect.ts";
 
 type Env = Readonly<Record<string, string | undefined>>;
 
@@ -124,8 +125,28 @@ export const RedisUrl = z
     {
       error:
         "must be redis://host:6379/0, rediss:// for TLS, redis-sentinel://host:26379,host:26379?master=name, or redis-cluster://host:6379,host:6379",
+      abort: true,
     },
-  );
+  )
+  .superRefine((url, context) => {
+    const { tls, files } = parseRedisUrl(url);
+    const { ca, cert, key } = files;
+    if (!tls && (ca ?? cert ?? key) !== undefined)
+      context.addIssue({ code: "custom", message: "names files for TLS, which only rediss:// uses" });
+    if ((cert === undefined) !== (key === undefined))
+      context.addIssue({ code: "custom", message: "needs cert= and key= together" });
+    for (const [name, path] of Object.entries(files))
+      if (!isReadable(path)) context.addIssue({ code: "custom", message: `must name a readable PEM file as ${name}=` });
+  });
+
+function isReadable(path: string): boolean {
+  try {
+    accessSync(path, constants.R_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 export const Prefix = z
   .string()

@@ -1,7 +1,7 @@
 /** Real Redis servers for tests and the demo: each private, durable (AOF), never evicting, gone when its owner is. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { accessSync, constants, statSync } from "node:fs";
+import { accessSync, constants, readFileSync, statSync } from "node:fs";
 import { mkdtemp } from "node:fs/promises";
 import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -10,7 +10,10 @@ import { addAbortSignal } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
 
 export interface RedisServer extends AsyncDisposable {
+  /** For the test itself, which may do everything. */
   readonly url: string;
+  /** For a user of `deploy/redis/users.conf`, which may do what its role takes. */
+  urlFor(role: Role): string;
   /** Of the server process; changes with restart(), none while it is down. None for a container or a server that is not ours. */
   readonly pid?: number | undefined;
   /** Where the append-only file lies; none for a container or a server that is not ours. */
@@ -27,11 +30,17 @@ export interface RedisOptions {
   appendfsync?: "always" | "everysec";
   /** Kept when the server goes; without it a private folder is made and removed. */
   dataDir?: string;
+  /** Whether it has the users of `deploy/redis/users.conf`, which need Redis 7; it has by default. */
+  users?: boolean;
   /** A container where a Docker engine answers within a second, else a process. */
   engine?: "process" | "container";
 }
 
+/** Users of `deploy/redis/users.conf`. */
+export type Role = "worker" | "producer" | "ops" | "gate" | "viewer";
+
 const IMAGE = "redis:8";
+const PASSWORD = "test";
 const READY_WITHIN_MS = 20_000;
 const SIGNALS_THAT_END_NOTHING = new Set<NodeJS.Signals>(["SIGSTOP", "SIGCONT", "SIGUSR1", "SIGUSR2"]);
 
@@ -58,16 +67,25 @@ export async function startEmbeddedRedis({ log }: { log: (line: string) => void 
   }
   if (findServer() === undefined && (await dockerAnswers(5_000))) {
     log(`Redis: ${IMAGE} in a container`);
-    return startContainer({});
+    return startContainer({ users: false });
   }
-  const server = await startProcess({});
+  const server = await startProcess({ users: false });
   log(`Redis: ${server.url}, data in ${server.dataDir} until the end`);
   return server;
 }
 
+/** As words of a command line: that way they are there again after a restart. Each test has a prefix of its own. */
+function usersInWords(): string[] {
+  const file = readFileSync(new URL("../deploy/redis/users.conf", import.meta.url), "utf8");
+  const users = file.split("\n").filter((line) => line.startsWith("user "));
+  return users.flatMap((line) => `--${line}`.replaceAll("{fleet}", "{*}").replace(/>\w+/, `>${PASSWORD}`).split(" "));
+}
+
+const urlAs = (url: string, role: Role) => url.replace("redis://", `redis://fleet-${role}:${PASSWORD}@`);
+
 function foreignServer(url: string): RedisServer {
   const refuse = () => Promise.reject(new Error("the server of REDIS_URL is not ours to stop"));
-  return { url, kill: refuse, restart: refuse, [Symbol.asyncDispose]: () => Promise.resolve() };
+  return { url, urlFor: () => url, kill: refuse, restart: refuse, [Symbol.asyncDispose]: () => Promise.resolve() };
 }
 
 // ---- a process ---------------------------------------------------------------------------------------------------
@@ -84,6 +102,7 @@ async function startProcess(options: RedisOptions): Promise<RedisServer> {
   const server = new RedisProcess(program, {
     dataDir,
     appendfsync: options.appendfsync ?? "everysec",
+    users: options.users === false ? [] : usersInWords(),
     keepsData: options.dataDir !== undefined,
   });
   try {
@@ -98,6 +117,7 @@ async function startProcess(options: RedisOptions): Promise<RedisServer> {
 interface ProcessPlan {
   dataDir: string;
   appendfsync: "always" | "everysec";
+  users: readonly string[];
   keepsData: boolean;
 }
 
@@ -116,6 +136,10 @@ class RedisProcess implements RedisServer {
 
   get url(): string {
     return `redis://127.0.0.1:${this.#port}`;
+  }
+
+  urlFor(role: Role): string {
+    return urlAs(this.url, role);
   }
 
   get pid(): number | undefined {
@@ -162,7 +186,7 @@ class RedisProcess implements RedisServer {
   }
 
   async #start(): Promise<void> {
-    const { dataDir, appendfsync } = this.#plan;
+    const { dataDir, appendfsync, users } = this.#plan;
     const settings = {
       bind: "127.0.0.1",
       port: String(this.#port),
@@ -172,7 +196,9 @@ class RedisProcess implements RedisServer {
       save: "",
       "maxmemory-policy": "noeviction",
     };
-    const words = Object.entries(settings).flatMap(([name, value]) => [`--${name}`, value]);
+    const words = Object.entries(settings)
+      .flatMap(([name, value]) => [`--${name}`, value])
+      .concat(users);
     // A session of its own: Ctrl-C in a terminal must not take Redis from under those who still tidy up.
     const child = spawn(this.#program, words, { detached: true, stdio: ["ignore", "pipe", "pipe"] });
     let output = "";
@@ -259,7 +285,7 @@ async function startContainer(options: RedisOptions): Promise<RedisServer> {
     .withExposedPorts({ container: 6_379, host: port })
     .withCommand([
       ...["redis-server", "--appendonly", "yes", "--appendfsync", options.appendfsync ?? "everysec"],
-      ...["--save", "", "--maxmemory-policy", "noeviction"],
+      ...["--save", "", "--maxmemory-policy", "noeviction", ...(options.users === false ? [] : usersInWords())],
     ]);
   if (options.dataDir !== undefined) {
     container.withBindMounts([{ source: options.dataDir, target: "/data", mode: "rw" }]);
@@ -272,6 +298,7 @@ async function startContainer(options: RedisOptions): Promise<RedisServer> {
   await ready();
   return {
     url: `redis://${host}:${port}`,
+    urlFor: (role) => urlAs(`redis://${host}:${port}`, role),
     async kill(signal) {
       await docker.kill({ signal });
       if (!SIGNALS_THAT_END_NOTHING.has(signal)) await docker.wait(); // at once when it has ended already

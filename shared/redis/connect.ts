@@ -1,4 +1,5 @@
 /** One Redis server, Sentinel or Cluster, told by the URL. */
+import { readFileSync } from "node:fs";
 import { Cluster, Redis } from "ioredis";
 
 export type RedisConnection = Redis | Cluster;
@@ -6,7 +7,8 @@ export type RedisConnection = Redis | Cluster;
 /**
  * Opens a connection to what `url` names:
  * `redis://` or `rediss://` (TLS) for one server, `redis-sentinel://h1:26379,h2:26379/0?master=name`,
- * `redis-cluster://h1:6379,h2:6379`; `rediss-sentinel://` and `rediss-cluster://` with TLS.
+ * `redis-cluster://h1:6379,h2:6379`; `rediss-sentinel://` and `rediss-cluster://` with TLS. With TLS, `?ca=`, `cert=` and
+ * `key=` name PEM files: who is trusted in place of the public CAs, and a certificate for servers that ask for one.
  * Commands wait through a reconnect and are never given up by count, so callers bring their own deadlines.
  */
 export function connectRedis(url: string): RedisConnection {
@@ -18,11 +20,19 @@ export function connectRedis(url: string): RedisConnection {
   const auth = {
     ...(target.username ? { username: target.username } : {}),
     ...(target.password ? { password: target.password } : {}),
-    ...(target.tls ? { tls: {} } : {}),
+    ...(target.tls ? { tls: readTls(target.files) } : {}),
   };
   switch (target.kind) {
     case "sentinel":
-      return new Redis({ ...options, ...auth, sentinels: target.hosts, name: target.master, db: target.db });
+      return new Redis({
+        ...options,
+        ...auth,
+        // Without these ioredis speaks plainly to both, `tls` or not.
+        ...(target.tls ? { sentinelTLS: readTls(target.files), enableTLSForSentinelMode: true } : {}),
+        sentinels: target.hosts,
+        name: target.master,
+        db: target.db,
+      });
     case "cluster":
       return new Cluster(target.hosts, { redisOptions: { maxRetriesPerRequest: null, ...auth } });
     case "single":
@@ -38,7 +48,14 @@ interface RedisTarget {
   username: string;
   password: string;
   tls: boolean;
+  /** Paths of PEM files. */
+  files: Partial<Record<(typeof TLS_FILES)[number], string>>;
 }
+
+const TLS_FILES = ["ca", "cert", "key"] as const;
+
+const readTls = (files: RedisTarget["files"]) =>
+  Object.fromEntries(Object.entries(files).map(([name, path]) => [name, readFileSync(path, "utf8")]));
 
 /** Pure; exported for tests. Several hosts stand comma-separated, with the credentials before the first. */
 export function parseRedisUrl(url: string): RedisTarget {
@@ -63,6 +80,9 @@ export function parseRedisUrl(url: string): RedisTarget {
     username: decodeURIComponent(first.username),
     password: decodeURIComponent(first.password),
     tls: scheme.startsWith("rediss"),
+    files: Object.fromEntries(
+      TLS_FILES.map((name) => [name, first.searchParams.get(name)]).filter(([, path]) => path !== null),
+    ),
   };
 }
 

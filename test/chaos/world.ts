@@ -55,7 +55,7 @@ export async function startWorld({ seed, workers, ssh: withSsh, logs }: WorldOpt
   stack.defer(() => queues.close());
   const keys = createKeys(prefix);
   const env = {
-    REDIS_URL: redisServer.url,
+    REDIS_URL: redisServer.urlFor("worker"),
     FLEET_PREFIX: prefix,
     FLEET_SECRET_KEY: secretKey,
     FLEET_ROLES: "worker",
@@ -71,7 +71,8 @@ export async function startWorld({ seed, workers, ssh: withSsh, logs }: WorldOpt
     LOG_LEVEL: logs === undefined ? "warn" : "debug",
   };
   const crew = stack.use(startCrew({ workers, env, logs }));
-  const client = (team: string) => stack.use(createFleet({ redis: redisServer.url, prefix, secretKey, team }));
+  const client = (team: string) =>
+    stack.use(createFleet({ redis: redisServer.urlFor("producer"), prefix, secretKey, team }));
   const [first, ...others] = TEAMS;
   const teams: [Fleet, ...Fleet[]] = [client(first), ...others.map(client)];
   const store = createOperationStore(redis, keys, { retentionSec: 86_400 });

@@ -39,7 +39,9 @@ beforeAll(async () => {
     env: { PVE_PUBLIC_DOMAIN: "s.example.com", PVE_URL_PATTERN: "port-{port}-{id}.{domain}" },
   });
   // A backend does not have what workers are set to.
-  client = createClient({ env: { REDIS_URL: bed.env["REDIS_URL"], FLEET_PREFIX: bed.env["FLEET_PREFIX"] } });
+  client = createClient({
+    env: { REDIS_URL: bed.redisServer.urlFor("producer"), FLEET_PREFIX: bed.env["FLEET_PREFIX"] },
+  });
   box = await client.instances.start(START);
 });
 afterAll(async () => {
@@ -88,7 +90,8 @@ test("the same start again is the same instance, by however the name is written;
 
 function spawnProcess(what: "start" | "use", instanceId: string): ChildProcess {
   const main = fileURLToPath(new URL("./client-process.ts", import.meta.url));
-  const { REDIS_URL, FLEET_PREFIX } = bed.env;
+  const { FLEET_PREFIX } = bed.env;
+  const REDIS_URL = bed.redisServer.urlFor("producer");
   const env = { ...CHILD_ENV, REDIS_URL, FLEET_PREFIX };
   return spawn(process.execPath, [main, what, instanceId], { env, stdio: ["ignore", "pipe", "inherit"] });
 }

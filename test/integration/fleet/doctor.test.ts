@@ -67,7 +67,7 @@ test("a sound fleet: no problem, and the probe's sandbox comes and goes", async 
 
 test("nothing secret is printed, also where it is refused", async () => {
   const secrets = [bed.env["FLEET_SECRET_KEY"] ?? "", bed.pve.token.split("=")[1] ?? "", "planted-password"];
-  const url = (bed.env["REDIS_URL"] ?? "").replace("redis://", "redis://user:planted-password@");
+  const url = bed.redisServer.url.replace("redis://", "redis://user:planted-password@");
   const told = JSON.stringify([await look(), await look({ REDIS_URL: url }), await look({ PVE_VMID_RANGE: "9-1" })]);
   for (const secret of secrets) expect(told).not.toContain(secret);
   expect(told).toContain("WRONGPASS");

@@ -1,4 +1,7 @@
-/** A whole fleet for one test file: Redis, the stand-in PVE, workers and a producer, checked for leaks when it goes. */
+/**
+ * A whole fleet for one test file: Redis with a user a role, the stand-in PVE, workers and a producer, checked for leaks
+ * when it goes.
+ */
 import { randomBytes } from "node:crypto";
 import {
   createFleet,
@@ -66,7 +69,7 @@ export async function startBed(options: BedOptions = {}): Promise<Bed> {
     const ssh = options.ssh && stack.use(await startSshNodes(pve, options.ssh));
     const prefix = `{test-${randomBytes(6).toString("hex")}}`;
     const env = {
-      REDIS_URL: redisServer.url,
+      REDIS_URL: redisServer.urlFor("worker"),
       FLEET_PREFIX: prefix,
       PVE_API_URL: pve.url,
       PVE_API_TOKEN: pve.token,
@@ -78,7 +81,7 @@ export async function startBed(options: BedOptions = {}): Promise<Bed> {
       ...ssh?.env,
       ...options.env,
     };
-    const redis = stack.adopt(connectRedis(env.REDIS_URL), closeRedis);
+    const redis = stack.adopt(connectRedis(redisServer.url), closeRedis);
     const keys = createKeys(prefix);
     // What talks to the fleet goes before the fleet's own servers, and the look at what is left comes in between.
     const users = new AsyncDisposableStack();
@@ -88,7 +91,9 @@ export async function startBed(options: BedOptions = {}): Promise<Bed> {
       return users.use(await startFleetWorkers(settings, createLogger(settings.LOG_LEVEL)));
     };
     const client: Bed["client"] = (more = {}) =>
-      users.use(createFleet({ redis: env.REDIS_URL, prefix, secretKey: env.FLEET_SECRET_KEY, ...more }));
+      users.use(
+        createFleet({ redis: redisServer.urlFor("producer"), prefix, secretKey: env.FLEET_SECRET_KEY, ...more }),
+      );
     stack.use(users);
     const workers = options.workers === "none" ? null : await startWorkers();
     return {

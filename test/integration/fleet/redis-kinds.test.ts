@@ -1,4 +1,4 @@
-/** The fleet on a Redis Cluster and behind Sentinel: the same steps, another kind of connection. */
+/** The fleet on a Redis Cluster, behind Sentinel and over TLS: the same steps, another kind of connection. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
@@ -10,8 +10,10 @@ import { Redis } from "ioredis";
 import { expect, test } from "vitest";
 import { createFleet } from "../../../producers/index.ts";
 import { loadWorkerConfig } from "../../../shared/config.ts";
+import { closeRedis, connectRedis } from "../../../shared/redis/connect.ts";
 import { startFleetWorkers } from "../../../workers/fleet.ts";
 import { createLogger } from "../../../workers/log.ts";
+import { makeCertificate } from "../../pve/certificate.ts";
 import { startPve } from "../../pve/index.ts";
 import { findServer, startRedis } from "../../redis.ts";
 import { FAST } from "./harness.ts";
@@ -35,6 +37,37 @@ test("Sentinel", async () => {
     return [file, "--sentinel"];
   });
   await runMainJob(`redis-sentinel://127.0.0.1:${sentinel.port}/0?master=fleet`);
+});
+
+/** One that trusts and shows its own certificate, and asks clients for it. */
+const withTls = (port: number, dir: string) =>
+  `port 0\ntls-port ${port}\ndir ${dir}\ntls-ca-cert-file ${dir}/cert\ntls-cert-file ${dir}/cert\ntls-key-file ${dir}/key\ntls-replication yes\n`;
+
+test("TLS both ways, to Sentinel and its master too; who is not trusted or shows nothing gets nowhere", async () => {
+  const certificate = await makeCertificate();
+  const tls = { ca: certificate.cert, cert: certificate.cert, key: certificate.key };
+  const start = (more: (dir: string) => string, ...args: string[]) =>
+    startServer(async (port, dir) => {
+      await writeFile(join(dir, "cert"), certificate.cert);
+      await writeFile(join(dir, "key"), certificate.key);
+      await writeFile(join(dir, "conf"), withTls(port, dir) + more(dir));
+      return [join(dir, "conf"), ...args];
+    }, tls);
+  await using master = await start(() => "");
+  await using sentinel = await start(() => `sentinel monitor fleet 127.0.0.1 ${master.port} 1\n`, "--sentinel");
+  const [ca, cert, key] = [`ca=${master.dir}/cert`, `cert=${master.dir}/cert`, `key=${master.dir}/key`];
+  await runMainJob(`rediss-sentinel://127.0.0.1:${sentinel.port}/0?master=fleet&${ca}&${cert}&${key}`);
+  const direct = connectRedis(`rediss://127.0.0.1:${master.port}?${ca}&${cert}&${key}`);
+  expect(await direct.ping()).toBe("PONG");
+  await closeRedis(direct);
+  const refusal = async (url: string) => {
+    const redis = connectRedis(url);
+    const [error]: unknown[] = await once(redis, "error");
+    await closeRedis(redis);
+    return String(error);
+  };
+  expect(await refusal(`rediss://127.0.0.1:${master.port}?${cert}&${key}`)).toMatch(/self-signed certificate/);
+  expect(await refusal(`rediss://127.0.0.1:${master.port}?${ca}`)).toMatch(/certificate required/);
 });
 
 /** Provision, exec, snapshot, destroy, and the events of it. */
@@ -66,19 +99,24 @@ async function runMainJob(url: string): Promise<void> {
 
 interface Server extends AsyncDisposable {
   port: number;
+  dir: string;
   ask(command: string, ...args: string[]): Promise<unknown>;
   until(holds: () => Promise<boolean>): Promise<void>;
 }
 
-async function startServer(toArgs: (port: number, dir: string) => string[] | Promise<string[]>): Promise<Server> {
+async function startServer(
+  toArgs: (port: number, dir: string) => string[] | Promise<string[]>,
+  tls?: { ca: string; cert: string; key: string },
+): Promise<Server> {
   const dir = await mkdtemp(join(tmpdir(), "fleet-redis-kind-"));
   const port = await freePort();
   const child: ChildProcess = spawn(findServer() ?? "redis-server", await toArgs(port, dir), { stdio: "ignore" });
-  const redis = new Redis({ port, maxRetriesPerRequest: null, retryStrategy: () => 20 });
+  const redis = new Redis({ port, ...(tls && { tls }), maxRetriesPerRequest: null, retryStrategy: () => 20 });
   redis.on("error", () => {}); // it is not up yet
   await redis.ping();
   return {
     port,
+    dir,
     ask: (command, ...args) => redis.call(command, ...args),
     async until(holds) {
       while (!(await holds())) await redis.ping();

@@ -205,7 +205,8 @@ describe("a receiver that does not take a message", () => {
 
 /** A command line of an operator. */
 const cli = (...words: string[]) => {
-  const { REDIS_URL, FLEET_PREFIX } = bed.env;
+  const { FLEET_PREFIX } = bed.env;
+  const REDIS_URL = bed.redisServer.urlFor("producer");
   return command({ REDIS_URL, FLEET_PREFIX }, ...words);
 };
 

@@ -34,10 +34,10 @@ beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), "caddy-"));
   bed = await startBed({
     pve: { nodes: 1 },
-    env: { PVE_PUBLIC_DOMAIN: DOMAIN, FLEET_ROLES: "worker,gate", GATE_PORT: "0", GATE_PROXY_SECRET: SECRET },
+    env: { PVE_PUBLIC_DOMAIN: DOMAIN, GATE_PORT: "0", GATE_PROXY_SECRET: SECRET },
   });
-  if (bed.workers === null) throw new Error("the bed has no workers");
-  gate = await startGate(bed.workers.context);
+  const { context } = await bed.startWorkers({ FLEET_ROLES: "gate", REDIS_URL: bed.redisServer.urlFor("gate") });
+  gate = await startGate(context);
   box = await provisionOne(bed.fleet, {
     wakeOnHttp: true,
     services: [

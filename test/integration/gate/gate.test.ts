@@ -4,6 +4,7 @@ import { connect } from "node:net";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { LINK_COOKIE, LINK_PARAMETER } from "../../../shared/links.ts";
 import { parseApiKey } from "../../../shared/state/api-keys.ts";
+import type { WorkerContext } from "../../../workers/context.ts";
 import { type Gate, startGate } from "../../../workers/gate/gate.ts";
 import { command } from "../command.ts";
 import { dump } from "../fleet/dump.ts";
@@ -18,6 +19,7 @@ let gate: Gate;
 let sandboxId: string;
 let vmid: number;
 let guest: AsyncDisposable;
+let context: WorkerContext;
 let hostOf: (service: string) => string;
 
 beforeAll(async () => {
@@ -25,14 +27,13 @@ beforeAll(async () => {
     pve: { nodes: 1 },
     env: {
       PVE_PUBLIC_DOMAIN: DOMAIN,
-      FLEET_ROLES: "worker,gate",
       GATE_PORT: "0",
       GATE_PROXY_SECRET: "p".repeat(32),
       GATE_APP_ORIGINS: "https://app.example",
     },
   });
-  if (bed.workers === null) throw new Error("the bed has no workers");
-  gate = await startGate(bed.workers.context);
+  ({ context } = await bed.startWorkers({ FLEET_ROLES: "gate", REDIS_URL: bed.redisServer.urlFor("gate") }));
+  gate = await startGate(context);
   const sandbox = await provisionOne(bed.fleet, {
     services: [
       { name: "open", port: PORT, auth: "none" },
@@ -71,7 +72,7 @@ async function newKey(team?: string): Promise<{ id: string; text: string; revoke
 
 test("what it decides is counted", async () => {
   const count = async (outcome: string) => {
-    const text = (await bed.workers?.context.metrics.registry.metrics()) ?? "";
+    const text = await context.metrics.registry.metrics();
     return Number(new RegExp(`^fleet_gate_requests_total\\{outcome="${outcome}"\\} (\\d+)$`, "m").exec(text)?.[1] ?? 0);
   };
   const before = [await count("forward"), await count("refused")] as const;

@@ -29,16 +29,15 @@ beforeAll(async () => {
     ssh: { guard: { first: 20_000, last: 29_999 } },
     env: {
       PVE_PUBLIC_DOMAIN: DOMAIN,
-      FLEET_ROLES: "worker,gate",
       GATE_PORT: "0",
       GATE_WAKE_SECONDS: "15",
       GATE_PROXY_SECRET: "p".repeat(32),
     },
   });
-  if (bed.workers === null) throw new Error("the bed has no workers");
-  gate = await startGate(bed.workers.context);
-  other = await startGate(bed.workers.context);
-  impatient = await startGate({ ...bed.workers.context, config: bed.config({ GATE_WAKE_SECONDS: "1" }) });
+  const { context } = await bed.startWorkers({ FLEET_ROLES: "gate", REDIS_URL: bed.redisServer.urlFor("gate") });
+  gate = await startGate(context);
+  other = await startGate(context);
+  impatient = await startGate({ ...context, config: bed.config({ GATE_WAKE_SECONDS: "1" }) });
   box = await provisionOne(bed.fleet, {
     wakeOnHttp: true,
     services: [

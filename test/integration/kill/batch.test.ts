@@ -23,7 +23,7 @@ beforeAll(async () => {
 afterAll(() => bed.close());
 
 function startProducer(): ChildProcess {
-  const args = [PRODUCER, bed.redisServer.url, bed.env["FLEET_PREFIX"] ?? "", ID, String(COUNT)];
+  const args = [PRODUCER, bed.redisServer.urlFor("producer"), bed.env["FLEET_PREFIX"] ?? "", ID, String(COUNT)];
   return spawn(process.execPath, args, { stdio: ["ignore", "pipe", "inherit"] });
 }
 

@@ -18,7 +18,9 @@ beforeAll(async () => {
   const logins = [await formatLogin("operator", "olga", PASSWORD), await formatLogin("viewer", "vera", PASSWORD)];
   bed = await startBed({ pve: { nodes: 2 }, env: { OPS_PORT: "0", OPS_LOGINS: logins.join() } });
   if (bed.workers === null) throw new Error("the bed has no workers");
-  const { context } = bed.workers;
+  const { metrics } = bed.workers.context;
+  const own = await bed.startWorkers({ FLEET_ROLES: "ops", REDIS_URL: bed.redisServer.urlFor("ops") });
+  const context = { ...own.context, metrics };
   ops = await startOps(context);
   open = await startOps({ ...context, config: { ...context.config, OPS_LOGINS: [] } });
 });

@@ -23,7 +23,7 @@ const MAIN = new URL("../../../producers/cli/main.ts", import.meta.url).pathname
 
 function start(rig: Rig, words: string[]) {
   const child = spawn(process.execPath, [MAIN, ...words], {
-    env: { ...CHILD_ENV, REDIS_URL: server.url, FLEET_PREFIX: rig.prefix, FLEET_SECRET_KEY: SECRET_KEY },
+    env: { ...CHILD_ENV, REDIS_URL: server.urlFor("producer"), FLEET_PREFIX: rig.prefix, FLEET_SECRET_KEY: SECRET_KEY },
     stdio: ["pipe", "pipe", "pipe"],
   });
   const ended = Promise.all([text(child.stdout), text(child.stderr), once(child, "close")]).then(([out, err]) => ({

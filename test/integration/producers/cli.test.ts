@@ -35,7 +35,7 @@ function start(rig: Rig, words: string[], env: Record<string, string> = {}) {
   const child = spawn(process.execPath, [MAIN, ...words], {
     env: {
       ...CHILD_ENV,
-      REDIS_URL: server.url,
+      REDIS_URL: server.urlFor("producer"),
       FLEET_PREFIX: rig.prefix,
       FLEET_SECRET_KEY: SECRET_KEY,
       ...env,

@@ -108,7 +108,7 @@ test("what a consumer had in hand when it died goes to another", async () => {
   await using rig = createRig(server);
   const [id = ""] = await provision(rig.fleet, 1);
   const child = spawn(process.execPath, ["--input-type=module", "--eval", DOOMED], {
-    env: { ...process.env, REDIS_URL: server.url, FLEET_PREFIX: rig.prefix },
+    env: { ...process.env, REDIS_URL: server.urlFor("producer"), FLEET_PREFIX: rig.prefix },
     cwd: new URL("../../..", import.meta.url),
     stdio: ["ignore", "pipe", "inherit"],
   });

@@ -17,7 +17,7 @@ afterEach(() => bed.fleet.nodes.uncordon("pve2"));
 
 function start(words: string[], env: Record<string, string> = {}): ChildProcess {
   return spawn(process.execPath, [MAIN, ...words], {
-    env: { ...CHILD_ENV, REDIS_URL: bed.env["REDIS_URL"], FLEET_PREFIX: bed.env["FLEET_PREFIX"], ...env },
+    env: { ...CHILD_ENV, REDIS_URL: bed.redisServer.urlFor("producer"), FLEET_PREFIX: bed.env["FLEET_PREFIX"], ...env },
     stdio: ["ignore", "pipe", "pipe"],
   });
 }

@@ -47,7 +47,7 @@ test("another process gets it, late and while it waits", async () => {
   await rig.succeed(late.id, exited);
   const ask = (id: string) =>
     run(process.execPath, ["--input-type=module", "--eval", OTHER_PROCESS], {
-      env: { ...process.env, REDIS_URL: server.url, FLEET_PREFIX: rig.prefix, OPERATION: id },
+      env: { ...process.env, REDIS_URL: server.urlFor("producer"), FLEET_PREFIX: rig.prefix, OPERATION: id },
       cwd: new URL("../../..", import.meta.url),
     });
   const waiting = ask(early.id);

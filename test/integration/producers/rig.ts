@@ -58,7 +58,7 @@ export function createRig(server: RedisServer): Rig {
   const queues = createQueues(redis, prefix);
   const clients: Fleet[] = [];
   const client = (options: Partial<FleetOptions> = {}) => {
-    const fleet = createFleet({ redis: server.url, prefix, secretKey: SECRET_KEY, ...options });
+    const fleet = createFleet({ redis: server.urlFor("producer"), prefix, secretKey: SECRET_KEY, ...options });
     clients.push(fleet);
     return fleet;
   };

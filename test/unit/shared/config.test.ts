@@ -93,6 +93,13 @@ describe("single variables", () => {
     for (const url of ["ftp://a", "https://a:8006/api2/json", "https://user@a:8006", ","]) refused("PVE_API_URL", url);
   });
 
+  test("Redis' TLS files", () => {
+    const file = import.meta.filename;
+    read({ REDIS_URL: `rediss://h?ca=${file}&cert=${file}&key=${file}` });
+    for (const url of [`redis://h?ca=${file}`, `rediss://h?cert=${file}`, "rediss://h?ca=/nonexistent"])
+      refused("REDIS_URL", url);
+  });
+
   test("secret keys: hex or base64, several for rotation", () => {
     const base64 = Buffer.alloc(32, 7).toString("base64");
     expect(read({ FLEET_SECRET_KEY: `${KEY},${base64}` }).FLEET_SECRET_KEY).toEqual([

@@ -77,6 +77,7 @@ describe("a Redis URL", () => {
         db: 2,
       },
     ],
+    ["rediss://h?ca=/a.pem&cert=/b%20c.pem", { tls: true, files: { ca: "/a.pem", cert: "/b c.pem" } }],
     ["rediss-cluster://a:7000,b:7001", { kind: "cluster", tls: true, hosts: [{ port: 7_000 }, { port: 7_001 }] }],
   ])("%s", (url, expected) => {
     expect(parseRedisUrl(url)).toMatchObject(expected);
