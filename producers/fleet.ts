@@ -36,8 +36,18 @@ export type JobMethods = {
   readonly [N in Exclude<JobName, "upload">]: (input: JobInput<N>, options?: SubmitOptions) => Promise<HandleOf<N>>;
 };
 
+/**
+ * `inplace`: of its disk, in PVE, and gone with the sandbox. `template`: a template of it, as the method of that name makes.
+ * `provision` takes the id of either.
+ */
+export interface SnapshotMethod {
+  (input: JobInput<"snapshot"> & { mode?: "inplace" }, options?: SubmitOptions): Promise<HandleOf<"snapshot">>;
+  (input: JobInput<"template"> & { mode: "template" }, options?: SubmitOptions): Promise<HandleOf<"template">>;
+}
+
 export interface Fleet extends JobMethods, AsyncDisposable {
   readonly team: TeamId | undefined;
+  readonly snapshot: SnapshotMethod;
   /**
    * As the other methods, with the content beside the input: read to its end, at most 64 MiB, and kept sealed before the
    * operation is asked for. Throws also `content_too_large`, `transfers_full`, `not_configured`, and what a stream throws.
@@ -117,7 +127,7 @@ export function createFleetFromEnv(env: Readonly<Record<string, string | undefin
   return createFleet(toFleetOptions(env));
 }
 
-function createMethods(parts: Parts, watch: EndWatch): JobMethods & Pick<Fleet, "upload"> {
+function createMethods(parts: Parts, watch: EndWatch): JobMethods & Pick<Fleet, "upload" | "snapshot"> {
   const begin = async <N extends JobName>(
     kind: N,
     input: JobInput<N>,
@@ -135,6 +145,12 @@ function createMethods(parts: Parts, watch: EndWatch): JobMethods & Pick<Fleet, 
     // Object.fromEntries loses which kind has which method; the keys are the catalog's.
     ...(Object.fromEntries(JOB_NAMES.map((kind) => [kind, methodOf(kind)])) as unknown as JobMethods),
     upload: (input, content, options) => begin("upload", input, options, content),
+    // An overload's one implementation can't be typed by its input.
+    snapshot: (({ mode, ...input }: { mode?: string } & Record<string, unknown>, options?: SubmitOptions) => {
+      if (mode === "template") return begin("template", input as JobInput<"template">, options);
+      const rest = mode === undefined || mode === "inplace" ? input : { ...input, mode }; // any other is refused by name
+      return begin("snapshot", rest as JobInput<"snapshot">, options);
+    }) as SnapshotMethod,
   };
 }
 

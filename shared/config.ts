@@ -211,6 +211,9 @@ const WorkerEnv = SharedEnv.extend({
   FLEET_NODE_SLOTS: integer(1, 64).default(4),
   FLEET_EXEC_SLOTS: integer(1, 4096).default(64),
   FLEET_STORAGE_SLOTS: integer(1, 16).default(2),
+  /** Of each sandbox; all when absent. */
+  FLEET_SNAPSHOTS_KEPT: integer(1, 100).optional(),
+  FLEET_SNAPSHOT_MAX_AGE_HOURS: integer(1, 87_600).optional(),
   FLEET_STRAY_GRACE_SECONDS: integer(0, 86_400).default(60),
   FLEET_MEMORY_OVERCOMMIT: z.coerce.number({ error: "must be a number" }).min(0.1).max(20).default(1.5),
   FLEET_DISK_OVERCOMMIT: z.coerce.number({ error: "must be a number" }).min(0.1).max(50).default(4),

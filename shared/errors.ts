@@ -48,6 +48,7 @@ export const POLICY = {
   snapshot_unsupported: "never",
   snapshot_exists: "never",
   snapshot_not_found: "never",
+  snapshot_blocked: "never",
   storage_not_found: "never",
   storage_full: "replace",
   address_range_exhausted: "overload",

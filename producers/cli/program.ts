@@ -2,7 +2,7 @@
 import { Command, CommanderError } from "commander";
 import { addAdopt } from "./commands/adopt.ts";
 import { addBatch } from "./commands/batch.ts";
-import { addConfigure, addDestroy, addPower, addServices, addSnapshot, addUpdate } from "./commands/changes.ts";
+import { addConfigure, addDestroy, addPower, addServices, addUpdate } from "./commands/changes.ts";
 import { addCopy } from "./commands/copy.ts";
 import { addDoctor } from "./commands/doctor.ts";
 import { addEvents } from "./commands/events.ts";
@@ -16,6 +16,7 @@ import { addProvision } from "./commands/provision.ts";
 import { addProxy } from "./commands/proxy.ts";
 import { addQuota } from "./commands/quota.ts";
 import { addShell } from "./commands/shell.ts";
+import { addSnapshot } from "./commands/snapshot.ts";
 import { addTemplate } from "./commands/template.ts";
 import { addWebhooks } from "./commands/webhooks.ts";
 import { EXIT, EXIT_HELP } from "./exit-codes.ts";

@@ -8,6 +8,7 @@ import type { SandboxRecord, SandboxState } from "../../shared/state/records.ts"
 import type { Wait } from "../end-watch.ts";
 import type { Fleet } from "../fleet.ts";
 import { branchSandbox } from "./branch.ts";
+import { saveTemplate } from "./templates.ts";
 
 export type InstanceStatus = "running" | "stopped" | "paused" | "unknown";
 
@@ -162,11 +163,22 @@ export class CmuxInstance {
     await done(fleet.update({ sandboxId: this.sandboxId, wakeOnHttp: http }));
   }
 
-  /** Its disk as it is now; goes with the instance. */
-  async snapshot(): Promise<InstanceSnapshot> {
+  /** Its disk as it is now; goes with the instance. With a `mode` of "template" it stays. */
+  async snapshot({ mode }: { mode?: "inplace" | "template" } = {}): Promise<InstanceSnapshot> {
     const { fleet, done } = this.#context;
+    if (mode === "template") {
+      const { snapshotId } = await saveTemplate(this.#context, this.sandboxId);
+      return { id: snapshotId, instanceId: this.id };
+    }
     const { snapshotId } = await done(fleet.snapshot({ sandboxId: this.sandboxId }));
     return { id: snapshotId, instanceId: this.id };
+  }
+
+  /** Goes back to a snapshot of its own, disk and configuration; runs, or is paused or stopped, as before. */
+  async restore(snapshotId: string): Promise<void> {
+    const { fleet, done } = this.#context;
+    await done(fleet.restore({ sandboxId: this.sandboxId, snapshotId }));
+    await this.refresh();
   }
 
   /**

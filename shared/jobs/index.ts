@@ -13,6 +13,7 @@ import { link } from "./link.ts";
 import { power } from "./power.ts";
 import { sayIssue, toProblems } from "./problems.ts";
 import { findRootOnly, provision } from "./provision.ts";
+import { restore } from "./restore.ts";
 import { shell } from "./shell.ts";
 import { snapshot } from "./snapshot.ts";
 import { template } from "./template.ts";
@@ -30,6 +31,7 @@ export const jobs = {
   link,
   snapshot,
   delete_snapshot,
+  restore,
   template,
   adopt,
   power,

@@ -13,8 +13,21 @@ export const snapshot = defineJob({
       .refine((name) => name !== "current" && name !== "vzdump", { error: "is a name that PVE keeps for itself" })
       .optional(),
     description: z.string().max(1_024).optional(),
+    /** Of the sandbox's snapshots so many stay, this one included: the oldest are deleted. FLEET_SNAPSHOTS_KEPT when absent. */
+    keepLast: z.int().min(1).max(100).optional(),
+    /** It is deleted so long after; at most FLEET_SNAPSHOT_MAX_AGE_HOURS. */
+    maxAgeSeconds: z.int().min(60).max(315_360_000).optional(),
   }),
-  output: z.object({ snapshotId: SnapshotId, name: z.string(), node: NodeName, vmid: Vmid }),
+  output: z.object({
+    snapshotId: SnapshotId,
+    name: z.string(),
+    node: NodeName,
+    vmid: Vmid,
+    /** ms since the epoch; absent: never. */
+    expiresAt: z.number().optional(),
+    /** Older ones that were deleted for it. */
+    removed: z.array(SnapshotId).default([]),
+  }),
   queue: "node",
   attempts: 6,
   timeoutMs: 300_000,

@@ -31,6 +31,8 @@ export const template = defineJob({
   }),
   output: z.object({
     templateId: SandboxId,
+    /** The same: as a snapshot that outlives its sandbox. */
+    snapshotId: SandboxId,
     operationId: OperationId,
     name: z.string(),
     version: z.string().optional(),

@@ -10,6 +10,8 @@ export interface Keys {
   readonly ips: string;
   readonly addresses: string;
   readonly expiries: string;
+  /** Snapshots by when they are to go. */
+  readonly snapshotExpiries: string;
   /** Running sandboxes with `idleSeconds`, by when to look whether they are idle. */
   readonly idle: string;
   /** Hash of when each of these was last used, as far as it is written down; open exchanges and operations are not. */
@@ -111,6 +113,7 @@ export function createKeys(prefix: string): Keys {
     ips: key("ips"),
     addresses: key("addresses"),
     expiries: key("expiries"),
+    snapshotExpiries: key("snapshot-expiries"),
     idle: key("idle"),
     uses: key("uses"),
     instances: key("instances"),

@@ -83,6 +83,8 @@ export const OperationRecord = z.object({
       node: NodeName.optional(),
     })
     .optional(),
+  /** Of `restore`: what its sandbox did before. */
+  before: z.enum(["running", "paused", "stopped"]).optional(),
   /** Of `template`: the networks that the copy gets again once it is cleaned, by key of its config. */
   networks: z.record(z.string(), z.string()).optional(),
   timings: z.record(z.string(), z.number()).default({}),
@@ -203,5 +205,7 @@ export const SnapshotRecord = z.object({
   vmid: Vmid,
   name: z.string(),
   createdAt: z.number(),
+  /** Absent: only by hand, or by newer ones. */
+  expiresAt: z.number().optional(),
 });
 export type SnapshotRecord = z.output<typeof SnapshotRecord>;

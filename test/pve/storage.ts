@@ -16,12 +16,30 @@ export interface Volume {
 }
 
 /** What each kind of storage can do (PVE::Storage's plugins); `base` says who counts a base volume's clones. */
-const ABILITIES: Record<StorageType, { snapshot: boolean; linked: boolean; linkedOfAny: boolean; base: boolean }> = {
-  dir: { snapshot: false, linked: false, linkedOfAny: false, base: false },
-  lvmthin: { snapshot: true, linked: true, linkedOfAny: false, base: true },
-  zfspool: { snapshot: true, linked: true, linkedOfAny: false, base: true },
-  rbd: { snapshot: true, linked: true, linkedOfAny: false, base: true },
-  btrfs: { snapshot: true, linked: true, linkedOfAny: true, base: false },
+interface Abilities {
+  snapshot: boolean;
+  linked: boolean;
+  linkedOfAny: boolean;
+  /** A snapshot can be cloned linked: not ZFS's, whose feature "clone" is for bases alone. */
+  linkedOfSnapshot: boolean;
+  base: boolean;
+  /** It goes back to its newest snapshot only. */
+  newestOnly: boolean;
+}
+const NONE: Abilities = {
+  snapshot: false,
+  linked: false,
+  linkedOfAny: false,
+  linkedOfSnapshot: false,
+  base: false,
+  newestOnly: false,
+};
+const ABILITIES: Record<StorageType, Abilities> = {
+  dir: NONE,
+  lvmthin: { ...NONE, snapshot: true, linked: true, linkedOfSnapshot: true, base: true },
+  zfspool: { ...NONE, snapshot: true, linked: true, base: true, newestOnly: true },
+  rbd: { ...NONE, snapshot: true, linked: true, linkedOfSnapshot: true, base: true },
+  btrfs: { ...NONE, snapshot: true, linked: true, linkedOfAny: true, linkedOfSnapshot: true },
 };
 
 const CONTENT: Record<StorageType, string> = {

@@ -10,6 +10,7 @@ import { admitWaiting } from "./admit.ts";
 import { closeAbandoned, settleBatches } from "./batches.ts";
 import { evictFromBadNodes } from "./evict.ts";
 import { expireSandboxes } from "./expire.ts";
+import { expireSnapshots } from "./expire-snapshots.ts";
 import { restIdle } from "./idle.ts";
 import { withLock } from "./lock.ts";
 import { destroyMissing } from "./missing.ts";
@@ -28,6 +29,7 @@ const TASKS = {
     everyMs: 1_000,
     run: async (context) => {
       await expireSandboxes(context);
+      await expireSnapshots(context);
       await restIdle(context);
     },
   },

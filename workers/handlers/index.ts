@@ -12,6 +12,7 @@ import { hide } from "./hide.ts";
 import { link } from "./link.ts";
 import { power } from "./power.ts";
 import { provision } from "./provision.ts";
+import { restore } from "./restore.ts";
 import { shell } from "./shell.ts";
 import { snapshot } from "./snapshot.ts";
 import { template } from "./template.ts";
@@ -29,6 +30,7 @@ const handlers = {
   link,
   snapshot,
   delete_snapshot,
+  restore,
   template,
   adopt,
   power,

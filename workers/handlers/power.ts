@@ -1,15 +1,14 @@
 import { FleetError, unreachable } from "../../shared/errors.ts";
 import type { JobOutput, ParsedInput } from "../../shared/jobs/index.ts";
-import type { Write } from "../../shared/state/operations.ts";
 import { slotOf } from "../../shared/state/slots.ts";
-import type { Call, LxcApi } from "../pve/api.ts";
+import type { LxcApi } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import { unusedSince } from "../sandbox/idle.ts";
-import { containerOf, ownContainer, type Place } from "../sandbox/look.ts";
+import { ownContainer, type Place } from "../sandbox/look.ts";
 import { haltContainer, startContainer } from "../sandbox/power.ts";
-import { awaitReady } from "../sandbox/ready.ts";
+import { awaitOwnReady } from "../sandbox/ready.ts";
+import { isFrozen, stoppedWrite, tellStanding } from "../sandbox/standing.ts";
 import { runTask } from "../sandbox/task.ts";
-import { readContainerState } from "../ssh/node-tools.ts";
 import type { Ending, Handler } from "./handler.ts";
 
 type Action = ParsedInput<"power">["action"];
@@ -31,21 +30,7 @@ export const power: Handler<"power"> = {
     }
   },
 
-  /** The task ends with its operation, since the sandbox's next one may begin at once; the record says what stands. */
-  async undo(run) {
-    const call = run.undoing();
-    if (run.operation.step === undefined) return { undone: [] };
-    try {
-      const { place, lxc } = containerOf(run);
-      const { status } = await lxc.status(call);
-      if (status === "stopped") return { undone: [], write: stoppedWrite(run) };
-      return { undone: [], write: { sandbox: { state: (await isFrozen(run, place, call)) ? "paused" : "running" } } };
-    } catch (error) {
-      // A node that can't be asked must not keep the operation open.
-      if (error instanceof FleetError && error.code !== "lock_lost") return { undone: [] };
-      throw error;
-    }
-  },
+  undo: tellStanding,
 };
 
 /** It was to end only what nobody uses, and between the look and now somebody has. */
@@ -130,24 +115,6 @@ async function thaw(run: Run<"power">, { node, vmid }: Place): Promise<void> {
   if (run.context.shell === null) return;
   await run.begin("resume");
   await run.context.shell.run(node, { verb: "unfreeze", vmid }, run.writing);
-}
-
-/** Without SSH the record is believed. */
-async function isFrozen(run: Run, place: Place, call: Call): Promise<boolean> {
-  if (run.context.shell === null) return run.sandbox.state === "paused";
-  const state = await readContainerState(run.context.shell, place, call);
-  return state === "FROZEN" || state === "FREEZING";
-}
-
-async function awaitOwnReady(run: Run<"power">): Promise<void> {
-  const { execToken } = await run.context.secrets.get(run.sandbox.id);
-  await awaitReady(run, execToken ?? null);
-}
-
-/** A stopped container has no address: DHCP may give it to another. */
-function stoppedWrite({ sandbox, context: { keys } }: Run): Write {
-  const also = sandbox.address === undefined ? [] : [["HDEL", keys.addresses, sandbox.address]];
-  return { sandbox: { state: "stopped", address: null }, also, patch: { settles: ["stop", "pause"] } };
 }
 
 async function act(

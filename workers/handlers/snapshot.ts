@@ -1,11 +1,12 @@
 import { FleetError } from "../../shared/errors.ts";
 import { newSnapshotId, SnapshotId } from "../../shared/ids.ts";
 import { encodeFields } from "../../shared/state/codec.ts";
+import type { SnapshotRecord } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { Call, LxcApi } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import { containerOf, ownContainer } from "../sandbox/look.ts";
-import { findSnapshot, keepPaused, removeSnapshot } from "../sandbox/snapshots.ts";
+import { findSnapshot, forgetCommands, keepPaused, removeRecorded, removeSnapshot } from "../sandbox/snapshots.ts";
 import { runTask } from "../sandbox/task.ts";
 import type { Handler } from "./handler.ts";
 
@@ -13,9 +14,10 @@ export const snapshot: Handler<"snapshot"> = {
   async run(run) {
     const { place, lxc } = await ownContainer(run);
     const name = nameOf(run);
+    const { step } = run.operation;
     // An earlier run's task first: PVE lists a snapshot while it is still being taken.
-    const mine =
-      run.operation.step?.open !== true || run.operation.step.upid === undefined ? await findOwn(run, run.call) : null;
+    const isTaking = step?.name === TAKE && step.open === true && step.upid !== undefined;
+    const mine = isTaking ? null : await findOwn(run, run.call);
     if (mine === null) await take(run, lxc, name);
     await keepPaused(run, run.sandbox, run.writing);
     // The id is part of what PVE keeps, so that a lost record finds the same one again.
@@ -26,13 +28,24 @@ export const snapshot: Handler<"snapshot"> = {
       });
     const { keys } = run.context;
     const { team, id: sandbox } = run.sandbox;
-    const record = encodeFields({ id: snapshotId, sandbox, team, ...place, name, createdAt: Date.now() });
+    const removed = await removeOldest(run);
+    const createdAt = Date.now();
+    const expiresAt = expiryOf(run, createdAt);
+    const record = encodeFields({ id: snapshotId, sandbox, team, ...place, name, createdAt, expiresAt });
     return {
-      result: { snapshotId, name, ...place },
+      result: {
+        snapshotId,
+        name,
+        ...place,
+        ...(expiresAt === undefined ? {} : { expiresAt }),
+        removed: removed.map(({ id }) => id),
+      },
       write: {
         also: [
           ["HSET", keys.snapshot(snapshotId), ...record.set],
           ["SADD", keys.sandboxSnapshots(sandbox), snapshotId],
+          ...(expiresAt === undefined ? [] : [["ZADD", keys.snapshotExpiries, expiresAt, snapshotId]]),
+          ...removed.flatMap((one) => forgetCommands(keys, one)),
         ],
       },
     };
@@ -52,6 +65,8 @@ const isOwn =
   ({ description }: { description?: string | undefined }) =>
     description?.startsWith(`${id} `);
 
+const TAKE = "snapshot";
+
 const nameOf = (run: Run<"snapshot">) => run.input.name ?? `s-${run.id.slice(3)}`;
 
 async function take(run: Run<"snapshot">, lxc: LxcApi, name: string): Promise<void> {
@@ -65,12 +80,42 @@ async function take(run: Run<"snapshot">, lxc: LxcApi, name: string): Promise<vo
   const description = run.input.description === undefined ? mark : `${mark}\n${run.input.description}`;
   await run.withSlot(slotOf.node(place.node), run.context.config.FLEET_NODE_SLOTS, () =>
     runTask(run, {
-      step: "snapshot",
+      step: TAKE,
       kind: "snapshot",
       type: "vzsnapshot",
       start: () => lxc.snapshot(name, { description }, run.writing),
     }),
   );
+}
+
+/** Deletes those that are too many. One that can't be deleted stays, and is tried again with the next snapshot. */
+async function removeOldest(run: Run<"snapshot">): Promise<SnapshotRecord[]> {
+  const { redis, keys, store, config } = run.context;
+  const kept = run.input.keepLast ?? config.FLEET_SNAPSHOTS_KEPT;
+  if (kept === undefined) return [];
+  const ids = await redis.smembers(keys.sandboxSnapshots(run.sandbox.id));
+  const records = await Promise.all(ids.map((id) => store.loadSnapshot(id)));
+  const oldest = records.filter((one) => one !== null).sort((a, b) => a.createdAt - b.createdAt);
+  const removed: SnapshotRecord[] = [];
+  for (const one of oldest.slice(0, Math.max(0, oldest.length - (kept - 1)))) {
+    try {
+      await removeRecorded(run, one);
+      removed.push(one);
+    } catch (error) {
+      if (!(error instanceof FleetError) || error.policy !== "never") throw error;
+      run.check();
+      run.log.warn({ code: error.code, facts: error.facts, snapshot: one.id }, "could not delete an old snapshot");
+    }
+  }
+  return removed;
+}
+
+function expiryOf({ input, context }: Run<"snapshot">, now: number): number | undefined {
+  const { FLEET_SNAPSHOT_MAX_AGE_HOURS: hours } = context.config;
+  const ages = [input.maxAgeSeconds, hours === undefined ? undefined : hours * 3_600].filter(
+    (one) => one !== undefined,
+  );
+  return ages.length === 0 ? undefined : now + Math.min(...ages) * 1_000;
 }
 
 /** The id of the snapshot that this operation took, read from PVE. */

@@ -108,6 +108,7 @@ async function finish(run: Run<"template">): Promise<Ending<"template">> {
   return {
     result: {
       templateId: id,
+      snapshotId: id,
       operationId: run.id,
       name,
       ...(version === undefined ? {} : { version }),

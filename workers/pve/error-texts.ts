@@ -58,6 +58,7 @@ const TEXT_RULES: readonly TextRule[] = [
   rule("linked_clone_unsupported", /can't clone CT to node '(?<target>[^']+)' \(CT uses local storage\)/),
   rule("snapshot_unsupported", /snapshot feature is not available/),
   rule("snapshot_exists", /snapshot name '(?<snapshot>[^']*)' already used/),
+  rule("snapshot_blocked", /'(?<snapshot>[^']*)' is not most recent snapshot on '(?<volume>[^']*)'/),
   rule("snapshot_not_found", /snapshot '(?<snapshot>[^']*)' does not exist/),
   rule("invalid_input", /parameter 'storage' not allowed for linked clones|can't clone to non-shared storage/),
   rule("invalid_input", /unable to use snapshot name|unable to shrink disk size|disk is already at specified size/),

@@ -71,3 +71,9 @@ export async function readAddress(run: Run): Promise<string | null> {
   await run.claimAddress(address);
   return address;
 }
+
+/** The same for a sandbox that was ready before. */
+export async function awaitOwnReady(run: Run): Promise<string> {
+  const { execToken } = await run.context.secrets.get(run.sandbox.id);
+  return awaitReady(run, execToken ?? null);
+}

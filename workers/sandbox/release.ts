@@ -47,7 +47,10 @@ export async function releaseCommands(run: Run): Promise<Command[]> {
     ...(node === undefined ? [] : [["HDEL", keys.reserved(node), id]]),
     ...(address === undefined ? [] : [["HDEL", keys.addresses, address]]),
     ...(leasedIp === undefined ? [] : [["HDEL", keys.ips, leasedIp]]),
-    ...snapshots.map((snapshot) => ["DEL", keys.snapshot(snapshot)]),
+    ...snapshots.flatMap((snapshot) => [
+      ["DEL", keys.snapshot(snapshot)],
+      ["ZREM", keys.snapshotExpiries, snapshot],
+    ]),
     ["DEL", keys.sandboxSnapshots(id)],
     ["HDEL", keys.templates(team), id],
   ];

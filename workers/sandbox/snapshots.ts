@@ -1,11 +1,14 @@
 /** PVE's snapshots of a container. */
 import { FleetError } from "../../shared/errors.ts";
-import type { SandboxRecord } from "../../shared/state/records.ts";
+import type { SnapshotId } from "../../shared/ids.ts";
+import type { Keys } from "../../shared/state/keys.ts";
+import type { Command } from "../../shared/state/operations.ts";
+import type { SandboxRecord, SnapshotRecord } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { Call } from "../pve/api.ts";
 import type { LxcSnapshot } from "../pve/replies-lxc.ts";
 import type { Run } from "../run/run.ts";
-import { type Place, placeOf } from "./look.ts";
+import { containerOf, type Place, placeOf } from "./look.ts";
 import { runTask } from "./task.ts";
 
 /** A snapshot takes a fraction of a second; one that PVE still works on after this is stuck. */
@@ -32,11 +35,32 @@ export async function findSnapshot(
   }
 }
 
+/** Whether a snapshot is the one that the fleet knows by this id. Pure. */
+export const isTakenAs = ({ description }: LxcSnapshot, id: SnapshotId): boolean => description?.split(/\s/)[1] === id;
+
+/** Forgets a snapshot's record. */
+export const forgetCommands = (keys: Keys, { id, sandbox }: Pick<SnapshotRecord, "id" | "sandbox">): Command[] => [
+  ["DEL", keys.snapshot(id)],
+  ["SREM", keys.sandboxSnapshots(sandbox), id],
+  ["ZREM", keys.snapshotExpiries, id],
+];
+
 /** PVE freezes a running container for its snapshot and thaws it afterwards, whatever it was before. */
 export async function keepPaused(run: Run, sandbox: SandboxRecord, call: Call): Promise<void> {
   const place = placeOf(sandbox);
   if (sandbox.state !== "paused" || place === null) return;
   await run.context.shell?.run(place.node, { verb: "freeze", vmid: place.vmid }, call);
+}
+
+/** Deletes a snapshot that the fleet took of the run's sandbox; returns whether PVE still had it. */
+export async function removeRecorded(run: Run, { id, name }: SnapshotRecord): Promise<boolean> {
+  const { place } = containerOf(run);
+  const found = await findSnapshot(run, place, { is: (one) => one.name === name, call: run.call });
+  // Somebody's own that took its name is not ours to delete.
+  if (found === undefined || !isTakenAs(found, id)) return false;
+  const { FLEET_NODE_SLOTS: slots } = run.context.config;
+  await run.withSlot(slotOf.node(place.node), slots, () => dropSnapshot(run, place, name));
+  return true;
 }
 
 /** Deletes a snapshot, as a step of the run; one that has gone meanwhile was meant to. */

@@ -2,12 +2,10 @@
 import { Argument, type Command, Option } from "commander";
 import { type IdleAction, ServiceAuth, type TtlAction } from "../../../shared/jobs/fields.ts";
 import type { Handle, JobName, JobOutput, SandboxId } from "../../index.ts";
-import { formatTime } from "../describe.ts";
 import { EXIT, toExitCode } from "../exit-codes.ts";
 import { collect, collectPairs, parseDurationSec, parseNumber } from "../parse-values.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
-import { type Cli, describeError, formatError, type GlobalOptions, type Session } from "../session.ts";
-import { formatTable } from "../terminal.ts";
+import { type Cli, describeError, formatError, type Session } from "../session.ts";
 import {
   addResourceOptions,
   addWaitOptions,
@@ -69,59 +67,6 @@ export function addServices(program: Command, cli: Cli): void {
         const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
         const ask = () => session.fleet.hide({ sandboxId, name }, toSubmitOptions(options));
         return change(session, options, ask, ({ hidden }) => (hidden ? `hid ${name}` : `there was no service ${name}`));
-      });
-    });
-}
-
-export function addSnapshot(program: Command, cli: Cli): void {
-  const command = addWaitOptions(program.command("snapshot"))
-    .description("Take a snapshot of a sandbox; fleet provision takes its id as a template.")
-    .argument("<sandbox>", SANDBOX)
-    .argument("[name]", "name in PVE; made up when absent")
-    .option("--description <text>", "notes in PVE")
-    .addHelpText("after", "\nExample:\n  fleet provision $(fleet snapshot sbx_... before-upgrade)")
-    .action(async (sandbox: string, name: string | undefined) => {
-      const options = command.optsWithGlobals<WaitOptions & { description?: string }>();
-      await cli.run(options, async (session) => {
-        const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
-        const { description } = options;
-        const input = {
-          sandboxId,
-          ...(name === undefined ? {} : { name }),
-          ...(description === undefined ? {} : { description }),
-        };
-        return change(
-          session,
-          options,
-          () => session.fleet.snapshot(input, toSubmitOptions(options)),
-          ({ snapshotId }) => snapshotId,
-        );
-      });
-    });
-  const ls = command
-    .command("ls")
-    .description("List the snapshots of a sandbox, oldest first.")
-    .argument("<sandbox>", SANDBOX)
-    .action(async (sandbox: string) => {
-      await cli.run(ls.optsWithGlobals<GlobalOptions>(), async ({ fleet, print }) => {
-        const snapshots = await fleet.sandboxes.snapshots(await resolveSandbox(sandbox, fleet.sandboxes));
-        const rows = snapshots.map(({ id, name, createdAt }) => [id, name, formatTime(createdAt)]);
-        print(snapshots, formatTable(["SNAPSHOT", "NAME", "TAKEN"], rows));
-        return undefined;
-      });
-    });
-  const rm = addWaitOptions(command.command("rm"))
-    .description("Delete a snapshot; sandboxes that were made from it stay.")
-    .argument("<sandbox>", SANDBOX)
-    .argument("<snapshot>", "snapshot id snap_...")
-    .action(async (sandbox: string, snapshotId: string) => {
-      const options = rm.optsWithGlobals<WaitOptions>();
-      await cli.run(options, async (session) => {
-        const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
-        const ask = () => session.fleet.delete_snapshot({ sandboxId, snapshotId }, toSubmitOptions(options));
-        const describe = ({ existed }: JobOutput<"delete_snapshot">) =>
-          `${existed ? "deleted" : "was gone"} ${snapshotId}`;
-        return change(session, options, ask, describe);
       });
     });
 }

@@ -244,6 +244,7 @@ const INPUTS: { [N in Exclude<JobName, "provision" | "adopt" | "upload">]: (sand
   download: (sandboxId) => ({ sandboxId, path: "/etc/hostname" }),
   update: (sandboxId) => ({ sandboxId, ttlSeconds: null }),
   delete_snapshot: (sandboxId) => ({ sandboxId, snapshotId: "snap_0000000000000001" }),
+  restore: (sandboxId) => ({ sandboxId, snapshotId: "snap_0000000000000001" }),
   template: (sandboxId) => ({ sandboxId, name: "never" }),
   snapshot: (sandboxId) => ({ sandboxId }),
   power: (sandboxId) => ({ sandboxId, action: "stop" }),

@@ -144,6 +144,10 @@ const PAIRS: { [N in Exclude<JobName, "shell">]: [JobInput<N>, JobInput<N>] } = 
     { sandboxId: "", snapshotId: "snap_0000000000000001" },
     { sandboxId: "", snapshotId: "snap_0000000000000002" },
   ],
+  restore: [
+    { sandboxId: "", snapshotId: "snap_0000000000000001" },
+    { sandboxId: "", snapshotId: "snap_0000000000000002" },
+  ],
   template: [
     { sandboxId: "", name: "one" },
     { sandboxId: "", name: "two" },

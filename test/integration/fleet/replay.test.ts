@@ -45,6 +45,11 @@ const KINDS: { [N in Exclude<JobName, "shell">]: () => Promise<Handle<JobName>> 
     const { snapshotId } = await (await bed.fleet.snapshot(sandbox)).result();
     return bed.fleet.delete_snapshot({ ...sandbox, snapshotId });
   },
+  restore: async () => {
+    const sandbox = await one();
+    const { snapshotId } = await (await bed.fleet.snapshot(sandbox)).result();
+    return bed.fleet.restore({ ...sandbox, snapshotId });
+  },
   template: async () => bed.fleet.template({ ...(await one()), name: "once" }),
   adopt: async () => {
     bed.pve.faults.occupy(20_900);

@@ -8,6 +8,7 @@ import {
   provisionOne,
   run,
   startBed,
+  until,
   useUpAttempts,
   useUpTime,
 } from "./harness.ts";
@@ -16,7 +17,19 @@ let bed: Bed;
 let box: Awaited<ReturnType<typeof provisionOne>>;
 beforeAll(async () => {
   bed = await startBed({
-    pve: { nodes: 1, templates: [{ name: "cmux-base" }, { name: "on-dir", storage: "local" }] },
+    pve: {
+      nodes: [
+        {
+          name: "pve1",
+          storages: [
+            { name: "local", type: "dir" },
+            { name: "local-lvm", type: "lvmthin" },
+            { name: "tank", type: "zfspool" },
+          ],
+        },
+      ],
+      templates: [{ name: "cmux-base" }, { name: "on-dir", storage: "local" }, { name: "on-zfs", storage: "tank" }],
+    },
   });
   box = await provisionOne(bed.fleet);
 });
@@ -29,7 +42,13 @@ test("takes a snapshot, and a sandbox of it has what was in the first one", asyn
   const { sandboxId, node, vmid } = await provisionOne(bed.fleet);
   await run(bed.fleet, "exec", { sandboxId, command: "echo kept > kept.txt" });
   const taken = await run(bed.fleet, "snapshot", { sandboxId, name: "before-work", description: "as it was" });
-  expect(taken).toEqual({ snapshotId: expect.stringMatching(/^snap_/), name: "before-work", node, vmid });
+  expect(taken).toEqual({
+    snapshotId: expect.stringMatching(/^snap_/),
+    name: "before-work",
+    node,
+    vmid,
+    removed: [],
+  });
   expect(snapshotsOf(vmid)).toEqual(["before-work"]);
   const copy = await provisionOne(bed.fleet, { template: taken.snapshotId });
   expect(copy).toMatchObject({ node });
@@ -52,6 +71,91 @@ test("makes up a name that PVE takes, another each time", async () => {
   const { name: two } = await run(bed.fleet, "snapshot", { sandboxId });
   expect(one).not.toBe(two);
   expect(snapshotsOf(box.vmid)).toEqual(expect.arrayContaining([one, two]));
+});
+
+const readLog = async (sandboxId: string) =>
+  (await run(bed.fleet, "exec", { sandboxId, command: "cat log.txt" })).stdout;
+
+describe("restore", () => {
+  test("takes a running sandbox back, disk and configuration, and it runs on with its own token", async () => {
+    const { sandboxId, vmid } = await provisionOne(bed.fleet, { memoryMib: 512, diskGib: 4 });
+    await run(bed.fleet, "exec", { sandboxId, command: "echo one > log.txt" });
+    const { snapshotId } = await run(bed.fleet, "snapshot", { sandboxId });
+    await run(bed.fleet, "exec", { sandboxId, command: "echo two > log.txt" });
+    await run(bed.fleet, "configure", { sandboxId, memoryMib: 2_048 });
+    expect(await run(bed.fleet, "restore", { sandboxId, snapshotId })).toMatchObject({ vmid, state: "running" });
+    expect(await readLog(sandboxId)).toBe("one\n");
+    expect(containerOf(bed, vmid)?.config).toMatchObject({ memory: "512" });
+    expect(await bed.redis.hget(bed.keys.reserved("pve1"), sandboxId)).toMatch(/^512 /);
+    expect(await bed.fleet.sandboxes.get(sandboxId)).toMatchObject({ state: "running" });
+  });
+
+  test("leaves a stopped one stopped", async () => {
+    const { sandboxId, vmid } = await provisionOne(bed.fleet);
+    const { snapshotId } = await run(bed.fleet, "snapshot", { sandboxId });
+    await run(bed.fleet, "power", { sandboxId, action: "stop" });
+    expect(await run(bed.fleet, "restore", { sandboxId, snapshotId })).toMatchObject({ state: "stopped" });
+    expect(containerOf(bed, vmid)).toMatchObject({ status: "stopped" });
+    expect(await bed.fleet.sandboxes.get(sandboxId)).toMatchObject({ state: "stopped" });
+  });
+
+  test.each([
+    ["rollback", { method: "POST", path: "/rollback$" }],
+    ["start", { method: "POST", path: "/status/start$" }],
+  ])("a lost reply of its %s: healed, and it runs", async (_, request) => {
+    const { snapshotId } = await run(bed.fleet, "snapshot", { sandboxId: box.sandboxId });
+    bed.pve.faults.request({ ...request, kind: "lose-reply", as: 596 });
+    const handle = await bed.fleet.restore({ sandboxId: box.sandboxId, snapshotId });
+    expect(await handle.result({ timeoutMs: 20_000 })).toMatchObject({ state: "running" });
+    expect(containerOf(bed, box.vmid)).toMatchObject({ status: "running" });
+  });
+
+  test("refused before anything is touched: another's snapshot, one that somebody replaced, and what ZFS can't", async () => {
+    const { sandboxId, vmid } = await provisionOne(bed.fleet, { template: "on-zfs" });
+    const [older, newer] = [
+      await run(bed.fleet, "snapshot", { sandboxId, name: "older" }),
+      await run(bed.fleet, "snapshot", { sandboxId, name: "newer" }),
+    ];
+    const tries = [
+      [{ sandboxId: box.sandboxId, snapshotId: older.snapshotId }, "snapshot_not_found"],
+      [{ sandboxId, snapshotId: older.snapshotId }, "snapshot_blocked"],
+    ] as const;
+    for (const [input, code] of tries) await failure(run(bed.fleet, "restore", input), code);
+    expect(bed.pve.tasks().filter(({ type, id }) => type === "vzrollback" && id === String(vmid))).toEqual([]);
+    expect(containerOf(bed, vmid)).toMatchObject({ status: "running" });
+    expect(await run(bed.fleet, "restore", { sandboxId, snapshotId: newer.snapshotId })).toMatchObject({
+      name: "newer",
+    });
+  });
+});
+
+describe("retention", () => {
+  test("the oldest go when there are too many, and the result tells which", async () => {
+    const { sandboxId, vmid } = await provisionOne(bed.fleet);
+    const [first, second] = [
+      await run(bed.fleet, "snapshot", { sandboxId }),
+      await run(bed.fleet, "snapshot", { sandboxId }),
+    ];
+    const third = await run(bed.fleet, "snapshot", { sandboxId, keepLast: 1 });
+    expect(third.removed).toEqual([first.snapshotId, second.snapshotId]);
+    expect(snapshotsOf(vmid)).toEqual([third.name]);
+    expect(await bed.fleet.sandboxes.snapshots(sandboxId)).toMatchObject([{ id: third.snapshotId }]);
+  });
+
+  test("one whose time is up is deleted by itself", async () => {
+    const {
+      snapshotId,
+      name,
+      expiresAt = 0,
+    } = await run(bed.fleet, "snapshot", {
+      sandboxId: box.sandboxId,
+      maxAgeSeconds: 3_600,
+    });
+    expect(expiresAt - Date.now()).toBeGreaterThan(3_500_000);
+    await bed.redis.zadd(bed.keys.snapshotExpiries, Date.now(), snapshotId);
+    await until(() => !snapshotsOf(box.vmid).includes(name), "its end in PVE");
+    await until(async () => (await bed.redis.zscore(bed.keys.snapshotExpiries, snapshotId)) === null, "and in Redis");
+  });
 });
 
 describe("refused", () => {

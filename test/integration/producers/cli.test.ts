@@ -437,10 +437,16 @@ describe("changing", () => {
       ],
       [["hide", sandboxId, "web"], { name: "web", hidden: true }, { sandboxId, name: "web" }, "hid web\n"],
       [
-        ["snapshot", sandboxId, "before", "--description", "d"],
+        ["snapshot", "create", sandboxId, "before", "--description", "d", "--keep-last", "3", "--max-age", "1h"],
         { snapshotId: "snap_0000000000000000", name: "before", node: "pve1", vmid: 20_000 },
-        { sandboxId, name: "before", description: "d" },
+        { sandboxId, name: "before", description: "d", keepLast: 3, maxAgeSeconds: 3_600 },
         "snap_0000000000000000\n",
+      ],
+      [
+        ["snapshot", "restore", sandboxId, "snap_0000000000000000"],
+        { snapshotId: "snap_0000000000000000", name: "before", node: "pve1", vmid: 20_000, state: "running" },
+        { sandboxId, snapshotId: "snap_0000000000000000" },
+        "went back to before, running\n",
       ],
       [
         ["power", sandboxId, "shutdown", "--grace", "1m", "--no-force"],

@@ -135,10 +135,14 @@ function planDisk(
   check(world, by, `/storage/${to.name}`, "Datastore.AllocateSpace");
   if (disk.full) {
     if (disk.source.running && !disk.snapshot) throw refuse(runningText(world.version));
-  } else if (!from.storage.can.linked || (!from.storage.can.linkedOfAny && !disk.source.template && !disk.snapshot)) {
+  } else if (!canLink(from.storage, disk)) {
     throw refuse(`Linked clone feature for '${volid}' is not available`);
   }
   return { key: disk.key, value: disk.value, from, to };
+}
+
+function canLink({ can }: Storage, disk: { source: Container; snapshot: boolean }): boolean {
+  return disk.snapshot ? can.linkedOfSnapshot : can.linked && (can.linkedOfAny || disk.source.template);
 }
 
 function runningText(version: string): string {
