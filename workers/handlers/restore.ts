@@ -97,7 +97,7 @@ function refuseBlocked(
 }
 
 /** Names of the snapshots that were taken after it. Pure. */
-export function newerThan(name: string, all: readonly LxcSnapshot[]): string[] {
+function newerThan(name: string, all: readonly LxcSnapshot[]): string[] {
   const takenAt = all.find((one) => one.name === name)?.snaptime ?? 0;
   const comesAfter = (one: LxcSnapshot): boolean => {
     if (one.name === name) return false;
