@@ -3,8 +3,11 @@
 import { z } from "zod";
 import { FleetError } from "../shared/errors.ts";
 import { InstanceId, SandboxId } from "../shared/ids.ts";
+import { TtlSeconds } from "../shared/jobs/fields.ts";
+import { sayIssue, toProblems } from "../shared/jobs/problems.ts";
 import { decodeSandbox } from "../shared/state/operations.ts";
 import type { SandboxRecord, SandboxState, SnapshotRecord } from "../shared/state/records.ts";
+import { extendTtl } from "../shared/state/ttl.ts";
 import type { Parts } from "./parts.ts";
 
 export interface SandboxFilter {
@@ -23,11 +26,18 @@ export interface Sandboxes {
   get(id: string | number): Promise<SandboxRecord>;
   /** Sandboxes that have not ended, oldest first. */
   list(filter?: SandboxFilter): Promise<SandboxRecord[]>;
+  /**
+   * It lives at least so many seconds from now on, whatever workers are doing; an end that is later stays. `expiresAt`: its
+   * end in ms since the epoch; null: it has none, and needs no extension. Throws `invalid_input`, `sandbox_not_found`, or
+   * `sandbox_gone` also where its destroy has been asked for.
+   */
+  extend(id: string | number, by: { seconds: number }): Promise<{ expiresAt: number | null }>;
   /** Those taken of a sandbox through the fleet, oldest first. Throws `sandbox_not_found`. */
   snapshots(id: string): Promise<SnapshotRecord[]>;
 }
 
 const PAGE = 200;
+const Extension = z.strictObject({ seconds: TtlSeconds });
 const Hash = z.record(z.string(), z.string());
 
 export function createSandboxes(parts: Parts): Sandboxes {
@@ -45,6 +55,12 @@ export function createSandboxes(parts: Parts): Sandboxes {
   };
   return {
     get,
+    async extend(id, by) {
+      const { seconds } = checkExtension(by);
+      const { id: sandbox } = await get(id);
+      const ask = { sandbox, seconds, scope: parts.team, now: parts.now() };
+      return { expiresAt: await parts.link.request((redis) => extendTtl(redis, parts.keys, ask)) };
+    },
     async snapshots(id) {
       const sandbox = await get(id);
       const ids = await parts.link.request((redis) => redis.smembers(parts.keys.sandboxSnapshots(sandbox.id)));
@@ -65,6 +81,15 @@ export function createSandboxes(parts: Parts): Sandboxes {
       return found.sort((a, b) => a.createdAt - b.createdAt);
     },
   };
+}
+
+function checkExtension(by: unknown): z.output<typeof Extension> {
+  const parsed = Extension.safeParse(by, { error: sayIssue });
+  if (parsed.success) return parsed.data;
+  const problems = toProblems("extend", parsed.error);
+  throw new FleetError("invalid_input", problems.map(({ text }) => text).join("; "), {
+    facts: { fields: problems.map(({ field }) => field) },
+  });
 }
 
 async function loadPage({ link, keys }: Parts, ids: readonly string[]): Promise<SandboxRecord[]> {

@@ -214,6 +214,11 @@ const WorkerEnv = SharedEnv.extend({
   /** Of each sandbox; all when absent. */
   FLEET_SNAPSHOTS_KEPT: integer(1, 100).optional(),
   FLEET_SNAPSHOT_MAX_AGE_HOURS: integer(1, 87_600).optional(),
+  /** Of provisions that name no TTL. */
+  FLEET_TTL_DEFAULT_SECONDS: integer(10, 31_536_000).optional(),
+  /** The furthest end that may be asked for. */
+  FLEET_TTL_MAX_SECONDS: integer(10, 31_536_000).optional(),
+  FLEET_TTL_WARNING_SECONDS: integer(0, 31_536_000).default(300),
   FLEET_STRAY_GRACE_SECONDS: integer(0, 86_400).default(60),
   FLEET_MEMORY_OVERCOMMIT: z.coerce.number({ error: "must be a number" }).min(0.1).max(20).default(1.5),
   FLEET_DISK_OVERCOMMIT: z.coerce.number({ error: "must be a number" }).min(0.1).max(50).default(4),
@@ -263,6 +268,8 @@ export function loadWorkerConfig(env: Env): WorkerConfig {
     const range = IpRange.safeParse(leased);
     if (range.success && isIP(raw["PVE_GATEWAY"] ?? "") === 4 && isWithin(raw["PVE_GATEWAY"] ?? "", range.data))
       problems.push({ name: "PVE_IP_RANGE", text: "holds PVE_GATEWAY, which would be given to a container" });
+    if (Number(raw["FLEET_TTL_DEFAULT_SECONDS"]) > Number(raw["FLEET_TTL_MAX_SECONDS"]))
+      problems.push({ name: "FLEET_TTL_DEFAULT_SECONDS", text: "must be at most FLEET_TTL_MAX_SECONDS" });
     if (raw["PVE_FIREWALL_DENY"] && !raw["PVE_FIREWALL_ALLOW"])
       problems.push({ name: "PVE_FIREWALL_ALLOW", text: "is missing; PVE_FIREWALL_DENY does nothing without it" });
     return problems;

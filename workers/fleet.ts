@@ -19,6 +19,7 @@ import { createSecretStore } from "../shared/state/secrets.ts";
 import { createShellInputs } from "../shared/state/shell-input.ts";
 import { createSlots, slotOf } from "../shared/state/slots.ts";
 import { createStrays } from "../shared/state/strays.ts";
+import { publishTtlSettings } from "../shared/state/ttl.ts";
 import type { WorkerContext } from "./context.ts";
 import { startAborts } from "./control/aborts.ts";
 import { settleBatch } from "./control/batches.ts";
@@ -108,6 +109,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   };
   await readFirst(inventory, log);
   const works = config.FLEET_ROLES.has("worker");
+  if (works) await publishTtlSettings(redis, keys, config);
   const clockwork = await startClockwork(context, inventory, { works });
   stack.use(clockwork);
 

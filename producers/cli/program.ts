@@ -2,7 +2,7 @@
 import { Command, CommanderError } from "commander";
 import { addAdopt } from "./commands/adopt.ts";
 import { addBatch } from "./commands/batch.ts";
-import { addConfigure, addDestroy, addPower, addServices, addUpdate } from "./commands/changes.ts";
+import { addConfigure, addDestroy, addExtend, addPower, addServices, addUpdate } from "./commands/changes.ts";
 import { addCopy } from "./commands/copy.ts";
 import { addDoctor } from "./commands/doctor.ts";
 import { addEvents } from "./commands/events.ts";
@@ -64,6 +64,7 @@ function createProgram(cli: Cli): Command {
   addPower(program, cli);
   addConfigure(program, cli);
   addUpdate(program, cli);
+  addExtend(program, cli);
   addDestroy(program, cli);
   addLs(program, cli);
   addGet(program, cli);

@@ -163,6 +163,12 @@ export class CmuxInstance {
     await done(fleet.update({ sandboxId: this.sandboxId, wakeOnHttp: http }));
   }
 
+  /** Its time is up so many seconds from now; `stop` follows when `ttlAction` is absent. */
+  async setTTL(ttlSeconds: number, ttlAction: "stop" | "pause" = "stop"): Promise<void> {
+    const { fleet, done } = this.#context;
+    await done(fleet.update({ sandboxId: this.sandboxId, ttlSeconds, ttlAction }));
+  }
+
   /** Its disk as it is now; goes with the instance. With a `mode` of "template" it stays. */
   async snapshot({ mode }: { mode?: "inplace" | "template" } = {}): Promise<InstanceSnapshot> {
     const { fleet, done } = this.#context;

@@ -92,7 +92,7 @@ export const ProvisionInput = z
       .default([]),
     /** `address`: for templates without cmux-execd; such a sandbox can't exec or run `setup`. */
     waitFor: z.enum(["execd", "address"]).default("execd"),
-    /** Seconds from `running` until `ttlAction`. */
+    /** Seconds from `running` until `ttlAction`, and again from each start after its stop or pause; as workers are set when absent. */
     ttlSeconds: TtlSeconds.optional(),
     ttlAction: TtlAction.default("destroy"),
     /** After so long without a request through the gate, a command or a transfer `idleAction` follows; absent: never. */

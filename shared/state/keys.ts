@@ -9,9 +9,13 @@ export interface Keys {
   readonly vmidNext: string;
   readonly ips: string;
   readonly addresses: string;
+  /** Sandboxes with a TTL by when it is over, and by when `sandbox.expiring` tells of that. */
   readonly expiries: string;
   /** Snapshots by when they are to go. */
   readonly snapshotExpiries: string;
+  readonly expiring: string;
+  /** Hash of what of the workers' configuration is decided in Redis: see `ttl.ts`. */
+  readonly settings: string;
   /** Running sandboxes with `idleSeconds`, by when to look whether they are idle. */
   readonly idle: string;
   /** Hash of when each of these was last used, as far as it is written down; open exchanges and operations are not. */
@@ -114,6 +118,8 @@ export function createKeys(prefix: string): Keys {
     addresses: key("addresses"),
     expiries: key("expiries"),
     snapshotExpiries: key("snapshot-expiries"),
+    expiring: key("expiring"),
+    settings: key("settings"),
     idle: key("idle"),
     uses: key("uses"),
     instances: key("instances"),

@@ -40,6 +40,7 @@ import {
   MOVE_ADDRESS,
   WRITE,
 } from "./scripts.ts";
+import { ttlTooLong } from "./ttl.ts";
 
 /** A Redis command that runs inside a fenced write. */
 export type Command = readonly (string | number)[];
@@ -50,9 +51,9 @@ export interface SandboxPatch {
   metadata?: Readonly<Record<string, string | null>> | undefined;
   /** Entries that `metadata` does not name go. */
   replace?: boolean;
-  /** ms since the epoch. */
-  expiresAt?: number | "never" | undefined;
-  /** `expiresAt` may only move a time that is set, and only later. */
+  /** Seconds until its TTL is over. */
+  endsIn?: number | "never" | undefined;
+  /** `endsIn` may only move a time that is set, and only later. */
   extend?: boolean;
   /** TTL actions that have taken place: a TTL that is due and asks for one of them is over. */
   settles?: readonly TtlAction[];
@@ -482,6 +483,8 @@ function toNotAccepted(
       return new FleetError("batch_not_found", "the batch is not known (any more)");
     case "quota_exceeded":
       return toQuotaExceeded(facets[0] ?? "");
+    case "ttl_too_long":
+      return ttlTooLong(Number(facets[0]), { field: "ttlSeconds", asked: facets[1] });
     case "content_gone":
       return contentGone(id);
     case "sandbox_gone":
@@ -581,6 +584,7 @@ function toAcceptArgs(request: ItemGroup["request"], now: number, keyring: reado
     hashes,
     uses: spec.uses === true,
     instance: request.newSandbox?.instanceId,
+    ttl: toAskedTtl(request),
     now,
     operationSet: encodeFields(operation).set,
     sandboxSet: encodeFields(request.newSandbox ?? {}).set,
@@ -588,6 +592,13 @@ function toAcceptArgs(request: ItemGroup["request"], now: number, keyring: reado
 }
 
 const AnyFields = z.record(z.string(), z.unknown());
+const AskedTtl = z.object({ ttlSeconds: z.number().nullable() });
+
+/** Held against the workers' maximum; undefined: none is asked for. */
+function toAskedTtl({ kind, input }: ItemGroup["request"]): number | "never" | undefined {
+  const asked = kind === "provision" || kind === "update" ? AskedTtl.safeParse(input).data : undefined;
+  return asked && (asked.ttlSeconds ?? "never");
+}
 
 /** What it counts for; undefined: nothing. */
 function toQuotaClass({ kind, input, onQuota }: ItemGroup["request"]): QuotaClass | undefined {
@@ -626,17 +637,12 @@ function toWriteArgs(write: Write) {
   return {
     operation: encodeFields(write.operation ?? {}),
     ...(write.sandbox ? { sandbox: encodeFields(write.sandbox) } : {}),
-    ...(write.patch ? { patch: toPatchArgs(write.patch) } : {}),
+    ...(write.patch ? { patch: write.patch } : {}),
     also: (write.also ?? []).map((command) => command.map(String)),
     leavesLine: write.leavesLine === true,
     holds: write.holds ?? [],
   };
 }
-
-const toPatchArgs = ({ expiresAt, ...patch }: SandboxPatch) => ({
-  ...patch,
-  ...(expiresAt === undefined ? {} : { expiresAt: String(expiresAt) }), // Lua would round what it writes as a number
-});
 
 function toEndFields(end: OperationEnd): Fields<OperationRecord> & { status: OperationStatus } {
   if (end.status === "succeeded") return { status: end.status, result: end.result, lastError: null, abort: null };

@@ -146,6 +146,47 @@ local function leaveLine(id, out)
   if redis.call('HGET', turnsOf(lane), team) == id then passTurn(lane, team, out) end
   return out
 end
+-- Ends of sandboxes are set and looked for by this server's clock alone: those of workers and producers differ.
+local function nowMs()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function setting(name) return tonumber(redis.call('HGET', P..':settings', name) or nil) end
+-- \`at\` nil: never. A warning comes some time before it, and never in the first half of what is left.
+local function setEnd(id, at)
+  redis.call('SADD', P..':restamp', id)
+  if not at then
+    redis.call('HDEL', sbxKey(id), 'expiresAt')
+    redis.call('ZREM', P..':expiries', id)
+    redis.call('ZREM', P..':expiring', id)
+    return
+  end
+  local text = string.format('%.0f', at)
+  redis.call('HSET', sbxKey(id), 'expiresAt', text)
+  redis.call('ZADD', P..':expiries', text, id)
+  local before = math.min((setting('ttlWarningSeconds') or 0) * 1000, (at - nowMs()) / 2)
+  if before > 0 then redis.call('ZADD', P..':expiring', string.format('%.0f', at - before), id)
+  else redis.call('ZREM', P..':expiring', id) end
+end
+local function endOf(id) return tonumber(redis.call('HGET', sbxKey(id), 'expiresAt') or nil) end
+-- Moves an end that is set, and only to a later time. → the end as it is now, and whether it was moved
+local function extendEnd(id, at)
+  local known = endOf(id)
+  if not known or at <= known then return known, false end
+  setEnd(id, at)
+  return at, true
+end
+-- Its TTL begins as it comes up, for the first time or after the TTL's own stop or pause.
+local function startTtl(id, op)
+  local seconds, at = unpack(redis.call('HMGET', sbxKey(id), 'ttlSeconds', 'expiresAt'))
+  if at then return end
+  if not seconds and redis.call('HGET', opKey(op), 'kind') == 'provision' then
+    seconds = setting('ttlDefaultSeconds')
+    if seconds then redis.call('HSET', sbxKey(id), 'ttlSeconds', seconds) end
+  end
+  -- The maximum may have been lowered since it was asked for.
+  if seconds then setEnd(id, nowMs() + math.min(seconds, setting('ttlMaxSeconds') or seconds) * 1000) end
+end
 -- Its last use is now, which matters only where it may not be idle for ever.
 local function use(sandbox, now)
   if redis.call('HEXISTS', sbxKey(sandbox), 'idleSeconds') == 1 then redis.call('HSET', P..':uses', sandbox, now) end
@@ -175,6 +216,7 @@ local function setSandbox(id, change, now, op, ttl)
   apply(key, change.set, change.unset)
   if isStamped(change) then redis.call('SADD', P..':restamp', id) end
   local state, team, node, vmid, has = unpack(redis.call('HMGET', key, 'state', 'team', 'node', 'vmid', 'idleSeconds'))
+  if state == 'running' and before ~= state then startTtl(id, op) end
   if state ~= before or has ~= had then watchIdle(id, state, has, now) end
   if state ~= before then
     redis.call('HSET', key, 'stateAt', now)
@@ -185,6 +227,7 @@ local function setSandbox(id, change, now, op, ttl)
       redis.call('ZREM', P..':team:'..team, id)
       redis.call('ZREM', P..':expiries', id)
       redis.call('SREM', P..':restamp', id)
+      redis.call('ZREM', P..':expiring', id)
       local instance = redis.call('HGET', key, 'instanceId')
       if instance and redis.call('HGET', P..':instances', instance) == id then redis.call('HDEL', P..':instances', instance) end
       redis.call('DEL', P..':secret:'..id, P..':users:'..id)
@@ -392,6 +435,8 @@ if idem then
   end
 end
 if r.kind == 'upload' and redis.call('EXISTS', P..':content:'..r.id) == 0 then return {'content_gone', r.id, r.sandbox} end
+local most = r.ttl and setting('ttlMaxSeconds')
+if most and (r.ttl == 'never' or r.ttl > most) then return {'ttl_too_long', r.id, r.sandbox, tostring(most), tostring(r.ttl)} end
 local named = r.instance and redis.call('HGET', P..':instances', r.instance)
 local owner, made, hash, state
 if named then owner, made, hash, state = unpack(redis.call('HMGET', sbxKey(named), 'team', 'operation', 'inputHash', 'state')) end
@@ -595,21 +640,12 @@ return {'claimed', redis.call('HGETALL', key), redis.call('HGETALL', sbxKey(sand
 
 /** Adds to a write what follows from the sandbox as it stands, so that two at once lose nothing; false: too much metadata. */
 const PATCH = `
--- A TTL may have been found due by a clock that is ahead of the one of the run that did what it asks for.
-local SKEW_MS = 5000
-local function setExpiry(w, id, at)
-  local list = w.sandbox[at and 'set' or 'unset']
-  list[#list+1] = 'expiresAt'
-  if at then list[#list+1] = at end
-  w.also[#w.also+1] = at and {'ZADD', P..':expiries', at, id} or {'ZREM', P..':expiries', id}
-end
-local function patch(w, id, now)
+local function patch(w, id)
   local p = w.patch
   if not p or not id then return true end
   w.sandbox = w.sandbox or {set = {}, unset = {}}
-  local stored, expiresAt, action = unpack(redis.call('HMGET', sbxKey(id), 'metadata', 'expiresAt', 'ttlAction'))
-  local at = tonumber(expiresAt or nil)
   if p.metadata then
+    local stored = redis.call('HGET', sbxKey(id), 'metadata')
     local merged, count = p.replace and {} or cjson.decode(stored or '{}'), 0
     for name, value in pairs(p.metadata) do merged[name] = value ~= cjson.null and value or nil end
     for _ in pairs(merged) do count = count + 1 end
@@ -618,10 +654,17 @@ local function patch(w, id, now)
     set[#set+1] = 'metadata'
     set[#set+1] = cjson.encode(merged)
   end
-  if p.expiresAt == 'never' then setExpiry(w, id, nil)
-  elseif p.expiresAt and (not p.extend or (at and tonumber(p.expiresAt) > at)) then setExpiry(w, id, p.expiresAt) end
-  if p.settles and at and at <= tonumber(now) + SKEW_MS and matches(action, p.settles) then setExpiry(w, id, nil) end
   return true
+end
+-- Once it is sure to be written.
+local function patchEnd(w, id)
+  local p = w.patch
+  if not p or not id then return end
+  if p.endsIn == 'never' then setEnd(id, nil)
+  elseif p.endsIn and p.extend then extendEnd(id, nowMs() + p.endsIn * 1000)
+  elseif p.endsIn then setEnd(id, nowMs() + p.endsIn * 1000) end
+  local at = p.settles and endOf(id)
+  if at and at <= nowMs() and matches(redis.call('HGET', sbxKey(id), 'ttlAction'), p.settles) then setEnd(id, nil) end
 end
 local function tell(w, id, op, now)
   if not (w.patch and w.patch.fields) then return end
@@ -642,12 +685,13 @@ local sandbox = redis.call('HGET', key, 'sandbox')
 for _, name in ipairs(w.holds) do
   if redis.call('HEXISTS', P..':slot:'..name, id) == 0 then return 'rewound' end
 end
-if not patch(w, sandbox, now) then return 'full' end
+if not patch(w, sandbox) then return 'full' end
 local refused = revise(key, fence, ARGV[7])
 if refused then return refused end
 local out = w.leavesLine and leaveLine(id, giveWay(id, {'ok'})) or {'ok'}
 applyOperation(key, w.operation)
 for _, command in ipairs(w.also) do redis.call(unpack(command)) end
+patchEnd(w, sandbox)
 if w.sandbox then setSandbox(sandbox, w.sandbox, now, id, ttl) end
 tell(w, sandbox, id, now)
 return out
@@ -694,12 +738,13 @@ local sandbox, team, kind, class, idem, batch, item, source =
 -- Who was told that it will be canceled is told the truth; a destroy that has begun goes on to its end.
 local abort = redis.call('HGET', key, 'abort')
 if abort and w.status == 'succeeded' and kind ~= 'destroy' then return {'aborted', abort} end
-if not patch(w, sandbox, now) then return {'full'} end
+if not patch(w, sandbox) then return {'full'} end
 local refused = revise(key, fence, ARGV[7])
 if refused then return {refused} end
 local out = leaveLine(id, {'ok'})
 applyOperation(key, w.operation)
 for _, command in ipairs(w.also) do redis.call(unpack(command)) end
+patchEnd(w, sandbox)
 if class then uncount(id, team, class) end
 if w.sandbox then setSandbox(sandbox, w.sandbox, now, id, ttl) end
 if w.output then addOutput(id, fence, w.output, now) end

@@ -149,8 +149,6 @@ async function finish(run: Run<"provision">, address: string): Promise<Ending<"p
     const known = run.sandbox.services.find(({ name }) => name === service.name);
     return resolveUrl({ ...service, epoch: known?.epoch ?? randomBytes(6).toString("hex") }, facts, settings);
   });
-  const now = Date.now();
-  const expiresAt = run.input.ttlSeconds === undefined ? undefined : now + run.input.ttlSeconds * 1_000;
   const also: Command[] = services.map((one) => [
     "HSET",
     keys.sandbox(run.sandbox.id),
@@ -158,11 +156,7 @@ async function finish(run: Run<"provision">, address: string): Promise<Ending<"p
     JSON.stringify(one),
   ]);
   if (services.length > 0) also.push(["SADD", keys.restamp, run.sandbox.id]);
-  if (expiresAt !== undefined) also.push(["ZADD", keys.expiries, expiresAt, run.sandbox.id]);
-  const write: Write = {
-    sandbox: { state: "running", runningAt: now, ...(expiresAt === undefined ? {} : { expiresAt }) },
-    also,
-  };
+  const write: Write = { sandbox: { state: "running", runningAt: Date.now() }, also };
   return {
     result: {
       sandboxId: run.sandbox.id,

@@ -30,7 +30,6 @@ function toWrite({ input }: Run<"update">): Write {
     idleAction,
     wakeOnHttp,
   } = input;
-  const expiresAt = typeof ttlSeconds === "number" ? Date.now() + ttlSeconds * 1_000 : ttlSeconds;
   const ttl = [ttlSeconds, ttlAction].some((one) => one !== undefined);
   const idle = [idleSeconds, idleAction].some((one) => one !== undefined);
   const changed = { metadata: metadata !== undefined, ttl, idle, wakeOnHttp: wakeOnHttp !== undefined };
@@ -39,7 +38,7 @@ function toWrite({ input }: Run<"update">): Write {
     patch: {
       metadata,
       replace,
-      expiresAt: expiresAt === null ? "never" : expiresAt,
+      endsIn: ttlSeconds === null ? "never" : ttlSeconds,
       extend,
       fields: Object.entries(changed).flatMap(([name, is]) => (is ? [name] : [])),
     },

@@ -2,10 +2,11 @@
 import { Argument, type Command, Option } from "commander";
 import { type IdleAction, ServiceAuth, type TtlAction } from "../../../shared/jobs/fields.ts";
 import type { Handle, JobName, JobOutput, SandboxId } from "../../index.ts";
+import { formatTime } from "../describe.ts";
 import { EXIT, toExitCode } from "../exit-codes.ts";
 import { collect, collectPairs, parseDurationSec, parseNumber } from "../parse-values.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
-import { type Cli, describeError, formatError, type Session } from "../session.ts";
+import { type Cli, describeError, formatError, type GlobalOptions, type Session } from "../session.ts";
 import {
   addResourceOptions,
   addWaitOptions,
@@ -188,6 +189,24 @@ function toUpdate({
     idleAction,
     wakeOnHttp,
   });
+}
+
+export function addExtend(program: Command, cli: Cli): void {
+  const command = program
+    .command("extend")
+    .description("Let a sandbox live at least so long from now on, if its TTL would end it before.")
+    .argument("<sandbox>", SANDBOX)
+    .argument("<duration>", "such as 90s, 30m or 2h", parseDurationSec)
+    .addHelpText("after", "\nExample:\n  fleet extend 20001 2h")
+    .action(async (sandbox: string, seconds: number) => {
+      await cli.run(command.optsWithGlobals<GlobalOptions>(), async ({ fleet, print }) => {
+        const id = await resolveSandbox(sandbox, fleet.sandboxes);
+        const { expiresAt } = await fleet.sandboxes.extend(id, { seconds });
+        const text = expiresAt === null ? "it has no end" : `its time is up at ${formatTime(expiresAt)}`;
+        print({ sandboxId: id, expiresAt }, `${text}\n`);
+        return undefined;
+      });
+    });
 }
 
 export function addDestroy(program: Command, cli: Cli): void {

@@ -120,8 +120,10 @@ test("a TTL with stop, or pause where nothing can be frozen, stops the sandbox o
     expect((await bed.fleet.sandboxes.get(id)).expiresAt).toBeUndefined();
     expect(await bed.redis.zscore(bed.keys.expiries, id)).toBeNull();
     await run(bed.fleet, "power", { sandboxId: id, action: "start" });
-    // Who starts it again has it without an end.
-    await expireSandboxes(context, () => Date.now() + 3_600_000);
+    // Who starts it again has it for as long as before.
+    const { expiresAt = 0 } = await bed.fleet.sandboxes.get(id);
+    expect(expiresAt).toBeGreaterThan(Date.now() + 3_590_000);
+    await expireSandboxes(context, () => expiresAt - 1_000);
     expect((await bed.fleet.sandboxes.get(id)).state).toBe("running");
     return id;
   };

@@ -487,6 +487,15 @@ describe("changing", () => {
     }
   });
 
+  test("extend is at once, without a worker", async () => {
+    await using rig = createRig(server);
+    const id = await rig.running({ ttlSeconds: 60 });
+    const { code, out } = await run(rig, ["extend", "20000", "2h"]);
+    const { expiresAt = 0 } = await rig.fleet.sandboxes.get(id);
+    expect({ code, out }).toEqual({ code: 0, out: `its time is up at ${new Date(expiresAt).toISOString()}\n` });
+    expect(expiresAt).toBeGreaterThan(Date.now() + 7_100_000);
+  });
+
   test("destroy takes several, and nothing when one is not known", async () => {
     await using rig = createRig(server);
     const ids = [await rig.running(), await rig.running()];

@@ -142,6 +142,13 @@ describe("single variables", () => {
     expect(read({ PVE_URL_PATTERN: "{port}-{id}.{domain}" }).PVE_URL_PATTERN).toBe("{port}-{id}.{domain}");
   });
 
+  test("a default TTL is no longer than the longest", () => {
+    const FLEET_TTL_MAX_SECONDS = "3600";
+    expect(read({ FLEET_TTL_DEFAULT_SECONDS: "3600", FLEET_TTL_MAX_SECONDS }).FLEET_TTL_DEFAULT_SECONDS).toBe(3_600);
+    refused("FLEET_TTL_DEFAULT_SECONDS", "3601", { FLEET_TTL_MAX_SECONDS });
+    refused("FLEET_TTL_MAX_SECONDS", "9");
+  });
+
   test("flags, roles, networks, prefix", () => {
     expect(read({ PVE_VERIFY_TLS: "0", FLEET_ROLES: "worker", FLEET_PREFIX: "{a}" })).toMatchObject({
       PVE_VERIFY_TLS: false,
