@@ -88,9 +88,9 @@ async function acceptChunk(
   for (const [at, one] of asked.entries()) {
     const acceptance = acceptances[at] ?? { outcome: "known" };
     if (acceptance.outcome === "accepted") {
-      const { id, sandbox, team, queue, priority, parked } = acceptance.accepted;
+      const { id, sandbox, team, queue, priority, needsJob } = acceptance.accepted;
       const data = { operation: id, sandbox, team };
-      if (!parked) jobs.push({ id, kind: one.prepared.request.kind, queue, priority, data });
+      if (needsJob) jobs.push({ id, kind: one.prepared.request.kind, queue, priority, data });
       continue;
     }
     await forgetSecrets(parts, sealed(one)).catch(() => {}); // they expire

@@ -48,7 +48,7 @@ export async function submit<N extends JobName>(
   const asked = { ...request, idempotencyKey, onQuota };
   const forget = () => forgetSecrets(parts, request);
   const accepted = await (kind === "upload" ? acceptUpload(parts, asked, content) : accept(parts, asked, forget));
-  if (!accepted.existing && !accepted.parked) await addJob(parts, kind, accepted);
+  if (accepted.needsJob) await addJob(parts, kind, accepted);
   return accepted;
 }
 

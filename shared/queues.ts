@@ -21,13 +21,16 @@ export interface JobData {
 /** A BullMQ lock lives this long; each run renews it itself (BullMQ's renewal breaks when a process takes a job again). */
 export const LOCK_MS = 6_000;
 
-const JOB_OPTIONS: JobsOptions = {
+export const JOB_OPTIONS: JobsOptions = {
   // The run decides about retries and their delay (see workers/run/policy); BullMQ must never end a job by count.
   attempts: 1_000_000,
   backoff: { type: "custom" },
   removeOnComplete: { age: 86_400, count: 10_000 },
   removeOnFail: { age: 86_400, count: 10_000 },
 };
+
+/** Of a queue's own events, which nothing of ours reads. */
+export const EVENTS_KEPT = 1_000;
 
 export type FleetQueue = Queue<JobData, unknown, JobName | string>;
 export type WebhookQueue = Queue<WebhookJob, unknown, string>;
@@ -66,7 +69,7 @@ export function createQueues(redis: RedisConnection, prefix: string): Queues {
       connection: redis,
       prefix,
       defaultJobOptions: JOB_OPTIONS,
-      streams: { events: { maxLen: 1_000 } },
+      streams: { events: { maxLen: EVENTS_KEPT } },
       skipVersionCheck: true,
       skipWaitingForReady: true,
     });

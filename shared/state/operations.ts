@@ -7,7 +7,7 @@ import { type BatchId, OperationId, SandboxId, type ServiceName, TeamId, Vmid } 
 import type { JobSpec } from "../jobs/define-job.ts";
 import { ExposedService, METADATA_LIMIT, type TtlAction } from "../jobs/fields.ts";
 import { type JobName, jobs } from "../jobs/index.ts";
-import { LOCK_MS } from "../queues.ts";
+import { LOCK_MS, PLACE } from "../queues.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript, runScripts, type Script } from "../redis/script.ts";
 import { decodeHash, encodeFields, type Fields, toHash } from "./codec.ts";
@@ -111,9 +111,8 @@ export interface Accepted {
   team: TeamId;
   /** Another request with the same idempotency key made it. */
   existing: boolean;
-  /** It waits for another operation of its sandbox, or for a quota, and has no job yet. */
-  parked: boolean;
-  /** For its BullMQ job. */
+  /** It may go and has no job yet: who asked adds it. */
+  needsJob: boolean;
   queue: string;
   priority: number;
 }
@@ -452,7 +451,8 @@ function toAccepted(reply: unknown): Accepted {
   const [outcome, id, sandbox, ...facets] = AcceptReply.parse(reply);
   if (outcome !== "accepted" && outcome !== "existing") throw toNotAccepted(outcome, { id, sandbox, facets });
   const [parked, queue, priority, team] = Facets.parse(facets);
-  return { id, sandbox, team, existing: outcome === "existing", parked: parked === "1", queue, priority };
+  const existing = outcome === "existing";
+  return { id, sandbox, team, existing, needsJob: !existing && parked === "0" && queue === PLACE, queue, priority };
 }
 
 function toNotAccepted(
@@ -509,7 +509,7 @@ function toItemAcceptance(
   const [parked, queue = "", priority, team] = facets;
   switch (outcome) {
     case "accepted": {
-      const rest = { team: team as TeamId, parked: parked === "1", queue, priority: Number(priority) }; // as it was asked for
+      const rest = { team: team as TeamId, needsJob: parked === "0", queue, priority: Number(priority) }; // as it was asked for
       return { outcome, accepted: { id, sandbox, existing: false, ...rest } };
     }
     case "item_known":

@@ -5,6 +5,7 @@
 
 import { METADATA_LIMIT } from "../jobs/fields.ts";
 import { defineScript } from "../redis/script.ts";
+import { JOB_LUA } from "./job-lua.ts";
 import { OUTPUT_KEPT_BYTES, OUTPUT_KEPT_ENTRIES, SHELL_OUTPUT_SEC } from "./output.ts";
 import { QUOTA_LUA } from "./quota-lua.ts";
 import { GONE_STATES, PROVISIONAL_STATES, type SandboxRecord } from "./records.ts";
@@ -547,9 +548,17 @@ return {'accepted', r.id, r.sandbox, parked and '1' or '0', queue, r.priority, r
 end
 `;
 
-/** ARGV: request JSON → [outcome, operation, sandbox], and for accepted and existing: parked, queue, priority, team. */
-export const ACCEPT = withQuotas(`${ACCEPT_ONE}
-local reply = accept(cjson.decode(ARGV[2]))
+/**
+ * ARGV: request JSON → [outcome, operation, sandbox], and for accepted and existing: parked, queue, priority, team.
+ * What may go at once has its job with this step; only those for \`place\`, which have a priority, are left to who asked.
+ */
+export const ACCEPT = withQuotas(`${JOB_LUA}${ACCEPT_ONE}
+local r = cjson.decode(ARGV[2])
+local reply = accept(r)
+local outcome, id, sandbox, parked, queue, _, team = unpack(reply)
+if outcome == 'accepted' and parked == '0' and queue ~= 'place' then
+  addJob(queue, id, r.kind, {operation = id, sandbox = sandbox, team = team}, r.now)
+end
 flush()
 return reply
 `);

@@ -27,7 +27,7 @@ export async function askOperation(
     onQuota: "ignore",
     newSandbox: undefined,
   });
-  const operation = await context.store.load(accepted.id);
-  if (operation && !accepted.parked && !accepted.existing) await addJob(context, operation);
+  const operation = accepted.needsJob ? await context.store.load(accepted.id) : null;
+  if (operation) await addJob(context, operation);
   return accepted;
 }

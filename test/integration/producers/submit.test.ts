@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { createFleet } from "../../../producers/index.ts";
 import { NodeName, SnapshotId, TeamId, Vmid } from "../../../shared/ids.ts";
 import { saveInventory } from "../../../shared/state/inventory.ts";
@@ -56,6 +56,34 @@ test("an exec goes to its sandbox's node; one for a sandbox that is not up waits
   const parked = await rig.fleet.exec({ sandboxId: early, command: "ls" });
   expect(await rig.store.load(parked.id)).toMatchObject({ parked: 1 });
   expect(await rig.queues.get("place").getJob(parked.id)).toBeUndefined();
+});
+
+test("a job that comes with its operation is the one that a Queue would have made", async () => {
+  await using rig = createRig(server);
+  const sandboxId = await rig.running();
+  const { id } = await rig.fleet.exec({ sandboxId, command: "ls" });
+  const team = TeamId.parse("default");
+  await rig.queues.add("exec-other", {
+    id,
+    kind: "exec",
+    priority: 0,
+    data: { operation: id, sandbox: sandboxId, team },
+  });
+  const made = async (queue: string) => {
+    const base = `${rig.keys.prefix}:${queue}:`;
+    const { opts = "", data = "", timestamp, ...job } = await rig.redis.hgetall(base + id);
+    const events = await rig.redis.xrange(`${base}events`, "-", "+");
+    return {
+      job: { ...job, opts: JSON.parse(opts), data: JSON.parse(data) },
+      isRecent: Date.now() - Number(timestamp) < 60_000,
+      events: events.map(([, fields]) => fields),
+      kept: await rig.redis.hget(`${base}meta`, "opts.maxLenEvents"),
+      wait: await rig.redis.lrange(`${base}wait`, 0, -1),
+      marker: await rig.redis.zrange(`${base}marker`, "0", "-1", "WITHSCORES"),
+      count: await rig.redis.get(`${base}id`),
+    };
+  };
+  await vi.waitFor(async () => expect(await made("exec-pve1")).toEqual(await made("exec-other")));
 });
 
 describe("secrets", () => {

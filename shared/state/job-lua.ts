@@ -1,0 +1,21 @@
+/** A BullMQ job in Lua, for the script that accepts operations: the same that `Queue.add` makes, in the same step. */
+import { addStandardJob } from "bullmq/dist/cjs/scripts/addStandardJob-9.js";
+import { EVENTS_KEPT, JOB_OPTIONS } from "../queues.ts";
+
+/** BullMQ's own script, as a function of what it is handed; for jobs without a priority. */
+export const JOB_LUA = `
+local function addStandardJob(KEYS, ARGV)
+${addStandardJob.content}
+end
+local function addJob(queue, id, kind, data, now)
+  local base, keys = P..':'..queue..':', {}
+  for at, part in ipairs({'wait', 'paused', 'meta', 'id', 'completed', 'delayed', 'active', 'events', 'marker'}) do
+    keys[at] = base..part
+  end
+  -- As a Queue of ours sets it; of one that nobody has opened yet BullMQ would keep ten times as many.
+  redis.call('HSETNX', base..'meta', 'opts.maxLenEvents', ${EVENTS_KEPT})
+  local options = cjson.decode('${JSON.stringify(JOB_OPTIONS)}')
+  options.jobId = id
+  addStandardJob(keys, {cmsgpack.pack({base, id, kind, now}), cjson.encode(data), cmsgpack.pack(options)})
+end
+`;
