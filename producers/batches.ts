@@ -57,7 +57,7 @@ export type SubmitBatch = (source: BatchProvision | BatchJobs, options?: BatchOp
 export function createBatches(parts: Parts, watch: EndWatch): Batches & { submit: SubmitBatch } {
   return {
     async submit(source, options = {}) {
-      const { policy, id, onQuota } = checkOptions(parts, options);
+      const { policy, id, onQuota } = checkBatchOptions(parts, options);
       const { chunks, size } = isJobs(source)
         ? { chunks: toItems(parts, source, { onQuota }), size: undefined }
         : await copies(parts, source, { onQuota });
@@ -106,7 +106,10 @@ const Options = z.object({
   policy: z.enum(BATCH_POLICIES).default("keep"),
 });
 
-function checkOptions(parts: Parts, options: BatchOptions): { id: BatchId; policy: BatchPolicy } & ItemOptions {
+export function checkBatchOptions(
+  parts: Parts,
+  options: BatchOptions,
+): { id: BatchId; policy: BatchPolicy } & ItemOptions {
   const onQuota = checkOnQuota(options.onQuota ?? "wait");
   const parsed = Options.safeParse(options);
   if (!parsed.success) {

@@ -6,6 +6,7 @@ import type { FleetEvent } from "../shared/state/events.ts";
 import { type Inventory, loadInventory } from "../shared/state/inventory.ts";
 import { type ApiKeys, createApiKeys } from "./api-keys.ts";
 import { type Batches, createBatches, type SubmitBatch } from "./batches.ts";
+import { type BranchSandbox, createBranch } from "./branch.ts";
 import { EndWatch } from "./end-watch.ts";
 import {
   type ConsumeOptions,
@@ -63,6 +64,7 @@ export interface Fleet extends JobMethods, AsyncDisposable {
    */
   readonly batch: SubmitBatch;
   readonly batches: Batches;
+  readonly branch: BranchSandbox;
   events(options?: EventOptions): AsyncIterableIterator<FleetEvent>;
   /**
    * Shares the events among all who consume with this group's name: each goes to one of them, again where that one dies.
@@ -106,6 +108,7 @@ export function createFleet(options: FleetOptions): Fleet {
     },
     batch,
     batches,
+    branch: createBranch(parts, { sandboxes, methods, batch }),
     events: (eventOptions = {}) => watchEvents(parts, eventOptions, closing.signal),
     consume: (group, handle, consumeOptions = {}) => consume(parts, group, handle, consumeOptions, closing.signal),
     eventGroups: createEventGroups(parts),

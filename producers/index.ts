@@ -11,6 +11,7 @@ export type { ApiKeys, ApiKeyView, NewApiKey } from "./api-keys.ts";
 export { assertRepeatable } from "./assert-repeatable.ts";
 export type { Batch, BatchCounts, BatchView, ItemOutcome } from "./batch.ts";
 export type { Batches, BatchOptions, BatchProvision } from "./batches.ts";
+export type { BranchInput } from "./branch.ts";
 export type { Content } from "./content.ts";
 export type { Wait } from "./end-watch.ts";
 export type { ConsumeOptions, EventGroups, EventHandler } from "./event-groups.ts";

@@ -32,7 +32,7 @@ export interface Sandboxes {
    * `sandbox_gone` also where its destroy has been asked for.
    */
   extend(id: string | number, by: { seconds: number }): Promise<{ expiresAt: number | null }>;
-  /** Those taken of a sandbox through the fleet, oldest first. Throws `sandbox_not_found`. */
+  /** Those taken of a sandbox through the fleet, oldest first, those of a branch apart. Throws `sandbox_not_found`. */
   snapshots(id: string): Promise<SnapshotRecord[]>;
 }
 
@@ -65,7 +65,10 @@ export function createSandboxes(parts: Parts): Sandboxes {
       const sandbox = await get(id);
       const ids = await parts.link.request((redis) => redis.smembers(parts.keys.sandboxSnapshots(sandbox.id)));
       const found = await parts.link.request(() => Promise.all(ids.map((one) => parts.store.loadSnapshot(one))));
-      return found.filter((one) => one !== null).sort((a, b) => a.createdAt - b.createdAt);
+      return found
+        .filter((one) => one !== null)
+        .filter(({ branch }) => branch === undefined)
+        .sort((a, b) => a.createdAt - b.createdAt);
     },
     async list(filter = {}) {
       const team = parts.team ?? filter.team;

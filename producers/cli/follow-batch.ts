@@ -1,6 +1,6 @@
 /** A batch that a command began: shown while it runs, waited for, and canceled when the user leaves. */
 import { setTimeout as pause } from "node:timers/promises";
-import type { Batch, BatchJobs, BatchOptions, BatchProvision, BatchView, ItemOutcome } from "../index.ts";
+import type { Batch, BatchOptions, BatchView, ItemOutcome } from "../index.ts";
 import { createPace, toBatchEnd, toBatchLine } from "./batch-texts.ts";
 import { Interrupted } from "./exit-codes.ts";
 import { CLEAR_LINE } from "./progress.ts";
@@ -25,11 +25,11 @@ type FollowOptions = Omit<BatchOptions, "signal"> & { wait: boolean; waitTimeout
 /** Tells how each item ended, in the order of their ends. Throws nothing: what was learnt before an error is worth telling. */
 export async function followBatch(
   session: Session,
-  source: BatchProvision | BatchJobs,
+  begin: (options: BatchOptions) => Promise<Batch>,
   { wait, waitTimeout, id, idempotencyKey, policy, onQuota, onOpen }: FollowOptions,
   tell: (outcome: ItemOutcome) => void,
 ): Promise<Followed> {
-  const { fleet, operations, interrupt } = session;
+  const { operations, interrupt } = session;
   const over = new AbortController();
   let batch: Batch | undefined;
   let shown: Promise<unknown> = Promise.resolve();
@@ -42,7 +42,7 @@ export async function followBatch(
   };
   try {
     const options = { id, idempotencyKey, policy, onQuota, onOpen: follow, signal: interrupt };
-    const stored = await operations.begin(() => fleet.batch(source, options));
+    const stored = await operations.begin(() => begin(options));
     if (!wait) return { view: await stored.status() };
     const view = await stored.result({ timeoutMs: waitTimeout, signal: interrupt });
     await shown;

@@ -2,6 +2,7 @@
 import { Command, CommanderError } from "commander";
 import { addAdopt } from "./commands/adopt.ts";
 import { addBatch } from "./commands/batch.ts";
+import { addBranch } from "./commands/branch.ts";
 import { addConfigure, addDestroy, addExtend, addPower, addServices, addUpdate } from "./commands/changes.ts";
 import { addCopy } from "./commands/copy.ts";
 import { addDoctor } from "./commands/doctor.ts";
@@ -59,6 +60,7 @@ function createProgram(cli: Cli): Command {
   addLink(program, cli);
   addKeys(program, cli);
   addSnapshot(program, cli);
+  addBranch(program, cli);
   addTemplate(program, cli);
   addAdopt(program, cli);
   addPower(program, cli);

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { NodeName, SandboxId, SnapshotId, Vmid } from "../ids.ts";
+import { BatchId, NodeName, SandboxId, SnapshotId, Vmid } from "../ids.ts";
 import { defineJob } from "./define-job.ts";
 
 export const snapshot = defineJob({
@@ -17,6 +17,8 @@ export const snapshot = defineJob({
     keepLast: z.int().min(1).max(100).optional(),
     /** It is deleted so long after; at most FLEET_SNAPSHOT_MAX_AGE_HOURS. */
     maxAgeSeconds: z.int().min(60).max(315_360_000).optional(),
+    /** It is there for the copies of this batch, and is deleted once that has ended. */
+    branch: BatchId.optional(),
   }),
   output: z.object({
     snapshotId: SnapshotId,

@@ -16,6 +16,8 @@ export interface Keys {
   readonly expiring: string;
   /** Hash of what of the workers' configuration is decided in Redis: see `ttl.ts`. */
   readonly settings: string;
+  /** Hash of what is there for a branch alone, a snapshot's or template's id, and of which batch that is. */
+  readonly branches: string;
   /** Running sandboxes with `idleSeconds`, by when to look whether they are idle. */
   readonly idle: string;
   /** Hash of when each of these was last used, as far as it is written down; open exchanges and operations are not. */
@@ -120,6 +122,7 @@ export function createKeys(prefix: string): Keys {
     snapshotExpiries: key("snapshot-expiries"),
     expiring: key("expiring"),
     settings: key("settings"),
+    branches: key("branches"),
     idle: key("idle"),
     uses: key("uses"),
     instances: key("instances"),

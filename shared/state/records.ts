@@ -207,5 +207,11 @@ export const SnapshotRecord = z.object({
   createdAt: z.number(),
   /** Absent: only by hand, or by newer ones. */
   expiresAt: z.number().optional(),
+  /** The batch that it is there for. */
+  branch: BatchId.optional(),
+  /** Set where its clones can be linked ones that live on without it: the storage that they lie on. */
+  storage: z.string().optional(),
+  diskBytes: z.number().default(0),
+  memoryMib: z.number().default(512),
 });
 export type SnapshotRecord = z.output<typeof SnapshotRecord>;

@@ -9,6 +9,7 @@ import type { LiveInventory } from "../inventory/source.ts";
 import { retireWebhooks } from "../webhooks/retire.ts";
 import { admitWaiting } from "./admit.ts";
 import { closeAbandoned, settleBatches } from "./batches.ts";
+import { settleBranches } from "./branches.ts";
 import { evictFromBadNodes } from "./evict.ts";
 import { expireSandboxes } from "./expire.ts";
 import { expireSnapshots } from "./expire-snapshots.ts";
@@ -34,7 +35,13 @@ const TASKS = {
       await restIdle(context);
     },
   },
-  batch: { everyMs: 1_000, run: settleBatches },
+  batch: {
+    everyMs: 1_000,
+    run: async (context, signal) => {
+      await settleBatches(context, signal);
+      await settleBranches(context);
+    },
+  },
   admit: { everyMs: 1_000, run: admitWaiting },
   sweep: {
     everyMs: 3_000,

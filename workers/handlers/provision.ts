@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { FleetError } from "../../shared/errors.ts";
+import { SnapshotId } from "../../shared/ids.ts";
 import type { ExposedService } from "../../shared/jobs/fields.ts";
 import { execQueue } from "../../shared/queues.ts";
 import type { Command, Write } from "../../shared/state/operations.ts";
@@ -101,13 +102,23 @@ async function ready(run: Run<"provision">, token: string | null): Promise<strin
 /** The exec token, made once a sandbox and never shared; sealed beside the environment that the caller gave. */
 async function execToken(run: Run<"provision">): Promise<string | null> {
   const { secrets } = run.context;
-  const [known, { env }] = await Promise.all([secrets.get(run.sandbox.id), secrets.get(run.id)]);
+  const [known, { env = await branchedEnv(run) }] = await Promise.all([
+    secrets.get(run.sandbox.id),
+    secrets.get(run.id),
+  ]);
   const needsToken = run.input.waitFor === "execd";
   if (known.execToken !== undefined || !(needsToken || env)) return known.execToken ?? null;
   const token = needsToken ? randomBytes(32).toString("hex") : null;
   const values = { ...(token === null ? {} : { execToken: token }), ...(env ? { env } : {}) };
   await run.write({ also: [secrets.toCommand(run.sandbox.id, values)] });
   return token;
+}
+
+/** A branch has the environment of its source. */
+async function branchedEnv({ input, context: { store, secrets } }: Run<"provision">) {
+  const id = SnapshotId.safeParse(input.template);
+  const snapshot = id.success ? await store.loadSnapshot(id.data) : null;
+  return snapshot?.branch === undefined ? undefined : (await secrets.get(snapshot.sandbox)).env;
 }
 
 async function runSetup(run: Run<"provision">, { address, token }: { address: string; token: string }): Promise<void> {

@@ -3,15 +3,15 @@ import type { Write } from "../../shared/state/operations.ts";
 import type { SnapshotRecord } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { LxcConfig } from "../pve/api.ts";
-import { parseMount, storageOf } from "../pve/config-format.ts";
 import type { LxcSnapshot } from "../pve/replies-lxc.ts";
 import type { Run } from "../run/run.ts";
 import { rootfsGib } from "../sandbox/configure-clone.ts";
-import { ownContainer } from "../sandbox/look.ts";
+import { containerOf, ownContainer } from "../sandbox/look.ts";
 import { startContainer } from "../sandbox/power.ts";
 import { awaitOwnReady } from "../sandbox/ready.ts";
 import { findSnapshot, isTakenAs } from "../sandbox/snapshots.ts";
 import { readStanding, type Standing, stoppedWrite, tellStanding } from "../sandbox/standing.ts";
+import { storageTypes } from "../sandbox/storage-types.ts";
 import { runTask } from "../sandbox/task.ts";
 import type { Handler } from "./handler.ts";
 
@@ -80,19 +80,14 @@ function refuseBlocked(
   run: Run<"restore">,
   { config, name, all }: { config: LxcConfig; name: string; all: readonly LxcSnapshot[] },
 ): void {
-  const { node } = run.sandbox;
-  const storages = run.context.inventory.current().nodes.find((one) => one.name === node)?.storages ?? [];
-  const types = Object.entries(config)
-    .filter(([key]) => /^(rootfs|mp\d+)$/.test(key))
-    .map(([, mount]) => storageOf(parseMount(String(mount)).volume))
-    .map((storage) => storages.find((one) => one.name === storage)?.type);
-  if (!types.includes("zfspool")) return;
+  const { node } = containerOf(run).place;
+  if (!storageTypes(run.context.inventory.current(), node, config).includes("zfspool")) return;
   const newer = newerThan(name, all);
   if (newer.length === 0) return;
   throw new FleetError(
     "snapshot_blocked",
     `ZFS goes back to the newest snapshot only; delete the newer ones first: ${newer.join(", ")}`,
-    { facts: { snapshots: newer, node: node ?? null } },
+    { facts: { snapshots: newer, node } },
   );
 }
 

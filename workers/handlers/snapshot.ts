@@ -4,9 +4,12 @@ import { encodeFields } from "../../shared/state/codec.ts";
 import type { SnapshotRecord } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { Call, LxcApi } from "../pve/api.ts";
+import { parseMount, storageOf } from "../pve/config-format.ts";
 import type { Run } from "../run/run.ts";
+import { rootfsGib } from "../sandbox/configure-clone.ts";
 import { containerOf, ownContainer } from "../sandbox/look.ts";
 import { findSnapshot, forgetCommands, keepPaused, removeRecorded, removeSnapshot } from "../sandbox/snapshots.ts";
+import { storageTypes } from "../sandbox/storage-types.ts";
 import { runTask } from "../sandbox/task.ts";
 import type { Handler } from "./handler.ts";
 
@@ -31,7 +34,9 @@ export const snapshot: Handler<"snapshot"> = {
     const removed = await removeOldest(run);
     const createdAt = Date.now();
     const expiresAt = expiryOf(run, createdAt);
-    const record = encodeFields({ id: snapshotId, sandbox, team, ...place, name, createdAt, expiresAt });
+    const { branch } = run.input;
+    const about = { ...(await readFacts(run, name)), branch, createdAt, expiresAt };
+    const record = encodeFields({ id: snapshotId, sandbox, team, ...place, name, ...about });
     return {
       result: {
         snapshotId,
@@ -45,6 +50,7 @@ export const snapshot: Handler<"snapshot"> = {
           ["HSET", keys.snapshot(snapshotId), ...record.set],
           ["SADD", keys.sandboxSnapshots(sandbox), snapshotId],
           ...(expiresAt === undefined ? [] : [["ZADD", keys.snapshotExpiries, expiresAt, snapshotId]]),
+          ...(branch === undefined ? [] : [["HSET", keys.branches, snapshotId, branch]]),
           ...removed.flatMap((one) => forgetCommands(keys, one)),
         ],
       },
@@ -65,6 +71,7 @@ const isOwn =
   ({ description }: { description?: string | undefined }) =>
     description?.startsWith(`${id} `);
 
+const GIB = 1_073_741_824;
 const TAKE = "snapshot";
 
 const nameOf = (run: Run<"snapshot">) => run.input.name ?? `s-${run.id.slice(3)}`;
@@ -92,10 +99,13 @@ async function take(run: Run<"snapshot">, lxc: LxcApi, name: string): Promise<vo
 async function removeOldest(run: Run<"snapshot">): Promise<SnapshotRecord[]> {
   const { redis, keys, store, config } = run.context;
   const kept = run.input.keepLast ?? config.FLEET_SNAPSHOTS_KEPT;
-  if (kept === undefined) return [];
+  if (kept === undefined || run.input.branch !== undefined) return [];
   const ids = await redis.smembers(keys.sandboxSnapshots(run.sandbox.id));
   const records = await Promise.all(ids.map((id) => store.loadSnapshot(id)));
-  const oldest = records.filter((one) => one !== null).sort((a, b) => a.createdAt - b.createdAt);
+  const oldest = records
+    .filter((one) => one !== null)
+    .filter(({ branch }) => branch === undefined)
+    .sort((a, b) => a.createdAt - b.createdAt);
   const removed: SnapshotRecord[] = [];
   for (const one of oldest.slice(0, Math.max(0, oldest.length - (kept - 1)))) {
     try {
@@ -108,6 +118,23 @@ async function removeOldest(run: Run<"snapshot">): Promise<SnapshotRecord[]> {
     }
   }
   return removed;
+}
+
+/** Of storages that keep a linked clone of a snapshot whole without it: LVM-thin's are thin volumes of their own, btrfs' subvolumes. */
+const INDEPENDENT: ReadonlySet<string | undefined> = new Set(["lvmthin", "btrfs"]);
+
+/** What placement and the clone want to know of it. */
+async function readFacts(run: Run<"snapshot">, snapname: string) {
+  const { place, lxc, config } = await ownContainer(run);
+  const rootfs = config.rootfs === undefined ? undefined : parseMount(config.rootfs);
+  const storage = rootfs && storageOf(rootfs.volume);
+  const types = storageTypes(run.context.inventory.current(), place.node, config);
+  const linkable = types.every((type) => INDEPENDENT.has(type)) && (await lxc.feature("clone", { snapname }, run.call));
+  return {
+    storage: linkable ? storage : undefined,
+    diskBytes: (rootfsGib(config) ?? 0) * GIB,
+    memoryMib: config.memory ?? 512,
+  };
 }
 
 function expiryOf({ input, context }: Run<"snapshot">, now: number): number | undefined {

@@ -289,19 +289,19 @@ function assertStorageSeen(replicas: readonly Replica[], inventory: Inventory, w
   );
 }
 
-function sourceOfSnapshot(snapshot: SnapshotRecord, inventory: Inventory): Source {
+function sourceOfSnapshot({ vmid, node, storage, diskBytes, memoryMib }: SnapshotRecord, inventory: Inventory): Source {
   return {
-    vmid: snapshot.vmid,
-    node: snapshot.node,
-    storage: "",
+    vmid,
+    node,
+    storage: storage ?? "",
     shared: false,
     unprivileged: true,
     hookscript: inventory.replicas.some(({ hookscript }) => hookscript),
-    diskBytes: 0,
-    memoryMib: 512,
-    online: inventory.nodes.some(({ name, online }) => name === snapshot.node && online),
+    diskBytes,
+    memoryMib,
+    online: inventory.nodes.some(({ name, online }) => name === node && online),
     locked: false,
-    linkable: false,
+    linkable: storage !== undefined,
   };
 }
 

@@ -50,6 +50,7 @@ export async function releaseCommands(run: Run): Promise<Command[]> {
     ...snapshots.flatMap((snapshot) => [
       ["DEL", keys.snapshot(snapshot)],
       ["ZREM", keys.snapshotExpiries, snapshot],
+      ["HDEL", keys.branches, snapshot],
     ]),
     ["DEL", keys.sandboxSnapshots(id)],
     ["HDEL", keys.templates(team), id],

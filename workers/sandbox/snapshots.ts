@@ -43,6 +43,7 @@ export const forgetCommands = (keys: Keys, { id, sandbox }: Pick<SnapshotRecord,
   ["DEL", keys.snapshot(id)],
   ["SREM", keys.sandboxSnapshots(sandbox), id],
   ["ZREM", keys.snapshotExpiries, id],
+  ["HDEL", keys.branches, id],
 ];
 
 /** PVE freezes a running container for its snapshot and thaws it afterwards, whatever it was before. */

@@ -59,7 +59,7 @@ async function send(session: Session, file: string, options: Options): Promise<n
   const onOpen = (batch: Batch) => {
     id = batch.id;
   };
-  const followed = await followBatch(session, jobs, { ...options, onOpen }, tell);
+  const followed = await followBatch(session, (how) => session.fleet.batch(jobs, how), { ...options, onOpen }, tell);
   left.abort();
   return conclude(session, followed, options.wait);
 }

@@ -1,7 +1,7 @@
 import { type Command, Option } from "commander";
 import { FleetError } from "../../../shared/errors.ts";
 import type { BatchPolicy } from "../../../shared/state/records.ts";
-import type { BatchProvision, ItemOutcome, JobInput, JobOutput } from "../../index.ts";
+import type { Batch, BatchOptions, ItemOutcome, JobInput, JobOutput } from "../../index.ts";
 import { formatDuration, NONE } from "../describe.ts";
 import { EXIT, toExitCode } from "../exit-codes.ts";
 import { followBatch } from "../follow-batch.ts";
@@ -122,7 +122,7 @@ async function provision(session: Session, template: string | number | undefined
   }
   return options.count === undefined
     ? provisionOne(session, input, options)
-    : provisionMany(session, { ...input, count: options.count }, options);
+    : provisionMany(session, options.count, options, (how, count) => session.fleet.batch({ ...input, count }, how));
 }
 
 /** What is known of one that was only accepted. */
@@ -146,27 +146,37 @@ async function provisionOne(session: Session, input: JobInput<"provision">, opti
 }
 
 /** As a batch; its failures are grouped, since twenty that fail alike need be said once. */
-async function provisionMany(session: Session, input: BatchProvision, options: Options): Promise<number> {
+export async function provisionMany(
+  session: Session,
+  count: number,
+  options: WaitOptions & { policy?: BatchPolicy },
+  begin: (how: BatchOptions, count: number) => Promise<Batch>,
+): Promise<number> {
   const { terminal, json, print } = session;
   const outcomes: ItemOutcome[] = [];
   const from = performance.now();
   const made: Made[] = [];
   const failures = new Map<string, { error: FleetError; count: number }>();
-  const followed = await followBatch(session, input, options, (outcome) => {
-    outcomes.push(outcome);
-    if (outcome.ok) {
-      const value = outcome.result as JobOutput<"provision">; // a batch of nothing else
-      made.push({ value, tookMs: performance.now() - from });
-    } else {
-      const known = failures.get(outcome.error.code);
-      failures.set(outcome.error.code, { error: known?.error ?? outcome.error, count: (known?.count ?? 0) + 1 });
-    }
-  });
+  const followed = await followBatch(
+    session,
+    (how) => begin(how, count),
+    options,
+    (outcome) => {
+      outcomes.push(outcome);
+      if (outcome.ok) {
+        const value = outcome.result as JobOutput<"provision">; // a batch of nothing else
+        made.push({ value, tookMs: performance.now() - from });
+      } else {
+        const known = failures.get(outcome.error.code);
+        failures.set(outcome.error.code, { error: known?.error ?? outcome.error, count: (known?.count ?? 0) + 1 });
+      }
+    },
+  );
   outcomes.sort((a, b) => a.index - b.index);
   if (options.wait && outcomes.length > 0) print(outcomes.map(toValue), made.length > 0 ? toTable(made) : "");
-  for (const { error, count } of failures.values()) {
+  for (const { error, count: failed } of failures.values()) {
     if (json) terminal.err(formatError(error, true));
-    else terminal.err(`fleet: ${count} of ${input.count}: ${error.code}: ${toPrintable(error.text)}\n`);
+    else terminal.err(`fleet: ${failed} of ${count}: ${error.code}: ${toPrintable(error.text)}\n`);
   }
   const code = conclude(session, followed, options.wait);
   const [first] = failures.values();

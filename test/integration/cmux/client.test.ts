@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
+import { isDeepStrictEqual } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type CmuxClient, type CmuxInstance, createCmuxClient } from "../../../producers/cmux/index.ts";
 import { CHILD_ENV } from "../../child-env.ts";
@@ -192,7 +193,7 @@ describe("a branch", () => {
       expect(await copy.exec("cat branch.txt")).toMatchObject({ stdout: "branched" });
       expect(await bed.fleet.sandboxes.get(copy.sandboxId)).toMatchObject({ ttlSeconds: 3_600, ttlAction: "stop" });
     }
-    expect(snapshots()).toEqual(before);
+    await until(() => isDeepStrictEqual(snapshots(), before), "the end of its snapshot");
     await Promise.all(copies.map((copy) => copy.delete()));
   });
 
@@ -202,7 +203,8 @@ describe("a branch", () => {
     await bed.fleet.quotas.set("default", { sandboxes: sandboxes + 1 });
     await failure(box.branch(2), "quota_exceeded");
     await bed.fleet.quotas.remove("default");
-    expect({ containers: bed.pve.containers().length, snapshots: snapshots() }).toEqual(before);
+    const now = () => ({ containers: bed.pve.containers().length, snapshots: snapshots() });
+    await until(() => isDeepStrictEqual(now(), before), "nothing of it");
     await failure(box.branch(0), "invalid_input");
   });
 });

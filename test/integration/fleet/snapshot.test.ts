@@ -56,13 +56,60 @@ test("takes a snapshot, and a sandbox of it has what was in the first one", asyn
   expect(copy.sandboxId).not.toBe(sandboxId);
   const { stdout } = await run(bed.fleet, "exec", { sandboxId: copy.sandboxId, command: "cat kept.txt" });
   expect(stdout).toBe("kept\n");
-  const clone = bed.pve
-    .log()
-    .find(({ path, params }) => path.endsWith("/clone") && params["newid"] === String(copy.vmid));
-  expect(clone?.params).toMatchObject({ full: "1", snapname: "before-work" });
+  expect(cloneOf(copy.vmid)).toMatchObject({ full: "0", snapname: "before-work" });
   // With the sandbox its snapshots go.
   await run(bed.fleet, "destroy", { sandboxId });
   await failure(provisionOne(bed.fleet, { template: taken.snapshotId }), "snapshot_not_found");
+});
+
+const cloneOf = (vmid: number) =>
+  bed.pve.log().find(({ path, params }) => path.endsWith("/clone") && params["newid"] === String(vmid))?.params;
+
+describe("a branch", () => {
+  test("is so many sandboxes of it as it stands, linked where they can live on without the snapshot, which goes", async () => {
+    const fleet = bed.client({ team: "red" });
+    const source = await provisionOne(fleet, {
+      env: { KEPT: "yes" },
+      metadata: { run: "7" },
+      services: [{ name: "web", port: 80 }],
+      memoryMib: 768,
+    });
+    const { sandboxId, vmid } = source;
+    await run(fleet, "exec", { sandboxId, command: "echo branched > log.txt" });
+    const batch = await fleet.branch({ sandboxId, count: 3 }, { id: "three" });
+    const { counts } = await batch.result({ timeoutMs: 30_000 });
+    expect(counts).toMatchObject({ succeeded: 3, failed: 0 });
+    for await (const outcome of batch.results()) {
+      if (!outcome.ok) throw outcome.error;
+      const copy = await fleet.sandboxes.get(outcome.sandboxId);
+      expect(copy).toMatchObject({ state: "running", metadata: { run: "7" }, services: [{ name: "web", port: 80 }] });
+      expect(cloneOf(copy.vmid ?? 0)).toMatchObject({ full: "0" });
+      expect(containerOf(bed, copy.vmid ?? 0)?.config).toMatchObject({ memory: "768" });
+      const command = "cat log.txt; echo $KEPT";
+      expect(await run(fleet, "exec", { sandboxId: copy.id, command })).toMatchObject({ stdout: "branched\nyes\n" });
+    }
+    await until(() => snapshotsOf(vmid).length === 0, "the end of its snapshot");
+    // Asked for again it is the same branch, also now.
+    const again = await fleet.branch({ sandboxId, count: 3 }, { id: "three" });
+    expect(await again.counts()).toMatchObject({ total: 3, succeeded: 3 });
+    await run(fleet, "destroy", { sandboxId });
+    await failure(bed.client({ team: "blue" }).branch({ sandboxId, count: 1 }), "sandbox_not_found");
+  });
+
+  test("are full copies on ZFS, and the snapshot goes also when its producer has died before the batch", async () => {
+    const { sandboxId, vmid } = await provisionOne(bed.fleet, { template: "on-zfs" });
+    const batch = await bed.fleet.branch({ sandboxId, count: 1 });
+    expect((await batch.result({ timeoutMs: 30_000 })).counts).toMatchObject({ succeeded: 1 });
+    for await (const outcome of batch.results()) {
+      const copy = outcome.ok ? await bed.fleet.sandboxes.get(outcome.sandboxId) : undefined;
+      expect(cloneOf(copy?.vmid ?? 0)).toMatchObject({ full: "1" });
+    }
+    const { snapshotId } = await run(bed.fleet, "snapshot", { sandboxId, branch: "never-begun" });
+    await until(() => snapshotsOf(vmid).length === 1, "the end of the first one");
+    await bed.redis.hset(bed.keys.snapshot(snapshotId), "createdAt", Date.now() - 3_600_000);
+    await until(() => snapshotsOf(vmid).length === 0, "the end of the one that nobody needs");
+    await until(async () => (await bed.redis.hlen(bed.keys.branches)) === 0, "its record's end");
+  });
 });
 
 test("makes up a name that PVE takes, another each time", async () => {

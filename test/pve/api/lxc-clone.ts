@@ -220,7 +220,8 @@ function copyVolume(plan: Plan, disk: Plan["disks"][number]): Volume {
     usedBytes: Math.min(usedBytes, sizeBytes),
     format: from.format,
     createdAt: Date.now(),
-    ...(plan.full ? {} : { parent: from.volid }),
+    // A linked clone of a snapshot is nobody's child where it is a thin volume or subvolume of its own.
+    ...(plan.full || (plan.snapshot && from.storage.type !== "rbd") ? {} : { parent: from.volid }),
   };
   storage.add(volume);
   return volume;

@@ -255,6 +255,8 @@ describe("a template whose node is down", () => {
       vmid: Vmid.parse(20_000),
       name: "one",
       createdAt: 0,
+      diskBytes: 0,
+      memoryMib: 512,
     };
     expect(choose({ ...down(), snapshot }, { template: snapshot.id })).toMatchObject({ wait: "aside" });
     const up = { ...down(), nodes: [node("a"), node("b")], snapshot };

@@ -1,0 +1,72 @@
+/** Copies of a sandbox as it stands, as one batch. */
+import { z } from "zod";
+import { FleetError } from "../shared/errors.ts";
+import { SandboxId } from "../shared/ids.ts";
+import type { JobInput } from "../shared/jobs/index.ts";
+import type { SandboxRecord } from "../shared/state/records.ts";
+import type { Batch } from "./batch.ts";
+import { type BatchOptions, checkBatchOptions, type SubmitBatch } from "./batches.ts";
+import type { JobMethods } from "./fleet.ts";
+import type { Parts } from "./parts.ts";
+import type { Sandboxes } from "./sandboxes.ts";
+
+export interface BranchInput {
+  sandboxId: string;
+  /** 1 to 100. */
+  count: number;
+}
+
+/**
+ * So many sandboxes with the disk that this one has now, and with its resources, environment, metadata, services and TTL. It
+ * runs on. They are made from a snapshot, which goes with the end of the batch: linked where its storage lets such clones
+ * live without it, else as full copies. Resolves once the snapshot is taken and all are accepted. Throws as `snapshot` and
+ * `batch` do.
+ */
+export type BranchSandbox = (input: BranchInput, options?: BatchOptions) => Promise<Batch>;
+
+const Input = z.strictObject({
+  sandboxId: SandboxId,
+  count: z
+    .int("must be a whole number from 1 to 100")
+    .min(1, "must be a whole number from 1 to 100")
+    .max(100, "must be a whole number from 1 to 100"),
+});
+
+export function createBranch(
+  parts: Parts,
+  { sandboxes, methods, batch }: { sandboxes: Sandboxes; methods: Pick<JobMethods, "snapshot">; batch: SubmitBatch },
+): BranchSandbox {
+  return async (input, options = {}) => {
+    const { sandboxId, count } = checkInput(input);
+    const { id } = checkBatchOptions(parts, options);
+    const source = await sandboxes.get(sandboxId);
+    const taken = await methods.snapshot({ sandboxId, branch: id }, { idempotencyKey: `branch ${id}` });
+    const { snapshotId } = await taken.result({ signal: options.signal });
+    return batch({ ...toCopy(source, snapshotId), count }, { ...options, id, idempotencyKey: undefined });
+  };
+}
+
+function checkInput(input: BranchInput): z.output<typeof Input> {
+  const parsed = Input.safeParse(input);
+  if (parsed.success) return parsed.data;
+  const [issue] = parsed.error.issues;
+  const field = issue?.path.map(String).join(".") || "input";
+  throw new FleetError("invalid_input", `${field}: ${issue?.message}`, { facts: { fields: [field] } });
+}
+
+function toCopy(source: SandboxRecord, snapshotId: string): JobInput<"provision"> {
+  const { team, metadata, services, ttlSeconds, ttlAction, idleSeconds, idleAction, wakeOnHttp } = source;
+  return {
+    template: snapshotId,
+    clone: "linked_or_full",
+    priority: "interactive",
+    team,
+    metadata,
+    services: services.map(({ name, port, auth }) => ({ name, port, auth })),
+    ttlAction,
+    idleAction,
+    wakeOnHttp,
+    ...(idleSeconds === undefined ? {} : { idleSeconds }),
+    ...(source.expiresAt === undefined || ttlSeconds === undefined ? {} : { ttlSeconds }),
+  };
+}
