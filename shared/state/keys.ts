@@ -11,9 +11,9 @@ export interface Keys {
   readonly addresses: string;
   /** Sandboxes with a TTL by when it is over, and by when `sandbox.expiring` tells of that. */
   readonly expiries: string;
+  readonly expiring: string;
   /** Snapshots by when they are to go. */
   readonly snapshotExpiries: string;
-  readonly expiring: string;
   /** Hash of what of the workers' configuration is decided in Redis: see `ttl.ts`. */
   readonly settings: string;
   /** Hash of what is there for a branch alone, a snapshot's or template's id, and of which batch that is. */
