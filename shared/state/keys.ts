@@ -15,7 +15,7 @@ export interface Keys {
   /** Snapshots by when they are to go. */
   readonly snapshotExpiries: string;
   /** Hash of what of the workers' configuration is decided in Redis: see `ttl.ts`. */
-  readonly settings: string;
+  readonly limits: string;
   /** Hash of what is there for a branch alone, a snapshot's or template's id, and of which batch that is. */
   readonly branches: string;
   /** Running sandboxes with `idleSeconds`, by when to look whether they are idle. */
@@ -121,7 +121,7 @@ export function createKeys(prefix: string): Keys {
     expiries: key("expiries"),
     snapshotExpiries: key("snapshot-expiries"),
     expiring: key("expiring"),
-    settings: key("settings"),
+    limits: key("limits"),
     branches: key("branches"),
     idle: key("idle"),
     uses: key("uses"),

@@ -152,7 +152,7 @@ local function nowMs()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
-local function setting(name) return tonumber(redis.call('HGET', P..':settings', name) or nil) end
+local function setting(name) return tonumber(redis.call('HGET', P..':limits', name) or nil) end
 -- \`at\` nil: never. A warning comes some time before it, and never in the first half of what is left.
 local function setEnd(id, at)
   redis.call('SADD', P..':restamp', id)

@@ -23,8 +23,8 @@ export async function publishTtlSettings(redis: RedisConnection, keys: Keys, con
   };
   const step = redis.multi();
   for (const [name, value] of Object.entries(values)) {
-    if (value === undefined) step.hdel(keys.settings, name);
-    else step.hset(keys.settings, name, value);
+    if (value === undefined) step.hdel(keys.limits, name);
+    else step.hset(keys.limits, name, value);
   }
   await step.exec();
 }
