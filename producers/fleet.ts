@@ -4,6 +4,7 @@ import { JOB_NAMES, type JobInput, type JobName } from "../shared/jobs/index.ts"
 import { SILENCE_MS } from "../shared/jobs/shell.ts";
 import type { FleetEvent } from "../shared/state/events.ts";
 import { type Inventory, loadInventory } from "../shared/state/inventory.ts";
+import { SpanKind, spanned } from "../shared/trace.ts";
 import { type ApiKeys, createApiKeys } from "./api-keys.ts";
 import { type Batches, createBatches, type SubmitBatch } from "./batches.ts";
 import { type BranchSandbox, createBranch } from "./branch.ts";
@@ -137,7 +138,13 @@ function createMethods(parts: Parts, watch: EndWatch): JobMethods & Pick<Fleet, 
     options: SubmitOptions = {},
     content?: ContentSource,
   ): Promise<HandleOf<N>> => {
-    const { id, sandbox } = await submit(parts, kind, input, options, content);
+    const span = { kind: SpanKind.PRODUCER, attributes: { "fleet.kind": kind } };
+    const { id, sandbox } = await spanned(`fleet.${kind}`, span, async (asked) => {
+      const accepted = await submit(parts, kind, input, options, content);
+      const { id: operation, team } = accepted;
+      asked.setAttributes({ "fleet.operation": operation, "fleet.sandbox": accepted.sandbox, "fleet.team": team });
+      return accepted;
+    });
     return createHandle(parts, watch, { id, sandboxId: sandbox, kind, aliveMs: toAliveMs(kind, input) });
   };
   const methodOf =

@@ -8,6 +8,7 @@ import { type JobName, type ParsedInput, parseInput } from "../shared/jobs/index
 import { loadInventory } from "../shared/state/inventory.ts";
 import type { Accepted, AcceptRequest, ItemGroup } from "../shared/state/operations.ts";
 import type { SecretValues } from "../shared/state/secrets.ts";
+import { currentTrace } from "../shared/trace.ts";
 import type { Parts } from "./parts.ts";
 import { splitSecrets } from "./split-secrets.ts";
 import { assertSandbox, type ContentSource, spool } from "./spool.ts";
@@ -45,10 +46,11 @@ export async function submit<N extends JobName>(
   const prepared = await prepare(parts, kind, raw);
   const request = { ...prepared.request, ...newIds(prepared) };
   await sealSecrets(parts, request);
-  const asked = { ...request, idempotencyKey, onQuota };
+  const trace = currentTrace();
+  const asked = { ...request, idempotencyKey, onQuota, trace };
   const forget = () => forgetSecrets(parts, request);
   const accepted = await (kind === "upload" ? acceptUpload(parts, asked, content) : accept(parts, asked, forget));
-  if (accepted.needsJob) await addJob(parts, kind, accepted);
+  if (accepted.needsJob) await addJob(parts, kind, accepted, trace);
   return accepted;
 }
 
@@ -112,9 +114,10 @@ async function acceptUpload(parts: Parts, request: AcceptRequest, content: Conte
 }
 
 /** A failure here is no failure of the request: the workers' sweeper adds the job of an accepted operation that has none. */
-async function addJob(parts: Parts, kind: JobName, { id, sandbox, team, queue, priority }: Accepted): Promise<void> {
+async function addJob(parts: Parts, kind: JobName, accepted: Accepted, trace: string | undefined): Promise<void> {
+  const { id, sandbox, team, queue, priority } = accepted;
   const data = { operation: id, sandbox, team };
-  await parts.link.request(() => parts.queues.add(queue, { id, kind, priority, data })).catch(() => {});
+  await parts.link.request(() => parts.queues.add(queue, { id, kind, priority, data, trace })).catch(() => {});
 }
 
 /** Which sandbox an operation is about, and for a new one the record to begin with. */

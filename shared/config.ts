@@ -9,6 +9,7 @@ import { Cidrs } from "./cidrs.ts";
 import { Domain, GATE_SETTINGS } from "./config-gate.ts";
 import { findOpsProblems, OPS_SETTINGS } from "./config-ops.ts";
 import { findSshProblems, SSH_SETTINGS } from "./config-ssh.ts";
+import { TRACE_SETTINGS } from "./config-traces.ts";
 import { WEBHOOK_SETTINGS } from "./config-webhooks.ts";
 import { FleetError } from "./errors.ts";
 import { NodeName, TeamId } from "./ids.ts";
@@ -237,6 +238,7 @@ const WorkerEnv = SharedEnv.extend({
   ...SSH_SETTINGS,
   ...WEBHOOK_SETTINGS,
   ...OPS_SETTINGS,
+  ...TRACE_SETTINGS,
 });
 
 /** Names of all variables, as the README lists them. */

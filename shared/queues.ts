@@ -41,6 +41,8 @@ export interface NewJob {
   priority: number;
   data: JobData;
   delayMs?: number;
+  /** The trace that its run belongs to, see `currentTrace`. */
+  trace?: string | undefined;
 }
 
 export interface Queues {
@@ -54,10 +56,11 @@ export interface Queues {
   close(): Promise<void>;
 }
 
-const toJobOptions = ({ id, priority, delayMs = 0 }: NewJob): JobsOptions => ({
+const toJobOptions = ({ id, priority, delayMs = 0, trace }: NewJob): JobsOptions => ({
   jobId: id,
   ...(priority > 0 ? { priority } : {}),
   ...(delayMs > 0 ? { delay: delayMs } : {}),
+  ...(trace === undefined ? {} : { telemetry: { metadata: trace } }),
 });
 
 export function createQueues(redis: RedisConnection, prefix: string): Queues {

@@ -21,6 +21,7 @@ import type { NodeGuard } from "./nodes/guard.ts";
 import type { PveApi } from "./pve/api.ts";
 import type { TaskWatcher } from "./pve/task-watcher.ts";
 import type { NodeShell } from "./ssh/node-shell.ts";
+import type { Traces } from "./traces.ts";
 import type { Wake } from "./wake.ts";
 
 export interface WorkerContext {
@@ -48,6 +49,8 @@ export interface WorkerContext {
   readonly inventory: InventorySource;
   readonly nodes: NodeGuard;
   readonly metrics: Metrics;
+  /** Null where no collector of traces is configured. */
+  readonly traces: Traces | null;
   readonly log: Logger;
 }
 

@@ -20,6 +20,7 @@ import { createShellInputs } from "../shared/state/shell-input.ts";
 import { createSlots, slotOf } from "../shared/state/slots.ts";
 import { createStrays } from "../shared/state/strays.ts";
 import { publishTtlSettings } from "../shared/state/ttl.ts";
+import { addPastSpan, SpanKind } from "../shared/trace.ts";
 import type { WorkerContext } from "./context.ts";
 import { startAborts } from "./control/aborts.ts";
 import { settleBatch } from "./control/batches.ts";
@@ -28,17 +29,18 @@ import { createExecd } from "./exec/execd.ts";
 import { handlerOf } from "./handlers/index.ts";
 import { createCollector } from "./inventory/collect.ts";
 import { createInventorySource, type LiveInventory } from "./inventory/source.ts";
-import { createMetrics } from "./metrics.ts";
+import { createMetrics, type Metrics } from "./metrics.ts";
 import { startNodeGuard } from "./nodes/guard.ts";
 import { answers } from "./nodes/probe.ts";
 import { createPveApi } from "./pve/api.ts";
-import { createPveHttp } from "./pve/http.ts";
+import { createPveHttp, type RequestReport } from "./pve/http.ts";
 import { toPveTarget } from "./pve/target.ts";
 import { createTaskWatcher } from "./pve/task-watcher.ts";
 import { startOperationWorker } from "./run/operation-worker.ts";
 import type { LiveRuns } from "./run/process-operation.ts";
 import { createAddressOf } from "./ssh/node-address.ts";
 import { createNodeShell } from "./ssh/node-shell.ts";
+import { startTraces } from "./traces.ts";
 import { startWake } from "./wake.ts";
 import { startWebhooks } from "./webhooks/webhooks.ts";
 
@@ -51,6 +53,7 @@ export interface FleetWorkers extends AsyncDisposable {
 /** Starts taking jobs. Throws when Redis or PVE can't be used as configured: wrong token, untrusted certificate, no answer. */
 export async function startFleetWorkers(config: WorkerConfig, log: Logger): Promise<FleetWorkers> {
   await using stack = new AsyncDisposableStack();
+  const traces = stack.use(await startTraces(config, log));
   const redis = stack.adopt(connectRedis(config.REDIS_URL), closeRedis);
   redis.on("error", (error) => log.warn({ err: error }, "redis connection"));
   const keys = createKeys(config.FLEET_PREFIX);
@@ -59,7 +62,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   subscriber.on("error", (error) => log.warn({ err: error }, "redis connection"));
   const wake = stack.use(await startWake(subscriber, keys));
   const nodes = stack.use(await startNodeGuard(createNodeStateStore(redis, keys), wake, log));
-  const http = stack.use(createPveHttp(toPveTarget(config), { health: nodes, onRequest: metrics.pveAnswered }));
+  const http = stack.use(createPveHttp(toPveTarget(config), { health: nodes, onRequest: noteRequest(metrics) }));
   const pve = createPveApi(http);
   const tasks = stack.use(createTaskWatcher(pve, { onEnd: metrics.taskEnded }));
   const execd = stack.use(createExecd());
@@ -105,6 +108,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     inventory,
     nodes,
     metrics,
+    traces,
     log,
   };
   await readFirst(inventory, log);
@@ -161,6 +165,25 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     "workers started",
   );
   return { context, close: closeOnce, [Symbol.asyncDispose]: closeOnce };
+}
+
+/** Counted, and a span of the run that asked. */
+function noteRequest(metrics: Metrics) {
+  return (report: RequestReport) => {
+    metrics.pveAnswered(report);
+    const { method, endpoint, node, status, ms } = report;
+    addPastSpan(`${method} ${endpoint}`, {
+      ms,
+      kind: SpanKind.CLIENT,
+      failed: status === 0 || status >= 400,
+      attributes: {
+        "http.request.method": method,
+        "url.template": endpoint,
+        "http.response.status_code": status,
+        ...(node === undefined ? {} : { "fleet.node": node }),
+      },
+    });
+  };
 }
 
 const START_PATIENCE_MS = 20_000;

@@ -7,7 +7,7 @@ export const JOB_LUA = `
 local function addStandardJob(KEYS, ARGV)
 ${addStandardJob.content}
 end
-local function addJob(queue, id, kind, data, now)
+local function addJob(queue, id, kind, data, now, trace)
   local base, keys = P..':'..queue..':', {}
   for at, part in ipairs({'wait', 'paused', 'meta', 'id', 'completed', 'delayed', 'active', 'events', 'marker'}) do
     keys[at] = base..part
@@ -16,6 +16,7 @@ local function addJob(queue, id, kind, data, now)
   redis.call('HSETNX', base..'meta', 'opts.maxLenEvents', ${EVENTS_KEPT})
   local options = cjson.decode('${JSON.stringify(JOB_OPTIONS)}')
   options.jobId = id
+  options.tm = trace -- telemetry.metadata, as BullMQ keeps it
   addStandardJob(keys, {cmsgpack.pack({base, id, kind, now}), cjson.encode(data), cmsgpack.pack(options)})
 end
 `;

@@ -94,6 +94,8 @@ export interface AcceptRequest {
   onQuota?: OnQuota | undefined;
   /** For `template`: the sandbox that is copied; the operation takes its turn among that one's, too. */
   source?: SandboxId;
+  /** See `currentTrace`. */
+  trace?: string | undefined;
   /** For kinds that make a sandbox: the record to begin with, without its ids. */
   newSandbox: Fields<z.output<typeof SandboxRecord>> | undefined;
 }
@@ -567,6 +569,7 @@ function toAcceptArgs(request: ItemGroup["request"], now: number, keyring: reado
     priority,
     claims: 0,
     attempts: 0,
+    trace: request.trace,
     acceptedAt: now,
   };
   return {
@@ -581,6 +584,7 @@ function toAcceptArgs(request: ItemGroup["request"], now: number, keyring: reado
     priority: String(priority),
     class: toQuotaClass(request),
     source: request.source,
+    trace: request.trace,
     hashes,
     uses: spec.uses === true,
     instance: request.newSandbox?.instanceId,

@@ -92,6 +92,8 @@ export const OperationRecord = z.object({
   error: ErrorRecordSchema.optional(),
   /** How far its live output came, see `output.ts`; absent where all of it is in the result. */
   output: z.string().optional(),
+  /** The trace of the call that asked for it, see `currentTrace`; each of its jobs goes on with that. */
+  trace: z.string().optional(),
   acceptedAt: z.number(),
   startedAt: z.number().optional(),
   endedAt: z.number().optional(),

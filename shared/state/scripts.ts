@@ -557,7 +557,7 @@ local r = cjson.decode(ARGV[2])
 local reply = accept(r)
 local outcome, id, sandbox, parked, queue, _, team = unpack(reply)
 if outcome == 'accepted' and parked == '0' and queue ~= 'place' then
-  addJob(queue, id, r.kind, {operation = id, sandbox = sandbox, team = team}, r.now)
+  addJob(queue, id, r.kind, {operation = id, sandbox = sandbox, team = team}, r.now, r.trace)
 end
 flush()
 return reply

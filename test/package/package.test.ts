@@ -27,6 +27,8 @@ const WORKER_ONLY = [
   "ipaddr.js",
   "fastify",
   "pino",
+  "bullmq-otel",
+  "@opentelemetry/sdk-trace",
   "@bull-board/api",
   "@bull-board/ui",
   "@bull-board/fastify",

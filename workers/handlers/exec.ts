@@ -2,6 +2,7 @@ import { FleetError, type FleetErrorCode } from "../../shared/errors.ts";
 import type { JobOutput } from "../../shared/jobs/index.ts";
 import { execQueue } from "../../shared/queues.ts";
 import { isGone } from "../../shared/state/records.ts";
+import { spanned } from "../../shared/trace.ts";
 import { type Asked, readAsked } from "../exec/asked.ts";
 import type { ExecCall, ExecOutcome } from "../exec/execd.ts";
 import { createLiveOutput, type LiveOutput } from "../exec/live-output.ts";
@@ -85,7 +86,8 @@ async function callExecd(run: Run<"exec">, asked: Asked): Promise<ExecOutcome> {
     try {
       await sendBefore(run, before, { ...call, signal });
       const ready = idempotent ? undefined : run.begin("sent");
-      return await execd.exec({ ...call, ready, script, timeoutMs, keepBytes, signal, onOutput: hear });
+      const asked = { ...call, ready, script, timeoutMs, keepBytes, signal, onOutput: hear };
+      return await spanned("command", {}, () => execd.exec(asked));
     } catch (error) {
       if (clean !== undefined) await tidy(run, clean, call);
       const again =

@@ -1,5 +1,6 @@
 import { FleetError } from "../../shared/errors.ts";
 import type { NodeName } from "../../shared/ids.ts";
+import { spanned, untraced } from "../../shared/trace.ts";
 import type { PveApi } from "./api.ts";
 import { NodeTasks, type WatcherClock } from "./node-tasks.ts";
 import { Durations } from "./task-schedule.ts";
@@ -74,7 +75,12 @@ export function createTaskWatcher(api: Pick<PveApi, "tasks">, options: TaskWatch
     wait: async (upid, { kind, signal }) => {
       signal.throwIfAborted();
       if (closed) throw new FleetError("shutting_down", "the task watcher is closed");
-      return await nodeTasks(parseUpid(upid).node).wait(upid, kind, signal);
+      const { node, type } = parseUpid(upid);
+      return await spanned(
+        `task ${type}`,
+        { attributes: { "pve.upid": upid, "fleet.node": node } },
+        () => untraced(() => nodeTasks(node).wait(upid, kind, signal)), // what it asks is for all who wait
+      );
     },
     close,
     [Symbol.asyncDispose]: close,

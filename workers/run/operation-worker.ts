@@ -24,6 +24,7 @@ export function startOperationWorker(context: WorkerContext, options: OperationW
       connection: redis,
       prefix: config.FLEET_PREFIX,
       concurrency: options.concurrency,
+      ...(context.traces === null ? {} : { telemetry: context.traces.telemetry }),
       lockDuration: LOCK_MS,
       stalledInterval: 2_000,
       // Both limits fail a job without calling us; crashes are counted in the operation's record.

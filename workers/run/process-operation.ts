@@ -15,6 +15,7 @@ import { type JobName, jobs } from "../../shared/jobs/index.ts";
 import { type JobData, PLACE } from "../../shared/queues.ts";
 import type { OperationEnd, Write } from "../../shared/state/operations.ts";
 import { isEnded, type OperationRecord } from "../../shared/state/records.ts";
+import { annotate, annotateFailure, currentTrace } from "../../shared/trace.ts";
 import type { WorkerContext } from "../context.ts";
 import type { Ending, Handler } from "../handlers/handler.ts";
 import { Reroute } from "../handlers/handler.ts";
@@ -78,7 +79,14 @@ export async function processOperation(
     sandbox: claim.sandbox,
     sealed: claim.sealed,
   });
-  const { claims, attempts, step } = run.operation;
+  const { claims, attempts, step, team, batch } = run.operation;
+  annotate({
+    "fleet.operation": id,
+    "fleet.kind": kind,
+    "fleet.sandbox": run.sandbox.id,
+    "fleet.team": team,
+    ...(batch === undefined ? {} : { "fleet.batch": batch }),
+  });
   run.log.debug({ queue: job.queueName, claims, attempts, step }, "run begins");
   options.live.add(run);
   try {
@@ -142,6 +150,7 @@ async function fail(
 ): Promise<JobSummary | null> {
   const error = toFleetError(thrown);
   const decision = decideOn(run, error);
+  if (decision.next !== "retry") annotateFailure(error.code);
   run.log[error.code === "internal" ? "error" : "info"](
     {
       code: error.code,
@@ -167,7 +176,10 @@ async function fail(
       });
       await addReleased(run.context, released);
       // A job in BullMQ's `delayed` would leave its slots to nobody, while others in its queue wait for them.
-      if (!(await run.holdsSlots())) throw new RetryLater(error, decision.delayMs);
+      if (!(await run.holdsSlots())) {
+        annotateFailure(error.code);
+        throw new RetryLater(error, decision.delayMs);
+      }
       await run.pause(decision.delayMs).catch(() => {}); // an abort is seen by the next round
       return null;
     }
@@ -360,21 +372,24 @@ export async function findSeat(context: WorkerContext, { queue, job }: Operation
 }
 
 export async function addJob(context: WorkerContext, operation: OperationRecord, delayMs = 0): Promise<void> {
-  const { id, kind, queue, job, priority, sandbox, team } = operation;
+  const { id, kind, queue, job, priority, sandbox, team, trace } = operation;
   await context.queues.add(queue, {
     id: job,
     kind,
     priority: queue === PLACE ? priority : 0,
     data: { operation: id, sandbox, team },
     delayMs,
+    trace,
   });
 }
 
 async function reroute(run: Run, { queue, write }: Reroute, delayMs = 0): Promise<JobSummary> {
   const seq = run.operation.seq + 1;
+  // Where whoever asked traces nothing, its first run begins a trace, and the others go on with it.
+  const trace = run.operation.trace ?? currentTrace();
   const released = await run.write({
     ...write,
-    operation: { ...write.operation, queue, seq, job: `${run.id}.${seq}`, timings: run.timings },
+    operation: { ...write.operation, queue, seq, job: `${run.id}.${seq}`, timings: run.timings, trace },
   });
   await addJob(run.context, run.operation, delayMs);
   await addReleased(run.context, released);

@@ -9,6 +9,7 @@ import { LOCK_MS } from "../../shared/queues.ts";
 import type { AddressRange, OperationEnd, Sealed, Write, Writer } from "../../shared/state/operations.ts";
 import type { OutputEntry } from "../../shared/state/output.ts";
 import { ErrorRecordSchema, type OperationRecord, type SandboxRecord } from "../../shared/state/records.ts";
+import { spanned } from "../../shared/trace.ts";
 import type { WorkerContext } from "../context.ts";
 import { adoptNode } from "../control/adopt-node.ts";
 import type { Call } from "../pve/api.ts";
@@ -305,14 +306,17 @@ export function startRun<N extends JobName>(
     async timed(step, work) {
       const begun = performance.now();
       try {
-        return await work();
+        return await spanned(step, {}, work);
       } finally {
         timings[step] = Math.round((timings[step] ?? 0) + performance.now() - begun);
       }
     },
     async withSlot(names, limit, work, by = call) {
       const before = performance.now();
-      const name = await takeSlot(typeof names === "string" ? [names] : names, limit, by);
+      const asked = typeof names === "string" ? [names] : names;
+      const name = await spanned("slot", { attributes: { "fleet.slots": [...asked] } }, () =>
+        takeSlot(asked, limit, by),
+      );
       timings["waited"] = Math.round((timings["waited"] ?? 0) + performance.now() - before);
       try {
         const result = await work(name);

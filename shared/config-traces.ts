@@ -1,0 +1,36 @@
+/** The settings of traces: OpenTelemetry's own variables. Its exporter reads the others, such as OTEL_EXPORTER_OTLP_HEADERS. */
+import { z } from "zod";
+
+const Endpoint = z.url({ protocol: /^https?$/, error: "must be http://host:4318 or https://" }).optional();
+
+const SAMPLERS = [
+  "always_on",
+  "always_off",
+  "traceidratio",
+  "parentbased_always_on",
+  "parentbased_always_off",
+  "parentbased_traceidratio",
+] as const;
+
+export const TRACE_SETTINGS = {
+  OTEL_EXPORTER_OTLP_ENDPOINT: Endpoint,
+  /** The whole URL, where it is not `…/v1/traces` under the other. */
+  OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: Endpoint,
+  OTEL_EXPORTER_OTLP_PROTOCOL: z
+    .literal("http/protobuf", { error: "must be http/protobuf, which every collector takes on port 4318" })
+    .default("http/protobuf"),
+  /** ms. Less than the standard's 10 s, since a worker that closes waits for it. */
+  OTEL_EXPORTER_OTLP_TIMEOUT: z.coerce
+    .number({ error: "must be a number of ms" })
+    .int()
+    .min(1)
+    .max(60_000)
+    .default(3_000),
+  OTEL_TRACES_SAMPLER: z
+    .enum(SAMPLERS, { error: `must be one of ${SAMPLERS.join(", ")}` })
+    .default("parentbased_always_on"),
+  OTEL_TRACES_SAMPLER_ARG: z.coerce.number({ error: "must be from 0 to 1" }).min(0).max(1).default(1),
+  OTEL_SDK_DISABLED: z.enum(["true", "false"], { error: "must be true or false" }).default("false"),
+};
+
+export type TraceConfig = z.output<z.ZodObject<typeof TRACE_SETTINGS>>;
