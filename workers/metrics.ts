@@ -27,6 +27,7 @@ export interface Metrics {
   /** `outcome`: what the gate decided about a request, such as `forward`. */
   gateDecided(outcome: string): void;
   gateWoke(): void;
+  leftToNewer(): void;
 }
 
 export function createMetrics(): Metrics {
@@ -82,6 +83,11 @@ export function createMetrics(): Metrics {
     help: "Sandboxes that requests have begun to wake.",
     registers,
   });
+  const newer = new Counter({
+    name: "fleet_left_to_newer_total",
+    help: "Times that this process left an operation of a newer version to newer workers.",
+    registers,
+  });
   return {
     registry,
     operationEnded({ kind, code, node = "", acceptedAt, timings }) {
@@ -96,5 +102,6 @@ export function createMetrics(): Metrics {
     taskEnded: (ms) => taskLag.observe(ms / 1_000),
     gateDecided: (outcome) => decisions.inc({ outcome }),
     gateWoke: () => wakes.inc(),
+    leftToNewer: () => newer.inc(),
   };
 }

@@ -13,6 +13,11 @@ export interface JobSpec<Input extends z.ZodType = z.ZodType, Output extends z.Z
   summary: string;
   input: Input;
   output: Output;
+  /**
+   * 1 when absent. Raised where workers of before would do something else than was asked: they leave such operations to
+   * newer ones. A field that may be passed over, or has a default that is what was done before, needs none.
+   */
+  version?: number;
   queue: QueueClass;
   /** Its operation begins with a sandbox of its own, which has at most one container from then on. */
   makesSandbox?: true;

@@ -30,7 +30,9 @@ export function decodeHash<S extends z.ZodObject>(schema: S, hash: Hash, what: s
   const parsed = schema.safeParse(raw);
   if (parsed.success) return parsed.data;
   const fields = parsed.error.issues.map((issue) => issue.path.map(String).join("."));
-  throw new FleetError("internal", `${what} in Redis is damaged: ${fields.join(", ")}`, { facts: { fields } });
+  throw new FleetError("internal", `${what} in Redis is damaged, or of a newer version: ${fields.join(", ")}`, {
+    facts: { fields },
+  });
 }
 
 const Texts = z.array(z.string());

@@ -153,6 +153,8 @@ export type Claim =
   | { outcome: "unknown" }
   /** It is at the end of the line now, and needs a job there. */
   | { outcome: "again" }
+  /** Of a later version than this: nothing was done to it. */
+  | { outcome: "newer"; what: string }
   | { outcome: "stale" };
 
 export interface OperationStore {
@@ -316,6 +318,8 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
         };
       }
       if (outcome === "ended") return { outcome, operation: decodeOperation(toHash(operation)) };
+      if (outcome === "newer")
+        return { outcome, what: `${operation} of version ${sandbox}, sandbox ${sealed[0] || "-"}` };
       return outcome === "stale" || outcome === "again" ? { outcome } : { outcome: "unknown" };
     },
 
@@ -565,6 +569,7 @@ function toAcceptArgs(request: ItemGroup["request"], now: number, keyring: reado
     input: request.input,
     inputHash: hashes[0] ?? "",
     status: "queued",
+    version: spec.version,
     seq: 0,
     priority,
     claims: 0,

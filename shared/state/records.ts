@@ -18,7 +18,8 @@ import { type JobName, jobs } from "../jobs/index.ts";
 import { QUOTA_NAMES } from "./quota-names.ts";
 
 const Kind = z.enum(Object.keys(jobs) as [JobName, ...JobName[]]); // Object.keys loses the literal keys
-export const Code = z.enum(Object.keys(POLICY) as [FleetErrorCode, ...FleetErrorCode[]]); // as above
+/** A code that a newer version has is told as `internal` here, with the text that came with it. */
+export const Code = z.enum(Object.keys(POLICY) as [FleetErrorCode, ...FleetErrorCode[]]).catch("internal"); // as above
 
 export const ErrorRecordSchema = z.object({
   code: Code,
@@ -32,6 +33,8 @@ export type OperationStatus = (typeof OPERATION_STATUSES)[number];
 export const OperationRecord = z.object({
   id: OperationId,
   kind: Kind,
+  /** Of the kind, as its producer knows it: see `JobSpec`. */
+  version: z.number().int().default(1),
   team: TeamId,
   sandbox: SandboxId,
   /** Of `template`: the sandbox in whose line it stands as well, until it needs that one no more. */

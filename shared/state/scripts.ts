@@ -3,12 +3,14 @@
  * KEYS[1] is the key of open operations; ARGV[1] the prefix, from which the other keys are built (all in its hash tag).
  */
 
+import type { JobSpec } from "../jobs/define-job.ts";
 import { METADATA_LIMIT } from "../jobs/fields.ts";
+import { jobs } from "../jobs/index.ts";
 import { defineScript } from "../redis/script.ts";
 import { JOB_LUA } from "./job-lua.ts";
 import { OUTPUT_KEPT_BYTES, OUTPUT_KEPT_ENTRIES, SHELL_OUTPUT_SEC } from "./output.ts";
 import { QUOTA_LUA } from "./quota-lua.ts";
-import { GONE_STATES, PROVISIONAL_STATES, type SandboxRecord } from "./records.ts";
+import { GONE_STATES, PROVISIONAL_STATES, SANDBOX_STATES, type SandboxRecord } from "./records.ts";
 
 const luaSet = (names: readonly string[]) => `{${names.map((name) => `['${name}']=true`).join(",")}}`;
 
@@ -607,7 +609,15 @@ return out
  * `again`: it needs another job, behind those that are ready.
  * BullMQ's lock is checked and renewed in the same step, so a run that slept past its lock can't claim over its successor.
  */
-export const CLAIM = withPrelude(`
+/** What this version knows: kinds, with how new an operation of each may be, and states of sandboxes. */
+const KNOWN = `
+local VERSIONS = {${Object.entries<JobSpec>(jobs)
+  .map(([kind, { version = 1 }]) => `['${kind}']=${version}`)
+  .join(",")}}
+local STATES = ${luaSet(SANDBOX_STATES)}
+`;
+
+export const CLAIM = withPrelude(`${KNOWN}
 local id, fence, job, now, lock = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 if lock ~= '' then
   if redis.call('GET', lock) ~= ARGV[7] then return {'stale'} end
@@ -620,6 +630,12 @@ if ENDED[status] then return {'ended', redis.call('HGETALL', key)} end
 if job ~= '' and current ~= job then return {'stale'} end
 -- Without a job only what stands still may be claimed: parked, or nothing begun.
 if job == '' and parked ~= '1' and redis.call('HEXISTS', key, 'step') == 1 then return {'stale'} end
+local kind, version, sandbox = unpack(redis.call('HMGET', key, 'kind', 'version', 'sandbox'))
+local state = redis.call('HGET', sbxKey(sandbox), 'state')
+if (VERSIONS[kind] or 0) < tonumber(version or 1) or (state and not STATES[state]) then
+  redis.call('HSET', key, 'waitingFor', 'a newer worker')
+  return {'newer', kind, version or '1', state or ''}
+end
 -- Back from aside, or from a node, it waits for a turn first: many that come back together would take one after the other.
 local lane, queue = unpack(redis.call('HMGET', key, 'lane', 'queue'))
 if lane and queue == 'place' and job ~= '' and redis.call('HEXISTS', key, 'step') + redis.call('HEXISTS', key, 'abort') == 0 then
@@ -642,7 +658,6 @@ if queue ~= 'place' then
   redis.call('HSETNX', key, 'startedAt', now)
   redis.call('HDEL', key, 'waitingFor')
 end
-local sandbox = redis.call('HGET', key, 'sandbox')
 return {'claimed', redis.call('HGETALL', key), redis.call('HGETALL', sbxKey(sandbox)),
   redis.call('GET', P..':secret:'..id), redis.call('GET', P..':secret:'..sandbox)}
 `);

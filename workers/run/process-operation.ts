@@ -69,6 +69,7 @@ export async function processOperation(
     return { outcome: "replaced", queue: PLACE };
   }
   if (claim.outcome === "ended") return summaryOf(claim.operation);
+  if (claim.outcome === "newer") return leaveToNewer(context, claim.what, { job, token });
 
   const kind = claim.operation.kind;
   await using run = startRun(context, job, token, {
@@ -94,6 +95,16 @@ export async function processOperation(
   } finally {
     options.live.delete(run);
   }
+}
+
+/** How long an operation of a newer version lies before a worker looks at it again: the newer one may be that. */
+const NEWER_MS = 500;
+
+async function leaveToNewer({ log, metrics }: WorkerContext, what: string, { job, token }: Carrier): Promise<never> {
+  log.warn({ operation: job.data.operation, what }, "left an operation to a newer worker");
+  metrics.leftToNewer();
+  await job.moveToDelayed(Date.now() + NEWER_MS, token);
+  throw new DelayedError();
 }
 
 interface Carrier {
@@ -343,7 +354,12 @@ export async function addReleased(
   seat?: number,
 ): Promise<void> {
   for (const id of released) {
-    const operation = await context.store.load(id);
+    const operation = await context.store.load(id).catch((error: unknown) => {
+      // One of a newer version is for the sweeper of a newer worker; what was just done here is done.
+      if (!(error instanceof FleetError) || error.code !== "internal") throw error;
+      context.log.warn({ operation: id, problem: error.text }, "could not read an operation that may go");
+      return null;
+    });
     if (!operation || isEnded(operation.status)) continue;
     await addJob(context, operation);
     if (operation.queue === PLACE && operation.givesWay !== undefined && operation.givesWay <= 0)
