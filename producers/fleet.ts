@@ -2,12 +2,14 @@
 import type { TeamId } from "../shared/ids.ts";
 import { JOB_NAMES, type JobInput, type JobName } from "../shared/jobs/index.ts";
 import { SILENCE_MS } from "../shared/jobs/shell.ts";
+import type { FleetRoom } from "../shared/placement/how-many.ts";
 import type { FleetEvent } from "../shared/state/events.ts";
 import { type Inventory, loadInventory } from "../shared/state/inventory.ts";
 import { SpanKind, spanned } from "../shared/trace.ts";
 import { type ApiKeys, createApiKeys } from "./api-keys.ts";
 import { type Batches, createBatches, type SubmitBatch } from "./batches.ts";
 import { type BranchSandbox, createBranch } from "./branch.ts";
+import { capacity } from "./capacity.ts";
 import { EndWatch } from "./end-watch.ts";
 import {
   type ConsumeOptions,
@@ -79,6 +81,11 @@ export interface Fleet extends JobMethods, AsyncDisposable {
   readonly quotas: TeamQuotas;
   readonly keys: ApiKeys;
   readonly webhooks: WebhookTargets;
+  /**
+   * How many more of a provision fit, where, and what limits it, by the rules that place it and what workers last read of
+   * the cluster. Throws `node_unreachable` before any has, and what the provision itself would be refused with.
+   */
+  capacity(provision: JobInput<"provision">): Promise<FleetRoom>;
   /** What workers last read of the cluster; null before any has. */
   inventory(): Promise<Inventory | null>;
   /** Whether work sent now would be done. Never throws. */
@@ -119,6 +126,7 @@ export function createFleet(options: FleetOptions): Fleet {
     quotas: createTeamQuotas(parts),
     keys: createApiKeys(parts),
     webhooks: createWebhookTargets(parts),
+    capacity: (provision) => capacity(parts, provision),
     inventory: () => parts.link.request((redis) => loadInventory(redis, parts.keys)),
     health: () => checkHealth(parts),
     close,

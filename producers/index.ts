@@ -3,9 +3,11 @@ export type { ErrorFacts, ErrorRecord, FleetErrorCode } from "../shared/errors.t
 export { FleetError } from "../shared/errors.ts";
 export type { BatchId, OperationId, SandboxId, ServiceName, SnapshotId, TeamId } from "../shared/ids.ts";
 export type { JobInput, JobName, JobOutput } from "../shared/jobs/index.ts";
+export type { FleetRoom, NodeRoom } from "../shared/placement/how-many.ts";
 export type { DeadEvent, GroupFacts } from "../shared/state/event-groups.ts";
 export type { FleetEvent, FleetEventType } from "../shared/state/events.ts";
 export type { Inventory } from "../shared/state/inventory.ts";
+export type { NodeSettings } from "../shared/state/nodes.ts";
 export type { OperationStatus, SandboxRecord, SandboxState, SnapshotRecord } from "../shared/state/records.ts";
 export type { ApiKeys, ApiKeyView, NewApiKey } from "./api-keys.ts";
 export { assertRepeatable } from "./assert-repeatable.ts";

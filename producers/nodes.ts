@@ -1,12 +1,14 @@
 /** The nodes of the cluster as the fleet sees them, and taking them out of use. */
 import { setTimeout as pause } from "node:timers/promises";
+import { z } from "zod";
 import { FleetError, toFleetError } from "../shared/errors.ts";
 import type { SandboxId } from "../shared/ids.ts";
 import { execQueue, nodeQueue } from "../shared/queues.ts";
 import { loadInventory, type NodeInventory } from "../shared/state/inventory.ts";
-import type { Breaker, Cordon } from "../shared/state/nodes.ts";
+import { type Breaker, type Cordon, NodeSettings } from "../shared/state/nodes.ts";
 import type { SandboxRecord } from "../shared/state/records.ts";
 import { slotOf } from "../shared/state/slots.ts";
+import { loadLoads } from "./capacity.ts";
 import type { Parts } from "./parts.ts";
 import type { Sandboxes } from "./sandboxes.ts";
 
@@ -22,10 +24,16 @@ export interface NodeView extends NodeInventory {
   cordon: Cordon | undefined;
   /** `open` and `half_open`: it does not answer, and gets no request but a probe. */
   breaker: Breaker["state"];
+  /** What operators have set for it; empty where nothing. */
+  settings: NodeSettings;
+  /** Sandboxes of ours on it and on their way there; templates do not count. */
+  sandboxes: number;
   /** Slots that are taken: heavy PVE operations that run now. */
   slotsTaken: number;
   queues: { node: QueueCounts; exec: QueueCounts };
 }
+
+export type NodeChanges = { readonly [N in keyof NodeSettings]?: NodeSettings[N] | null };
 
 export interface CordonOptions {
   /** Who does it, for people. */
@@ -63,6 +71,11 @@ export interface Nodes {
   cordon(node: string, options: CordonOptions): Promise<boolean>;
   /** False: it was not cordoned. */
   uncordon(node: string): Promise<boolean>;
+  /**
+   * Changes what `settings` names, for placements from now on; null takes one back. Returns all that is set. `labels` are
+   * all that it is to have. Throws `invalid_input`.
+   */
+  set(node: string, settings: NodeChanges): Promise<NodeSettings>;
   /** What is on the node now. */
   rest(node: string): Promise<NodeRest>;
   /**
@@ -73,6 +86,15 @@ export interface Nodes {
    */
   drain(node: string, options: DrainOptions): Promise<void>;
 }
+
+const Changes = z
+  .strictObject({
+    labels: NodeSettings.shape.labels.nullable(),
+    maxSandboxes: NodeSettings.shape.maxSandboxes.nullable(),
+    memoryOvercommit: NodeSettings.shape.memoryOvercommit.nullable(),
+    diskOvercommit: NodeSettings.shape.diskOvercommit.nullable(),
+  })
+  .partial();
 
 /** Between two looks at a node that is being drained; a look that takes long comes less often. */
 const LOOK_MS = 500;
@@ -95,6 +117,22 @@ export function createNodes(
     async uncordon(node) {
       await assertOperator(parts, node);
       return (await parts.link.request(() => parts.nodeStates.setCordon(node, null))) !== null;
+    },
+    async set(node, changes) {
+      await assertOperator(parts, node);
+      const parsed = Changes.safeParse(changes);
+      if (!parsed.success) {
+        const [{ path, message } = { path: [], message: "is wrong" }] = parsed.error.issues;
+        const field = path.join(".") || "settings";
+        throw new FleetError("invalid_input", `${field}: ${message}`, { facts: { fields: [field] } });
+      }
+      const merge = (before: NodeSettings | null) => {
+        const all = Object.entries({ ...before, ...parsed.data }).filter(
+          ([, value]) => value !== null && value !== undefined,
+        );
+        return all.length === 0 ? null : NodeSettings.parse(Object.fromEntries(all));
+      };
+      return (await parts.link.request(() => parts.nodeStates.changeSettings(node, merge))) ?? {};
     },
     async rest(node) {
       await assertOperator(parts, node);
@@ -179,17 +217,23 @@ async function loadRest(parts: Parts, sandboxes: Sandboxes, node: string): Promi
 }
 
 async function loadNodes(parts: Parts): Promise<NodeView[]> {
-  const [inventory, { cordons, breakers }] = await Promise.all([
+  const [inventory, { cordons, breakers, settings }] = await Promise.all([
     parts.link.request((redis) => loadInventory(redis, parts.keys)),
     parts.link.request(() => parts.nodeStates.load()),
   ]);
   const nodes = inventory?.nodes ?? [];
+  const loads = await loadLoads(
+    parts,
+    nodes.map(({ name }) => name),
+  );
   const taken = await parts.link.request(() => parts.slots.taken(nodes.map(({ name }) => slotOf.node(name))));
   return Promise.all(
     nodes.map(async (node, index) => ({
       ...node,
       cordon: cordons.get(node.name),
       breaker: breakers.get(node.name)?.state ?? "closed",
+      settings: settings.get(node.name) ?? {},
+      sandboxes: loads.get(node.name)?.sandboxes ?? 0,
       slotsTaken: taken[index] ?? 0,
       queues: {
         node: await countJobs(parts, nodeQueue(node.name)),

@@ -221,6 +221,9 @@ const WorkerEnv = SharedEnv.extend({
   FLEET_TTL_MAX_SECONDS: integer(10, 31_536_000).optional(),
   FLEET_TTL_WARNING_SECONDS: integer(0, 31_536_000).default(300),
   FLEET_STRAY_GRACE_SECONDS: integer(0, 86_400).default(60),
+  FLEET_PLACEMENT: z.enum(["spread", "pack"]).default("spread"),
+  FLEET_NODE_SANDBOXES: integer(1, 100_000).optional(),
+  FLEET_STORAGE_FULL_PERCENT: integer(1, 100).default(90),
   FLEET_MEMORY_OVERCOMMIT: z.coerce.number({ error: "must be a number" }).min(0.1).max(20).default(1.5),
   FLEET_DISK_OVERCOMMIT: z.coerce.number({ error: "must be a number" }).min(0.1).max(50).default(4),
   FLEET_ADOPT_PREFIXES: list
@@ -240,6 +243,10 @@ const WorkerEnv = SharedEnv.extend({
   ...OPS_SETTINGS,
   ...TRACE_SETTINGS,
 });
+
+/** How many addresses a PVE_IP_RANGE has. */
+export const countAddresses = ({ first, last }: { first: string; last: string }): number =>
+  toNumber(last) - toNumber(first) + 1;
 
 /** Names of all variables, as the README lists them. */
 export const VARIABLES = Object.keys(WorkerEnv.shape);

@@ -32,6 +32,7 @@ import { createInventorySource, type LiveInventory } from "./inventory/source.ts
 import { createMetrics, type Metrics } from "./metrics.ts";
 import { startNodeGuard } from "./nodes/guard.ts";
 import { answers } from "./nodes/probe.ts";
+import { toLimits } from "./placement/limits.ts";
 import { createPveApi } from "./pve/api.ts";
 import { createPveHttp, type RequestReport } from "./pve/http.ts";
 import { toPveTarget } from "./pve/target.ts";
@@ -72,6 +73,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const collector = createCollector(pve, {
     vmids: config.PVE_VMID_RANGE,
     urls: { pattern, ...(publicDomain === undefined ? {} : { publicDomain }) },
+    limits: toLimits(config),
     prefixes: config.FLEET_ADOPT_PREFIXES,
     leased: () => redis.hkeys(keys.vmids),
     isCloning: async (node, vmid) => (await slots.taken([slotOf.replica(node, vmid)]))[0] !== 0,

@@ -122,7 +122,7 @@ export function toOperationFacts(operation: OperationView, paint: Paint): [strin
   ];
 }
 
-export const NODE_HEAD = ["NODE", "STATE", "CORES", "MEMORY", "BUSY", "QUEUE", "EXEC"] as const;
+export const NODE_HEAD = ["NODE", "STATE", "CORES", "MEMORY", "SANDBOXES", "BUSY", "QUEUE", "EXEC", "LABELS"] as const;
 
 /** Queues as `active/waiting`; what tries again later counts as waiting. */
 export function toNodeRow(node: NodeView, paint: Paint): string[] {
@@ -132,9 +132,11 @@ export function toNodeRow(node: NodeView, paint: Paint): string[] {
     toNodeState(node, paint),
     String(node.cores),
     `${formatBytes(node.memoryUsedBytes)} of ${formatBytes(node.memoryBytes)}`,
+    `${node.sandboxes}${node.settings.maxSandboxes === undefined ? "" : ` of ${node.settings.maxSandboxes}`}`,
     String(node.slotsTaken),
     count(node.queues.node),
     count(node.queues.exec),
+    node.settings.labels?.join(" ") ?? NONE,
   ];
 }
 

@@ -30,6 +30,13 @@ export function parseLimit(text: string): number | "none" {
   return Number(text);
 }
 
+/** A positive number, or `none` as it is. */
+export function parseRatio(text: string): number | "none" {
+  if (text === "none") return text;
+  if (!/^\d{1,3}(\.\d{1,3})?$/.test(text)) throw new InvalidArgumentError("Give a number such as 1.5, or none.");
+  return Number(text);
+}
+
 /** Collects `KEY=VALUE`, given once for each. */
 export function collectPairs(text: string, before: Record<string, string> = {}): Record<string, string> {
   const at = text.indexOf("=");

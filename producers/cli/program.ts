@@ -3,6 +3,7 @@ import { Command, CommanderError } from "commander";
 import { addAdopt } from "./commands/adopt.ts";
 import { addBatch } from "./commands/batch.ts";
 import { addBranch } from "./commands/branch.ts";
+import { addCapacity } from "./commands/capacity.ts";
 import { addConfigure, addDestroy, addExtend, addPower, addServices, addUpdate } from "./commands/changes.ts";
 import { addCopy } from "./commands/copy.ts";
 import { addDoctor } from "./commands/doctor.ts";
@@ -74,6 +75,7 @@ function createProgram(cli: Cli): Command {
   addCancel(program, cli);
   addEvents(program, cli);
   addNodes(program, addNode(program, cli), cli);
+  addCapacity(program, cli);
   addQuota(program, cli);
   addWebhooks(program, cli);
   addProxy(program, cli);

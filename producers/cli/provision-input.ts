@@ -7,6 +7,9 @@ export interface ProvisionOptions extends ResourceOptions {
   clone?: string;
   sourceSnapshot?: string;
   node?: string;
+  nodeLabel?: string[];
+  antiAffinity?: string;
+  group?: string;
   storage?: string;
   pool?: string;
   bwlimit?: number;
@@ -63,6 +66,8 @@ export function toProvisionInput(
       clone: options.clone,
       sourceSnapshot: options.sourceSnapshot,
       node: options.node,
+      nodeLabels: options.nodeLabel,
+      antiAffinity: toAntiAffinity(options),
       storage: options.storage,
       pool: options.pool,
       bwlimitKib: options.bwlimit,
@@ -84,6 +89,10 @@ export function toProvisionInput(
       wakeOnHttp: options.wakeOnHttp,
     }),
   };
+}
+
+function toAntiAffinity({ antiAffinity: mode, group }: ProvisionOptions) {
+  return mode === undefined && group === undefined ? undefined : withoutUndefined({ mode, group });
 }
 
 /** Of a file's object the entries that no option names stay. */

@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { InstanceId, NodeName, OperationId, SandboxId, SnapshotId, TeamId, Vmid } from "../ids.ts";
+import { NodeLabel } from "../state/nodes.ts";
 import { defineJob } from "./define-job.ts";
 import {
   Command,
@@ -34,6 +35,21 @@ export const ProvisionInput = z
       .regex(/^[a-zA-Z][a-zA-Z0-9_-]{1,39}$/, "must be a snapshot's name")
       .optional(),
     node: NodeName.optional(),
+    /** Only nodes that carry all of these; operators give them, see `fleet node set`. */
+    nodeLabels: z.array(NodeLabel).max(8).optional(),
+    /**
+     * Keeps it on another node than the others of its batch or, where one is named, of its team's group. `prefer` does what
+     * is possible; `require` waits for a node without any.
+     */
+    antiAffinity: z
+      .strictObject({
+        group: z
+          .string()
+          .regex(/^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$/, "must be 1 to 64 letters, digits, '_', '.' or '-'")
+          .optional(),
+        mode: z.enum(["prefer", "require"]).default("prefer"),
+      })
+      .optional(),
     /** Target storage; full clones only. */
     storage: StorageName.optional(),
     pool: z

@@ -63,8 +63,27 @@ const AdoptableContainer = z.object({
 });
 export type AdoptableContainer = z.output<typeof AdoptableContainer>;
 
+/** By what rules the worker that read it places sandboxes; for producers, who have no such settings of their own. */
+export const PlacementLimits = z.object({
+  slots: z.number(),
+  memoryOvercommit: z.number(),
+  diskOvercommit: z.number(),
+  nodeSandboxes: z.number().optional(),
+  storageFullPercent: z.number(),
+  policy: z.enum(["spread", "pack"]),
+  allowPrivileged: z.boolean(),
+  /** PVE_NODE, PVE_STORAGE. */
+  node: NodeName.optional(),
+  storage: z.string().optional(),
+  vmids: z.object({ first: z.number(), last: z.number() }),
+  /** How many addresses PVE_IP_RANGE has. */
+  addresses: z.number().optional(),
+});
+export type PlacementLimits = z.output<typeof PlacementLimits>;
+
 export const Inventory = z.object({
   at: z.number(),
+  limits: PlacementLimits.optional(),
   /** What the worker that read it makes URLs from: PVE_PUBLIC_DOMAIN and PVE_URL_PATTERN. */
   urls: z.object({ publicDomain: z.string().optional(), pattern: z.string() }).optional(),
   /** PVE's version, e.g. "8.4.1". */

@@ -97,9 +97,12 @@ export interface Keys {
   /** Names of the slots that an operation holds. */
   held(operation: string): string;
   reserved(node: string): string;
+  /** Hash: how often the reservations of a node have changed. */
+  readonly reservedChanges: string;
   /** Hashes by node: see `nodes.ts`. */
   readonly cordons: string;
   readonly breakers: string;
+  readonly nodeSettings: string;
   /** Hash of API keys by id: see `api-keys.ts`. */
   readonly apiKeys: string;
   /** Hash of webhook targets by name: see `webhooks.ts`. */
@@ -167,8 +170,10 @@ export function createKeys(prefix: string): Keys {
     slotQueue: (name) => key("slot-queue", name),
     held: (operation) => key("held", operation),
     reserved: (node) => key("reserved", node),
+    reservedChanges: key("reserved-changes"),
     cordons: key("cordons"),
     breakers: key("breakers"),
+    nodeSettings: key("node-settings"),
     apiKeys: key("api-keys"),
     webhooks: key("webhooks"),
   };

@@ -26,13 +26,31 @@ export const Breaker = z.discriminatedUnion("state", [
 ]);
 export type Breaker = z.output<typeof Breaker>;
 
+export const NodeLabel = z
+  .string()
+  .regex(
+    /^[a-zA-Z0-9][a-zA-Z0-9_.=-]{0,62}$/,
+    "must be 1 to 63 letters, digits, '_', '.', '=' or '-', such as gpu or zone=a",
+  );
+
+/** What operators have set for one node; what is absent is as the workers' configuration says. */
+export const NodeSettings = z.strictObject({
+  labels: z.array(NodeLabel).max(32).optional(),
+  /** Sandboxes of ours on it at most. */
+  maxSandboxes: z.number().int().min(0).max(100_000).optional(),
+  memoryOvercommit: z.number().min(0.1).max(20).optional(),
+  diskOvercommit: z.number().min(0.1).max(50).optional(),
+});
+export type NodeSettings = z.output<typeof NodeSettings>;
+
 export interface NodeStates {
   cordons: ReadonlyMap<string, Cordon>;
   breakers: ReadonlyMap<string, Breaker>;
+  settings: ReadonlyMap<string, NodeSettings>;
 }
 
 /** Why no new sandbox goes to a node, by node, for people. Pure. */
-export function toObstacles({ cordons, breakers }: NodeStates): ReadonlyMap<string, string> {
+export function toObstacles({ cordons, breakers }: Omit<NodeStates, "settings">): ReadonlyMap<string, string> {
   const obstacles = new Map<string, string>();
   for (const [node, { state }] of breakers) if (state !== "closed") obstacles.set(node, "its circuit breaker is open");
   for (const [node, { reason }] of cordons)
@@ -55,6 +73,11 @@ export interface NodeStateStore {
   load(): Promise<NodeStates>;
   /** Null takes it back. Returns what there was before. */
   setCordon(node: string, cordon: Cordon | null): Promise<Cordon | null>;
+  /** Atomic, as `changeBreaker`. Null takes all of them back. Returns what stands then. */
+  changeSettings(
+    node: string,
+    change: (before: NodeSettings | null) => NodeSettings | null,
+  ): Promise<NodeSettings | null>;
   /** Atomic: `change` sees what is replaced, and is asked again when somebody was faster. Returns what stands then. */
   changeBreaker(node: string, change: (before: Breaker | null) => Breaker | null): Promise<Breaker | null>;
 }
@@ -75,10 +98,16 @@ export function createNodeStateStore(redis: RedisConnection, keys: Keys): NodeSt
   };
   return {
     async load() {
-      const [cordons, breakers] = await Promise.all([redis.hgetall(keys.cordons), redis.hgetall(keys.breakers)]);
-      return { cordons: parseAll(Cordon, cordons), breakers: parseAll(Breaker, breakers) };
+      const hashes = [keys.cordons, keys.breakers, keys.nodeSettings];
+      const [cordons = {}, breakers = {}, settings = {}] = await Promise.all(hashes.map((key) => redis.hgetall(key)));
+      return {
+        cordons: parseAll(Cordon, cordons),
+        breakers: parseAll(Breaker, breakers),
+        settings: parseAll(NodeSettings, settings),
+      };
     },
     setCordon: async (node, cordon) => (await change(keys.cordons, Cordon, node, () => cordon)).before,
+    changeSettings: async (node, decide) => (await change(keys.nodeSettings, NodeSettings, node, decide)).after,
     changeBreaker: async (node, decide) => (await change(keys.breakers, Breaker, node, decide)).after,
   };
 }

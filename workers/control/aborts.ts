@@ -2,9 +2,11 @@
  * Aborts: a flag in the record, and a message that tells of it at once. A message may be lost, so every process also looks
  * by itself; not as a job of `control`, since the worker that has it may just have died.
  */
+
 import { type FleetError, fromErrorRecord } from "../../shared/errors.ts";
 import { newFence, OperationId } from "../../shared/ids.ts";
 import { jobs } from "../../shared/jobs/index.ts";
+import { unreserve } from "../../shared/placement/reservation.ts";
 import type { Command } from "../../shared/state/operations.ts";
 import { isEnded, type SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
@@ -121,7 +123,7 @@ export async function endWithoutRun(
 /** What a sandbox without container may have leased already: its run got that far, and no step was begun. */
 function leasesOf({ keys }: WorkerContext, { id, node, vmid, leasedIp }: SandboxRecord): Command[] {
   return [
-    ...(node === undefined ? [] : [["HDEL", keys.reserved(node), id]]),
+    ...(node === undefined ? [] : unreserve(keys, node, id)),
     ...(vmid === undefined ? [] : [["HDEL", keys.vmids, vmid]]),
     ...(leasedIp === undefined ? [] : [["HDEL", keys.ips, leasedIp]]),
   ];

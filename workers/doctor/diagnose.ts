@@ -1,10 +1,12 @@
 /** All checks, each within a deadline of its own; what does not need another one's answer runs beside it. */
+
 import type { WorkerConfig } from "../../shared/config.ts";
 import { Vmid } from "../../shared/ids.ts";
 import { closeRedis, type RedisConnection } from "../../shared/redis/connect.ts";
 import type { Inventory } from "../../shared/state/inventory.ts";
 import { createKeys } from "../../shared/state/keys.ts";
 import { createCollector } from "../inventory/collect.ts";
+import { toLimits } from "../placement/limits.ts";
 import { createPveApi, type PveApi } from "../pve/api.ts";
 import { parseNet } from "../pve/config-format.ts";
 import { createPveHttp } from "../pve/http.ts";
@@ -86,7 +88,7 @@ async function examinePve(patient: Patient): Promise<readonly Finding[]> {
   const reading = await examine("pve.inventory", PVE_MS, async (signal) => {
     const { PVE_VMID_RANGE: vmids, PVE_URL_PATTERN: pattern, FLEET_ADOPT_PREFIXES: prefixes } = config;
     const read = { leased: async () => leased, isCloning: async () => false };
-    const options = { vmids, prefixes, urls: { pattern }, ...read };
+    const options = { vmids, prefixes, urls: { pattern }, limits: toLimits(config), ...read };
     found.inventory = await createCollector(pve, options).collect({ signal }, null);
     return [];
   });

@@ -1,6 +1,7 @@
 /** What the token may do, asked of PVE without trying it. */
+
+import { grant } from "../../shared/pve-grant.ts";
 import type { PveApi } from "../pve/api.ts";
-import { grant } from "../pve/errors.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
 
 export interface Right {

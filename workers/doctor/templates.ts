@@ -1,6 +1,7 @@
 /** What sandboxes are made of: templates, storages, VMIDs. */
+
+import { canLink } from "../../shared/placement/choose-node.ts";
 import { hasConfigEnv, type Inventory, type Replica } from "../../shared/state/inventory.ts";
-import { canLink } from "../placement/choose-node.ts";
 import type { ClusterResource, PveApi } from "../pve/api.ts";
 import { parseStamp } from "../sandbox/stamp.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";

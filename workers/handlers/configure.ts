@@ -5,6 +5,7 @@ import type { Params } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import { changedParams, rootfsGib } from "../sandbox/configure-clone.ts";
 import { ownContainer } from "../sandbox/look.ts";
+import { reserveAgain } from "../sandbox/reservation.ts";
 import { runTask } from "../sandbox/task.ts";
 import type { Handler } from "./handler.ts";
 
@@ -44,18 +45,7 @@ export const configure: Handler<"configure"> = {
       },
       ...(run.input.memoryMib === undefined && run.input.diskGib === undefined
         ? {}
-        : {
-            write: {
-              also: [
-                [
-                  "HSET",
-                  run.context.keys.reserved(place.node),
-                  run.sandbox.id,
-                  `${config.memory ?? 512} ${rootfsGib(config) ?? 0}`,
-                ],
-              ],
-            },
-          }),
+        : { write: { also: await reserveAgain(run, place.node, config) } }),
     };
   },
 };

@@ -5,10 +5,10 @@ import { slotOf } from "../../shared/state/slots.ts";
 import type { LxcConfig } from "../pve/api.ts";
 import type { LxcSnapshot } from "../pve/replies-lxc.ts";
 import type { Run } from "../run/run.ts";
-import { rootfsGib } from "../sandbox/configure-clone.ts";
 import { containerOf, ownContainer } from "../sandbox/look.ts";
 import { startContainer } from "../sandbox/power.ts";
 import { awaitOwnReady } from "../sandbox/ready.ts";
+import { reserveAgain } from "../sandbox/reservation.ts";
 import { findSnapshot, isTakenAs } from "../sandbox/snapshots.ts";
 import { readStanding, type Standing, stoppedWrite, tellStanding } from "../sandbox/standing.ts";
 import { storageTypes } from "../sandbox/storage-types.ts";
@@ -29,11 +29,10 @@ export const restore: Handler<"restore"> = {
     const { id: snapshotId, name } = snapshot;
     const write: Write = state === "stopped" ? stoppedWrite(run) : { sandbox: { state } };
     // The config is the snapshot's, too.
-    const size = `${config.memory ?? 512} ${rootfsGib(config) ?? 0}`;
-    const reserved = ["HSET", run.context.keys.reserved(place.node), run.sandbox.id, size];
+    const reserved = await reserveAgain(run, place.node, config);
     return {
       result: { snapshotId, name, ...place, state },
-      write: { ...write, also: [...(write.also ?? []), reserved] },
+      write: { ...write, also: [...(write.also ?? []), ...reserved] },
     };
   },
 

@@ -1,4 +1,5 @@
 import { FleetError } from "../../shared/errors.ts";
+import { reserve } from "../../shared/placement/reservation.ts";
 import { nodeQueue } from "../../shared/queues.ts";
 import { isBefore, isGone, type SandboxRecord } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
@@ -7,12 +8,12 @@ import { toReplica } from "../inventory/collect.ts";
 import type { Call } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import { clean, wayToClean } from "../sandbox/clean.ts";
-import { rootfsGib } from "../sandbox/configure-clone.ts";
 import { convertToTemplate, dressForCleaning, toDescription, undress } from "../sandbox/convert.ts";
 import { clearSource, copySource, leaveSource, loadSource } from "../sandbox/copy-source.ts";
 import { mayHaveCloned, ownContainer } from "../sandbox/look.ts";
 import { shutDownContainer, startContainer } from "../sandbox/power.ts";
 import { destroyContainer, releaseCommands } from "../sandbox/release.ts";
+import { toReservation } from "../sandbox/reservation.ts";
 import { type Ending, type Handler, Reroute } from "./handler.ts";
 
 export const template: Handler<"template"> = {
@@ -119,7 +120,7 @@ async function finish(run: Run<"template">): Promise<Ending<"template">> {
       sandbox: { state: "template", address: null, leasedIp: null },
       also: [
         toTemplateCommand(keys, team, { id, createdAt: Date.now(), replica }),
-        ["HSET", keys.reserved(place.node), id, `0 ${rootfsGib(config) ?? 0}`],
+        ...reserve(keys, place.node, id, toReservation({ ...config, template: true })),
         ["DEL", keys.secret(id)],
         ...(address === undefined ? [] : [["HDEL", keys.addresses, address]]),
         ...(leasedIp === undefined ? [] : [["HDEL", keys.ips, leasedIp]]),

@@ -27,12 +27,13 @@ export interface CollectorOptions {
   prefixes: readonly string[];
   /** For producers, who have no such settings of their own. */
   urls: NonNullable<Inventory["urls"]>;
+  limits: NonNullable<Inventory["limits"]>;
   now?: () => number;
 }
 
 export function createCollector(
   pve: PveApi,
-  { vmids, isCloning, leased, prefixes, urls, now = Date.now }: CollectorOptions,
+  { vmids, isCloning, leased, prefixes, urls, limits, now = Date.now }: CollectorOptions,
 ): Collector {
   const configs = createCache<LxcConfig>(now);
   const searches = createCache<string>(now);
@@ -71,6 +72,7 @@ export function createCollector(
       return {
         at: now(),
         urls,
+        limits,
         version,
         nodes,
         replicas: replicas.filter((one) => one !== null),

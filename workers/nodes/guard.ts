@@ -13,6 +13,8 @@ export interface NodeGuard extends NodeHealth, AsyncDisposable {
   obstacles(): ReadonlyMap<string, string>;
   /** The same, read now. */
   readObstacles(): Promise<ReadonlyMap<string, string>>;
+  /** What operators have set for the nodes, as last heard or read. */
+  settings(): NodeStates["settings"];
   /** From now on this process takes part in probing. `onUp`: a node's breaker was closed by this process's probe. */
   startProbing(
     probe: (node: NodeName, signal: AbortSignal) => Promise<boolean>,
@@ -23,7 +25,7 @@ export interface NodeGuard extends NodeHealth, AsyncDisposable {
 /** What a probe of a node that is back takes at most, as a rule. */
 const PROBE_TAKES_MS = 1_000;
 
-const NOTHING: NodeStates = { cordons: new Map(), breakers: new Map() };
+const NOTHING: NodeStates = { cordons: new Map(), breakers: new Map(), settings: new Map() };
 
 export async function startNodeGuard(store: NodeStateStore, wake: Wake, log: Logger): Promise<NodeGuard> {
   const closing = new AbortController();
@@ -91,6 +93,7 @@ export async function startNodeGuard(store: NodeStateStore, wake: Wake, log: Log
 
   return {
     obstacles: () => obstacles,
+    settings: () => states.settings,
     async readObstacles() {
       await reload();
       return obstacles;

@@ -1,4 +1,5 @@
 /** Provisions that wait for a node which has become none: back to placement, with nothing to undo. */
+import { unreserve } from "../../shared/placement/reservation.ts";
 import { PLACE } from "../../shared/queues.ts";
 import type { Write } from "../../shared/state/operations.ts";
 import type { OperationRecord, SandboxRecord } from "../../shared/state/records.ts";
@@ -33,6 +34,6 @@ export function leaveWrite(
   return {
     operation: { status: "queued", startedAt: null, step: null, waitingFor, claims: claims - 1 },
     sandbox: { node: null },
-    also: node === undefined ? [] : [["HDEL", keys.reserved(node), id]],
+    also: node === undefined ? [] : unreserve(keys, node, id),
   };
 }

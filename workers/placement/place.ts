@@ -1,7 +1,11 @@
 /** The placer: gives the operations of `place` a node, one at a time, in their order, only when a slot is free. */
+
 import { FleetError, type FleetErrorCode, isAboutAccess } from "../../shared/errors.ts";
 import { SnapshotId } from "../../shared/ids.ts";
 import { checkRanges } from "../../shared/jobs/check-ranges.ts";
+import { chooseNode, type Placement, type PlacementRequest, withDefaults } from "../../shared/placement/choose-node.ts";
+import { type Reservation, reserve, unreserve } from "../../shared/placement/reservation.ts";
+import { toTeamInventory } from "../../shared/placement/team-inventory.ts";
 import { nodeQueue, PLACE } from "../../shared/queues.ts";
 import type { Inventory } from "../../shared/state/inventory.ts";
 import { loadTemplates } from "../../shared/state/templates.ts";
@@ -11,9 +15,8 @@ import type { Run } from "../run/run.ts";
 import { mayHaveCloned } from "../sandbox/look.ts";
 import type { Watch } from "../wake.ts";
 import { asideMs } from "./aside.ts";
-import { chooseNode, type Placement, type PlacementRequest, withDefaults } from "./choose-node.ts";
+import { toLimits } from "./limits.ts";
 import { factsOf, forgetFacts } from "./node-facts.ts";
-import { toTeamInventory } from "./team-inventory.ts";
 
 /** How long the placer sleeps when nothing wakes it. */
 const POLL_MS = 200;
@@ -33,18 +36,21 @@ export async function place(run: Run<"provision">): Promise<never> {
   // Placed now they would fail one after another, the whole line of them.
   const trouble = run.context.inventory.trouble();
   if (trouble && isAboutAccess(trouble)) return await wait(run, { wait: "line", reason: trouble.message }, freed);
-  const placement = await choose(run);
+  const request = await toRequest(run);
+  const placement = await choose(run, request);
   if ("wait" in placement) return await wait(run, placement, freed);
-  const { node, demand } = placement;
+  const { node } = placement;
   const { keys, inventory } = run.context;
+  // What it reserved before it came back here was taken back with that, unless Redis has forgotten that it was.
+  const elsewhere = run.operation.seq === 0 ? [] : inventory.current().nodes.filter(({ name }) => name !== node);
   throw new Reroute(nodeQueue(node), {
     leavesLine: true,
     sandbox: { node, state: "placing" },
     operation: { waitingFor: null },
     also: [
       ["HDEL", keys.operation(run.id), ASIDE],
-      ...inventory.current().nodes.map(({ name }) => ["HDEL", keys.reserved(name), run.sandbox.id]),
-      ["HSET", keys.reserved(node), run.sandbox.id, `${demand.memoryMib} ${demand.diskGib}`],
+      ...elsewhere.flatMap(({ name }) => unreserve(keys, name, run.sandbox.id)),
+      ...reserve(keys, node, run.sandbox.id, toReservation(placement, request)),
     ],
   });
 }
@@ -82,8 +88,20 @@ async function stepAside(run: Run<"provision">): Promise<never> {
   throw new NotYet(asideMs(times, crowd), "no node yet");
 }
 
-async function choose(run: Run<"provision">): Promise<Placement> {
-  const request = await toRequest(run);
+function toReservation(
+  { demand, storage }: Extract<Placement, { node: string }>,
+  { group }: PlacementRequest,
+): Reservation {
+  const { memoryMib, disks, copiedGib: gib } = demand;
+  return {
+    memoryMib,
+    disks,
+    ...(gib > 0 ? { copy: { storage, gib } } : {}),
+    ...(group === undefined ? {} : { group }),
+  };
+}
+
+async function choose(run: Run<"provision">, request: PlacementRequest): Promise<Placement> {
   try {
     return await decideOn(run, request);
   } catch (error) {
@@ -126,18 +144,24 @@ async function toRequest(run: Run<"provision">): Promise<PlacementRequest> {
     });
   }
   const { avoid } = run.operation;
-  return { input, snapshot, avoid: avoid !== undefined && avoid.until > Date.now() ? avoid.node : undefined };
+  const group = groupOf(run);
+  return { input, snapshot, group, avoid: avoid !== undefined && avoid.until > Date.now() ? avoid.node : undefined };
+}
+
+/** Sandboxes of a team that keep away from each other. Throws `invalid_input` when nothing says which those are. */
+function groupOf({ input, operation: { team, batch } }: Run<"provision">): string | undefined {
+  if (input.antiAffinity === undefined) return undefined;
+  const { group } = input.antiAffinity;
+  if (group !== undefined) return `${team}/${group}`;
+  if (batch !== undefined) return `${team}/batch/${batch}`;
+  throw new FleetError("invalid_input", "antiAffinity.group: is needed for a sandbox that is of no batch", {
+    facts: { fields: ["antiAffinity.group"] },
+  });
 }
 
 async function decideOn(run: Run<"provision">, request: PlacementRequest): Promise<Placement> {
   const { context } = run;
-  const { config } = context;
-  const limits = {
-    slots: config.FLEET_NODE_SLOTS,
-    memoryOvercommit: config.FLEET_MEMORY_OVERCOMMIT,
-    diskOvercommit: config.FLEET_DISK_OVERCOMMIT,
-    allowPrivileged: config.PVE_ALLOW_PRIVILEGED,
-  };
+  const limits = toLimits(context.config);
   const [inventory, young] = await Promise.all([teamInventory(run), factsOf(context, "young")]);
   checkRanges(request.input, inventory.nodes);
   const placement = chooseNode(request, inventory, young.facts, limits);

@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { type ErrorFacts, FleetError, type FleetErrorCode } from "../../shared/errors.ts";
+import { grant } from "../../shared/pve-grant.ts";
 import { ConnectError } from "./connector.ts";
 import { findRule, looksTransient } from "./error-texts.ts";
 import type { Answer, BrokenExchange } from "./exchange.ts";
@@ -164,24 +165,6 @@ function forbidden(failure: PveFailure, text: string, facts: ErrorFacts): FleetE
   return new FleetError("forbidden", `${said}. Give the token that right: ${grant(path, privilege, failure.tokenId)}`, {
     facts: { ...facts, path, privilege },
   });
-}
-
-/** The command that gives a token and its user a privilege: a token of its own never has more than its user. */
-export function grant(path: string, privilege: string, tokenId = "USER@REALM!TOKENID"): string {
-  // On /vms rather than on one container: the next one has another VMID.
-  const where = path.startsWith("/vms/") ? "/vms" : path;
-  const [user] = tokenId.split("!");
-  return `pveum acl modify ${where} --users '${user}' --tokens '${tokenId}' --roles ${roleWith(privilege)}`;
-}
-
-/** A role of PVE's own that holds the privilege. */
-function roleWith(privilege: string): string {
-  if (privilege.startsWith("VM.")) return "PVEVMAdmin";
-  if (/^Datastore\.(?:Audit|AllocateSpace)\b/.test(privilege)) return "PVEDatastoreUser";
-  if (privilege.startsWith("Datastore.")) return "PVEDatastoreAdmin";
-  if (privilege.startsWith("Pool.")) return privilege === "Pool.Audit" ? "PVEPoolUser" : "PVEPoolAdmin";
-  if (privilege.startsWith("SDN.")) return privilege === "SDN.Use" ? "PVESDNUser" : "PVESDNAdmin";
-  return privilege === "Sys.Audit" ? "PVEAuditor" : "PVESysAdmin";
 }
 
 function badParameters(failure: PveFailure, fields: Record<string, string>, facts: ErrorFacts): FleetError {

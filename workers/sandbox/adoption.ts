@@ -1,13 +1,15 @@
 /** Taking a container that somebody else made into the fleet, and letting it go again: its lease, its stamp, its pool. */
+
 import { FleetError } from "../../shared/errors.ts";
 import { SandboxId } from "../../shared/ids.ts";
+import { reserve } from "../../shared/placement/reservation.ts";
 import { isGone, isProvisional, type SandboxRecord } from "../../shared/state/records.ts";
 import { STRAY } from "../../shared/state/strays.ts";
 import type { Call, LxcConfig } from "../pve/api.ts";
 import { parseNet } from "../pve/config-format.ts";
 import type { Run } from "../run/run.ts";
-import { rootfsGib } from "./configure-clone.ts";
 import { placeOf } from "./look.ts";
+import { toReservation } from "./reservation.ts";
 import { addStamp, DESCRIPTION_LIMIT, parseStamp, removeStamp, toFacts } from "./stamp.ts";
 
 const POOL = "pool";
@@ -27,7 +29,7 @@ export async function takeIn(run: Run<"adopt">): Promise<LxcConfig> {
   const hwaddr = found.net0 === undefined ? undefined : parseNet(found.net0).hwaddr?.toUpperCase();
   await run.begin("stamp", {
     sandbox: { state: "configuring", hostname: found.hostname ?? `ct-${vmid}`, hwaddr: hwaddr ?? null },
-    also: [["HSET", keys.reserved(node), run.sandbox.id, `${found.memory ?? 512} ${rootfsGib(found) ?? 0}`]],
+    also: reserve(keys, node, run.sandbox.id, toReservation(found)),
   });
   const config = await stamp(run);
   await joinPool(run);

@@ -1,9 +1,7 @@
 /** A provision's clone: which source, and what is asked of PVE. */
+
 import { FleetError } from "../../shared/errors.ts";
 import { type NodeName, SnapshotId, type Vmid } from "../../shared/ids.ts";
-import { hasConfigEnv } from "../../shared/state/inventory.ts";
-import { slotOf } from "../../shared/state/slots.ts";
-import { hostLabel } from "../../shared/urls.ts";
 import {
   canCloneTo,
   findSources,
@@ -12,7 +10,11 @@ import {
   type Source,
   targetStorage,
   withDefaults,
-} from "../placement/choose-node.ts";
+} from "../../shared/placement/choose-node.ts";
+import { loadReservation, reserve } from "../../shared/placement/reservation.ts";
+import { hasConfigEnv } from "../../shared/state/inventory.ts";
+import { slotOf } from "../../shared/state/slots.ts";
+import { hostLabel } from "../../shared/urls.ts";
 import { teamInventory } from "../placement/place.ts";
 import type { CloneParams, LxcConfig } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
@@ -84,7 +86,16 @@ async function cloneFrom(run: Run<"provision">, place: Place, token: string | nu
   const withReplica = () => run.withSlot(sources.map(slotName), 1, request);
   if (full && shared) await run.withSlot(slotOf.storage(storage), run.context.config.FLEET_STORAGE_SLOTS, withReplica);
   else await withReplica();
+  if (full) await noteCopied(run, place.node);
   return config;
+}
+
+/** From here on PVE counts what the copy takes, soon. */
+async function noteCopied(run: Run<"provision">, node: NodeName): Promise<void> {
+  const { redis, keys } = run.context;
+  const { copy, ...rest } = await loadReservation(redis, keys, node, run.sandbox.id);
+  if (copy === undefined) return;
+  await run.write({ also: reserve(keys, node, run.sandbox.id, { ...rest, copy: { ...copy, doneAt: Date.now() } }) });
 }
 
 async function allSources(run: Run<"provision">): Promise<Source[]> {

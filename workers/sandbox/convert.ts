@@ -1,5 +1,7 @@
 /** A copy on its way to a template: dressed for its cleaning, undressed of all that was only its own, converted. */
+
 import { FleetError } from "../../shared/errors.ts";
+import { reserve } from "../../shared/placement/reservation.ts";
 import type { Params } from "../pve/api.ts";
 import { formatNet, formatTags, type NetConfig, parseNet } from "../pve/config-format.ts";
 import { isTaskSuccess, taskError } from "../pve/errors.ts";
@@ -7,8 +9,9 @@ import type { TaskEntry } from "../pve/replies.ts";
 import { Upid } from "../pve/upid.ts";
 import type { Run } from "../run/run.ts";
 import { cleaningToken } from "./clean.ts";
-import { changedParams, desiredNet, rangeOf, rootfsGib, tokenParams } from "./configure-clone.ts";
+import { changedParams, desiredNet, rangeOf, tokenParams } from "./configure-clone.ts";
 import { ownContainer, type Place } from "./look.ts";
+import { toReservation } from "./reservation.ts";
 import { formatDescription, toFacts } from "./stamp.ts";
 import { failedStep, wasRefused } from "./task.ts";
 
@@ -47,7 +50,7 @@ export async function dressForCleaning(run: Run<"template">, way: "ssh" | "execd
   await run.begin("configure", {
     operation: { networks },
     sandbox: { hwaddr: hwaddr ?? null },
-    also: [["HSET", keys.reserved(place.node), run.sandbox.id, `${config.memory ?? 512} ${rootfsGib(config) ?? 0}`]],
+    also: reserve(keys, place.node, run.sandbox.id, toReservation(config)),
   });
   await put(run, own, { ...commonParams(run), ...forNow, ...token });
 }

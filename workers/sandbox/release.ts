@@ -1,5 +1,6 @@
 /** Taking a container away, and what of it goes with the record: leases, addresses, reservations, snapshots. */
 import { FleetError } from "../../shared/errors.ts";
+import { unreserve } from "../../shared/placement/reservation.ts";
 import type { Command } from "../../shared/state/operations.ts";
 import type { Call } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
@@ -44,7 +45,7 @@ export async function releaseCommands(run: Run): Promise<Command[]> {
   const snapshots = await redis.smembers(keys.sandboxSnapshots(id));
   return [
     ...(vmid === undefined ? [] : [["HDEL", keys.vmids, vmid]]),
-    ...(node === undefined ? [] : [["HDEL", keys.reserved(node), id]]),
+    ...(node === undefined ? [] : unreserve(keys, node, id)),
     ...(address === undefined ? [] : [["HDEL", keys.addresses, address]]),
     ...(leasedIp === undefined ? [] : [["HDEL", keys.ips, leasedIp]]),
     ...snapshots.flatMap((snapshot) => [

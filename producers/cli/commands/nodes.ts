@@ -6,9 +6,10 @@ import { FleetError } from "../../../shared/errors.ts";
 import type { NodeRest } from "../../index.ts";
 import { NODE_HEAD, SANDBOX_HEAD, toNodeRow, toSandboxRow } from "../describe.ts";
 import { EXIT } from "../exit-codes.ts";
-import { parseDurationMs } from "../parse-values.ts";
+import { collect, parseDurationMs, parseLimit, parseRatio } from "../parse-values.ts";
 import type { Cli, GlobalOptions, Session } from "../session.ts";
 import { formatTable, toPrintable } from "../terminal.ts";
+import { withoutUndefined } from "./shared-options.ts";
 
 const LS = "List the nodes: BUSY counts heavy operations that run now, QUEUE and EXEC jobs as active/waiting.";
 
@@ -18,6 +19,57 @@ export function addNodes(program: Command, node: Command, cli: Cli): void {
   addList(node, "ls", cli);
   addCordons(node, cli);
   addDrain(node, cli);
+  addSet(node, cli);
+}
+
+const SET_HELP = `
+What is not set here is as the workers' configuration says: FLEET_NODE_SANDBOXES, FLEET_MEMORY_OVERCOMMIT,
+FLEET_DISK_OVERCOMMIT. Provisions ask for labels with --node-label. What is on the node stays.
+
+Examples:
+  fleet node set pve2 --label ssd --label zone=a --max-sandboxes 60
+  fleet node set pve2 --memory-overcommit 1.2
+  fleet node set pve2 --no-labels --max-sandboxes none`;
+
+function addSet(node: Command, cli: Cli): void {
+  type Options = GlobalOptions & {
+    label?: string[];
+    labels: boolean;
+    maxSandboxes?: number | "none";
+    memoryOvercommit?: number | "none";
+    diskOvercommit?: number | "none";
+  };
+  const command = node
+    .command("set")
+    .description("Set labels and limits of a node; what is left out stays as it is.")
+    .argument("<node>", "its name")
+    .option("--label <label>", "labels that it is to have, instead of those it has; repeatable", collect)
+    .option("--no-labels", "no labels any more")
+    .option("--max-sandboxes <n>", "sandboxes of ours at most; or none", parseLimit)
+    .option("--memory-overcommit <ratio>", "promised memory over what it has; or none", parseRatio)
+    .option("--disk-overcommit <ratio>", "promised disk over what its storages have; or none", parseRatio)
+    .addHelpText("after", SET_HELP)
+    .action(async (name: string) => {
+      const options = command.optsWithGlobals<Options>();
+      const orNull = (value: number | "none" | undefined) => (value === "none" ? null : value);
+      const changes = withoutUndefined({
+        labels: options.label ?? (options.labels ? undefined : null),
+        maxSandboxes: orNull(options.maxSandboxes),
+        memoryOvercommit: orNull(options.memoryOvercommit),
+        diskOvercommit: orNull(options.diskOvercommit),
+      });
+      await cli.run(options, async ({ fleet, print }) => {
+        if (Object.keys(changes).length === 0) {
+          throw new FleetError("invalid_input", "nothing to set; see fleet node set --help", {
+            facts: { fields: ["label", "maxSandboxes", "memoryOvercommit", "diskOvercommit"] },
+          });
+        }
+        const settings = await fleet.nodes.set(name, changes);
+        const shown = Object.entries(settings).map(([key, value]) => `${key} ${[value].flat().join(" ")}`);
+        print({ node: name, settings }, `${name}: ${shown.join(", ") || "as the configuration says"}\n`);
+        return undefined;
+      });
+    });
 }
 
 function addList(parent: Command, name: string, cli: Cli): void {

@@ -64,11 +64,26 @@ export function addProvision(program: Command, cli: Cli): void {
     });
 }
 
-function addPlacementOptions(command: Command): void {
+/** Where it may stand; `--clone` to `--anti-affinity`. */
+export function addPlacementOptions(command: Command): void {
   command
     .addOption(new Option("--clone <kind>", "how to clone").choices(["linked", "full", "linked_or_full"]))
     .option("--source-snapshot <name>", "clone from this PVE snapshot of the source")
     .option("--node <node>", "on this node")
+    .option(
+      "--node-label <label>",
+      "on a node with this label (fleet node set); repeatable, all must be there",
+      collect,
+    )
+    .addOption(
+      new Option(
+        "--anti-affinity [mode]",
+        "apart from the others of its batch or --group: as far as possible, or always",
+      )
+        .choices(["prefer", "require"])
+        .preset("prefer"),
+    )
+    .option("--group <name>", "whom --anti-affinity keeps it apart from, where it is of no batch")
     .option("--storage <storage>", "to this storage; full clones only")
     .option("--pool <pool>", "into this PVE pool")
     .option("--bwlimit <kib>", "I/O limit of a full clone in KiB/s", parseNumber)

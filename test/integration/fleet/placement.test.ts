@@ -119,6 +119,47 @@ test("a cluster that can't be read fails nobody", async () => {
   await handle.result({ timeoutMs: 30_000 });
 });
 
+test("labels, limits and groups decide on the node, and capacity says how many more fit", async () => {
+  const { fleet } = bed;
+  bed.pve.addTemplate({ name: "everywhere", node: "pve1" });
+  bed.pve.addTemplate({ name: "everywhere", node: "pve2" });
+  await until(async () => {
+    const latest = await bed.workers?.context.inventory.refresh(within());
+    return latest?.replicas.filter(({ name }) => name === "everywhere").length === 2;
+  }, "both templates");
+  await fleet.nodes.set("pve2", { labels: ["ssd"] });
+  expect(await provisionOne(fleet, { template: "everywhere", nodeLabels: ["ssd"] })).toMatchObject({ node: "pve2" });
+  const nowhere = await fleet.provision({ template: "everywhere", nodeLabels: ["gpu"] });
+  expect((await failure(nowhere.result(), "invalid_input")).facts["fields"]).toEqual(["nodeLabels"]);
+
+  const alone = await fleet.provision({ template: "everywhere", antiAffinity: {} });
+  expect((await failure(alone.result(), "invalid_input")).facts["fields"]).toEqual(["antiAffinity.group"]);
+  const apart = { template: "everywhere", antiAffinity: { mode: "require" as const }, metadata: { kept: "apart" } };
+  const batch = await fleet.batch({ count: 3, ...apart });
+  const items = async () => {
+    const own = await fleet.sandboxes.list({ metadata: { kept: "apart" } });
+    return Promise.all(own.map(async ({ operation }) => (await fleet.operation(operation)).status()));
+  };
+  const third = await until(
+    async () => (await items()).find(({ waitingFor }) => waitingFor?.includes("it has one of the same group")),
+    "a third that finds both nodes taken",
+  );
+  expect(third.status).toBe("queued");
+  const nodes = (await items()).map(({ sandbox }) => sandbox.node).filter((node) => node !== undefined);
+  expect(nodes.toSorted()).toEqual(["pve1", "pve2"]);
+  await batch.cancel();
+
+  const before = await fleet.capacity({ template: "everywhere" });
+  const { sandboxes = 0 } = (await fleet.nodes.list()).find(({ name }) => name === "pve1") ?? {};
+  await fleet.nodes.set("pve1", { maxSandboxes: sandboxes + 1 });
+  const room = await fleet.capacity({ template: "everywhere" });
+  expect(room.nodes).toContainEqual({ node: "pve1", more: 1, limit: "number of sandboxes" });
+  expect(room.more).toBeLessThan(before.more);
+  expect(await fleet.nodes.set("pve1", { maxSandboxes: null })).toEqual({});
+  const unknown = fleet.capacity({ template: "nowhere" });
+  await expect(unknown).rejects.toMatchObject({ code: "template_not_found" });
+});
+
 test("the queues of a node that joins get their limits with its first worker", async () => {
   const context = bed.workers?.context;
   const latest = context?.inventory.current();

@@ -1,32 +1,29 @@
 /** Which node a provision goes to: pure; everything it knows is passed in. */
 
-import type { WorkerConfig } from "../../shared/config.ts";
-import { FleetError } from "../../shared/errors.ts";
-import type { NodeName } from "../../shared/ids.ts";
-import type { ProvisionInput } from "../../shared/jobs/provision.ts";
-import type { Inventory, NodeInventory, Replica } from "../../shared/state/inventory.ts";
-import type { SnapshotRecord } from "../../shared/state/records.ts";
-import { grant } from "../pve/errors.ts";
+import type { WorkerConfig } from "../config.ts";
+import { FleetError } from "../errors.ts";
+import type { NodeName } from "../ids.ts";
+import type { ProvisionInput } from "../jobs/provision.ts";
+import { grant } from "../pve-grant.ts";
+import type { Inventory, NodeInventory, PlacementLimits, Replica } from "../state/inventory.ts";
+import type { SnapshotRecord } from "../state/records.ts";
 import {
   assertFitsSomewhere,
   type Demand,
+  GIB,
+  MIB,
+  NO_LOAD,
   type NodeLoad,
-  type Overcommit,
+  type Promises,
   type Site,
   whyNoRoom,
   whyUnusable,
 } from "./capacity.ts";
 
-const MIB = 1_048_576;
-const GIB = 1_073_741_824;
-
-export interface PlacementLimits extends Overcommit {
-  slots: number;
-  allowPrivileged: boolean;
-}
-
 export interface PlacementRequest {
   input: PlacedInput;
+  /** The group that it keeps away from others of; see `antiAffinity` of a provision. */
+  group?: string | undefined;
   /** When the template is a snapshot taken through the fleet. */
   snapshot: SnapshotRecord | null;
   /** The node that refused it just now; it is left alone where there is any other. */
@@ -39,7 +36,9 @@ export interface PlacementRequest {
  * - `room`: nodes with free slots have no memory or disk left for it; others may be smaller.
  * - `aside`: the nodes in question are busy, offline, cordoned or without the template; others may not need them.
  */
-export type Placement = { node: NodeName; demand: Demand } | { wait: "line" | "room" | "aside"; reason: string };
+export type Placement =
+  | { node: NodeName; storage: string; demand: Demand }
+  | { wait: "line" | "room" | "aside"; reason: string };
 
 /** An input as it is placed. `defaultStorage`: where a full clone goes that names no storage itself. */
 export type PlacedInput = ProvisionInput & { defaultStorage?: string | undefined };
@@ -62,52 +61,103 @@ export function withDefaults(
 export function chooseNode(
   request: PlacementRequest,
   inventory: Inventory,
-  { loads, obstacles }: NodeFacts,
+  facts: NodeFacts,
   limits: PlacementLimits,
 ): Placement {
-  const { input } = request;
-  const sources = findSources(request, inventory, limits).map((one) => asSeen(one, obstacles));
-  assertKnown(input, inventory, sources);
-  const places = placesOf(input, inventory, sources);
-  assertInReach(input, places, sources);
-  assertFitsSomewhere(places, limits);
-
+  const { loads, obstacles } = facts;
+  const { input, group } = request;
+  const places = findPlaces(request, inventory, facts, limits);
+  const promises = { ...facts, readAt: inventory.at };
   const refusals: string[] = [];
-  const candidates: { place: Place; load: NodeLoad }[] = [];
+  let best: Candidate | undefined;
   let busy = 0;
   let short = false;
   for (const place of places) {
     const load = loads.get(place.node.name) ?? NO_LOAD;
-    const noRoom = whyNoRoom(place, load, limits);
+    const near = group === undefined ? 0 : (load.groups.get(group) ?? 0);
+    const noRoom = whyNoRoom(place, promises, limits);
     const avoided = place.node.name === request.avoid && places.length > 1 ? "it refused this one just now" : null;
-    const refusal = obstacles.get(place.node.name) ?? place.sourceProblem ?? whyUnusable(place) ?? avoided ?? noRoom;
+    const crowded = near > 0 && input.antiAffinity?.mode === "require" ? "it has one of the same group" : null;
+    const refusal =
+      obstacles.get(place.node.name) ?? place.sourceProblem ?? whyUnusable(place) ?? avoided ?? crowded ?? noRoom;
     if (refusal) refusals.push(`${place.node.name}: ${refusal}`);
     else if (isBusy(load, limits)) busy += 1;
-    else candidates.push({ place, load });
+    else {
+      const candidate = { place, near, jobs: load.jobs, share: share(load, place.node) };
+      if (best === undefined || isBetter(candidate, best, limits.policy)) best = candidate;
+    }
     short ||= refusal !== null && refusal === noRoom && !isBusy(load, limits);
   }
-  const [best] = candidates.sort(
-    (a, b) =>
-      a.load.jobs - b.load.jobs ||
-      share(a.load, a.place.node) - share(b.load, b.place.node) ||
-      (a.place.node.name < b.place.node.name ? -1 : 1),
-  );
-  if (best) return { node: best.place.node.name, demand: best.place.demand };
+  if (best) return { node: best.place.node.name, storage: best.place.storage, demand: best.place.demand };
   if (busy > 0) refusals.unshift(`all slots of ${busy} node(s) are busy`);
   const reason = refusals.join("; ") || "no online node has the template";
-  if (isEveryNodeBusy(inventory, { loads, obstacles }, limits)) return { wait: "line", reason };
+  if (isEveryNodeBusy(inventory, facts, limits)) return { wait: "line", reason };
   return { wait: short ? "room" : "aside", reason };
 }
 
+interface Candidate {
+  place: Place;
+  /** Others of its group that are there. */
+  near: number;
+  jobs: number;
+  /** Of the node's memory that is promised. */
+  share: number;
+}
+
+/** `spread`: the node with the least to do, then the emptiest; `pack`: the fullest, so that others stay free for large ones. */
+function isBetter(a: Candidate, b: Candidate, policy: PlacementLimits["policy"]): boolean {
+  const order =
+    a.near - b.near ||
+    (policy === "pack" ? b.share - a.share : a.jobs - b.jobs || a.share - b.share) ||
+    (a.place.node.name < b.place.node.name ? -1 : 1);
+  return order < 0;
+}
+
+/**
+ * All nodes that the request may go to now or later, at least one, each with what it would take there.
+ * Throws what will not heal: see `chooseNode`.
+ */
+export function findPlaces(
+  request: Pick<PlacementRequest, "input" | "snapshot">,
+  inventory: Inventory,
+  { obstacles, settings }: Omit<NodeFacts, "loads">,
+  limits: PlacementLimits,
+): Place[] {
+  const { input } = request;
+  const sources = findSources(request, inventory, limits).map((one) => asSeen(one, obstacles));
+  assertKnown(input, inventory, sources);
+  const places = labeled(placesOf(input, inventory, sources), input, settings);
+  assertInReach(input, places, sources);
+  assertFitsSomewhere(places, settings, limits);
+  return places;
+}
+
+/** Those of the places that carry the labels asked for. Throws `invalid_input` when there were places and none does. */
+function labeled(
+  places: Place[],
+  { nodeLabels = [], template }: PlacedInput,
+  settings: NodeFacts["settings"],
+): Place[] {
+  if (nodeLabels.length === 0 || places.length === 0) return places;
+  const labelsOf = (place: Place) => settings.get(place.node.name)?.labels ?? [];
+  const fitting = places.filter((place) => nodeLabels.every((label) => labelsOf(place).includes(label)));
+  if (fitting.length > 0) return fitting;
+  const known = [...new Set(places.flatMap(labelsOf))].sort().join(", ") || "none";
+  throw new FleetError(
+    "invalid_input",
+    `nodeLabels: no node with a source of ${template} carries ${nodeLabels.join(", ")}; labels of those nodes are ${known} (fleet node set)`,
+    { facts: { fields: ["nodeLabels"], labels: nodeLabels } },
+  );
+}
+
 /** A node that the sandbox could stand on, and whether its source can be cloned now. */
-interface Place extends Site {
+export interface Place extends Site {
   /** Why its source can't be cloned now; null when it can. */
   sourceProblem: string | null;
 }
 
 /** What is true of the nodes now. */
-export interface NodeFacts {
-  loads: ReadonlyMap<string, NodeLoad>;
+export interface NodeFacts extends Omit<Promises, "readAt"> {
   obstacles: ReadonlyMap<string, string>;
 }
 
@@ -119,8 +169,6 @@ function asSeen(source: Source, obstacles: ReadonlyMap<string, string>): SeenSou
   if (obstacle === undefined) return { ...source, problem: source.online ? null : "the template's node is offline" };
   return { ...source, online: false, problem: `the template's node ${source.node}: ${obstacle}` };
 }
-
-const NO_LOAD: NodeLoad = { jobs: 0, reservedMemoryMib: 0, reservedDiskGib: 0 };
 
 /** No job waits in a node's queue for its slot: it would start there after others whose turn comes first. */
 const isBusy = (load: NodeLoad, { slots }: PlacementLimits) => load.jobs >= slots;
@@ -137,7 +185,7 @@ function placesOf(input: PlacedInput, inventory: Inventory, sources: readonly Se
       if (!source) return [];
       const storage = targetStorage(input, source);
       const mounts = input.mountPoints.map((mount) => mount.storage);
-      return [{ node, storage, mounts, demand: demandOf(input, source), sourceProblem: source.problem }];
+      return [{ node, storage, mounts, demand: demandOf(input, source, storage), sourceProblem: source.problem }];
     });
 }
 
@@ -340,10 +388,13 @@ function isInReach(source: Source, node: NodeInventory, input: ProvisionInput): 
 const reaches = (source: Pick<Source, "node" | "shared" | "storage">, node: NodeInventory) =>
   source.node === node.name || (source.shared && node.storages.some(({ name }) => name === source.storage));
 
-function demandOf(input: ProvisionInput, source: Source): Demand {
-  const mounts = input.mountPoints.reduce((sum, { sizeGib }) => sum + sizeGib, 0);
+function demandOf(input: ProvisionInput, source: Source, storage: string): Demand {
+  const rootGib = Math.max(input.diskGib ?? 0, Math.ceil(source.diskBytes / GIB));
+  const disks: Record<string, number> = { [storage]: rootGib };
+  for (const mount of input.mountPoints) disks[mount.storage] = (disks[mount.storage] ?? 0) + mount.sizeGib;
   return {
     memoryMib: input.memoryMib ?? source.memoryMib,
-    diskGib: Math.max(input.diskGib ?? 0, Math.ceil(source.diskBytes / GIB)) + mounts,
+    disks,
+    copiedGib: isLinked(input, source) ? 0 : Math.ceil(source.diskBytes / GIB),
   };
 }

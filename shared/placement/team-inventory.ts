@@ -1,6 +1,6 @@
 /** The cluster as one team may use it: of the templates that the fleet made its own alone, the newest at once. Pure. */
-import type { Inventory } from "../../shared/state/inventory.ts";
-import type { Template } from "../../shared/state/templates.ts";
+import type { Inventory } from "../state/inventory.ts";
+import type { Template } from "../state/templates.ts";
 
 /**
  * The list of a cluster lags, so what it does not show yet is taken from the templates' own records; and what no record

@@ -2,14 +2,24 @@ import { describe, expect, it } from "vitest";
 import { FleetError } from "../../../shared/errors.ts";
 import { NodeName, SandboxId, SnapshotId, TeamId, Vmid } from "../../../shared/ids.ts";
 import { type JobInput, parseInput } from "../../../shared/jobs/index.ts";
-import type { Inventory, NodeInventory, Replica, Storage } from "../../../shared/state/inventory.ts";
+import { GIB, NO_LOAD, type NodeLoad, toLoad } from "../../../shared/placement/capacity.ts";
+import { chooseNode, type NodeFacts, withDefaults } from "../../../shared/placement/choose-node.ts";
+import { howMany } from "../../../shared/placement/how-many.ts";
+import { parseReservation } from "../../../shared/placement/reservation.ts";
+import type { Inventory, NodeInventory, PlacementLimits, Replica, Storage } from "../../../shared/state/inventory.ts";
+import type { NodeSettings } from "../../../shared/state/nodes.ts";
 import type { SnapshotRecord } from "../../../shared/state/records.ts";
 import { asideMs } from "../../../workers/placement/aside.ts";
-import type { NodeLoad } from "../../../workers/placement/capacity.ts";
-import { chooseNode, withDefaults } from "../../../workers/placement/choose-node.ts";
 
-const GIB = 1_073_741_824;
-const LIMITS = { slots: 4, memoryOvercommit: 1.5, diskOvercommit: 4, allowPrivileged: false };
+const LIMITS: PlacementLimits = {
+  slots: 4,
+  memoryOvercommit: 1.5,
+  diskOvercommit: 4,
+  storageFullPercent: 90,
+  policy: "spread",
+  allowPrivileged: false,
+  vmids: { first: 20_000, last: 29_999 },
+};
 const BUSY = { jobs: 4 };
 
 function storage(more: Partial<Storage> = {}): Storage {
@@ -55,17 +65,26 @@ interface World {
   loads?: Record<string, Partial<NodeLoad>>;
   snapshot?: SnapshotRecord;
   obstacles?: Record<string, string>;
+  settings?: Record<string, NodeSettings>;
+  limits?: Partial<PlacementLimits>;
+  group?: string;
   avoid?: string;
+}
+
+function toFacts({ loads = {}, obstacles = {}, settings = {} }: World): NodeFacts {
+  return {
+    loads: new Map(Object.entries(loads).map(([name, load]) => [name, { ...NO_LOAD, ...load }])),
+    obstacles: new Map(Object.entries(obstacles)),
+    settings: new Map(Object.entries(settings)),
+  };
 }
 
 function choose(world: World, input: Partial<JobInput<"provision">> = {}, config: { PVE_STORAGE?: string } = {}) {
   const inventory: Inventory = { at: 0, version: "8.4.1", nodes: world.nodes, replicas: world.replicas };
-  const idle = { jobs: 0, reservedMemoryMib: 0, reservedDiskGib: 0 };
-  const loads = new Map(Object.entries(world.loads ?? {}).map(([name, load]) => [name, { ...idle, ...load }]));
   const parsed = withDefaults(parseInput("provision", { template: "base", ...input }), config);
   const avoid = world.avoid === undefined ? undefined : NodeName.parse(world.avoid);
-  const facts = { loads, obstacles: new Map(Object.entries(world.obstacles ?? {})) };
-  return chooseNode({ input: parsed, snapshot: world.snapshot ?? null, avoid }, inventory, facts, LIMITS);
+  const request = { input: parsed, snapshot: world.snapshot ?? null, avoid, group: world.group };
+  return chooseNode(request, inventory, toFacts(world), { ...LIMITS, ...world.limits });
 }
 
 function refusal(world: World, input: Partial<JobInput<"provision">>): FleetError {
@@ -78,6 +97,7 @@ function refusal(world: World, input: Partial<JobInput<"provision">>): FleetErro
   throw new Error("it was not refused");
 }
 
+const onDisk = (gib: number, on = "local-lvm") => ({ reservedDiskGib: new Map([[on, gib]]) });
 const two = (): World => ({ nodes: [node("a"), node("b")], replicas: [replica("a"), replica("b")] });
 
 describe("a request that fits nowhere, ever", () => {
@@ -158,9 +178,7 @@ describe("who waits for what", () => {
     const full = { reservedMemoryMib: 24_000 };
     expect(choose({ ...two(), loads: { a: full, b: full } }, { memoryMib: 1_024 })).toMatchObject({ wait: "room" });
     expect(choose({ ...two(), loads: { a: full, b: BUSY } }, { memoryMib: 1_024 })).toMatchObject({ wait: "room" });
-    expect(
-      choose({ ...two(), loads: { a: { reservedDiskGib: 390 }, b: { reservedDiskGib: 390 } } }, { diskGib: 20 }),
-    ).toMatchObject({
+    expect(choose({ ...two(), loads: { a: onDisk(390), b: onDisk(390) } }, { diskGib: 20 })).toMatchObject({
       wait: "room",
     });
     expect(choose({ ...two(), loads: { a: { ...full, ...BUSY } } }, { memoryMib: 1_024, node: "a" })).toMatchObject({
@@ -267,6 +285,175 @@ describe("a template whose node is down", () => {
 it("picks the node with the fewest jobs, then the emptier one", () => {
   expect(choose({ ...two(), loads: { a: { jobs: 2 }, b: { jobs: 1 } } })).toMatchObject({ node: "b" });
   expect(choose({ ...two(), loads: { a: { reservedMemoryMib: 10 } } })).toMatchObject({ node: "b" });
+});
+
+describe("packing", () => {
+  const packed = { limits: { policy: "pack" } satisfies Partial<PlacementLimits> };
+
+  it("fills a node before the next, until its slots or its memory are used up", () => {
+    const loads = { a: { reservedMemoryMib: 512 }, b: { reservedMemoryMib: 1_024, jobs: 3 } };
+    expect(choose({ ...two(), ...packed, loads })).toMatchObject({ node: "b" });
+    expect(choose({ ...two(), ...packed, loads: { ...loads, b: { ...loads.b, jobs: 4 } } })).toMatchObject({
+      node: "a",
+    });
+    expect(choose({ ...two(), ...packed, loads: { b: { reservedMemoryMib: 24_500 } } })).toMatchObject({ node: "a" });
+  });
+});
+
+describe("a group whose members keep apart", () => {
+  const one = { group: "team/g", loads: { a: { groups: new Map([["team/g", 1]]) }, b: { jobs: 3 } } };
+
+  it("goes to the node with the fewest of it, busier or not", () => {
+    expect(choose({ ...two(), ...one }, { antiAffinity: {} })).toMatchObject({ node: "b" });
+    expect(choose({ ...two(), ...one, group: "team/other" }, { antiAffinity: {} })).toMatchObject({ node: "a" });
+  });
+
+  it("shares a node where there is no other, unless apart is a must", () => {
+    const alone = { ...one, nodes: [node("a")], replicas: [replica("a")] };
+    expect(choose(alone, { antiAffinity: {} })).toMatchObject({ node: "a" });
+    expect(choose(alone, { antiAffinity: { mode: "require" } })).toEqual({
+      wait: "aside",
+      reason: "a: it has one of the same group",
+    });
+  });
+});
+
+describe("labels", () => {
+  const settings = { a: { labels: ["ssd"] }, b: { labels: ["ssd", "zone=b"] } };
+
+  it("leave the nodes that carry all of them", () => {
+    expect(choose({ ...two(), settings, loads: { b: { jobs: 3 } } }, { nodeLabels: ["ssd", "zone=b"] })).toMatchObject({
+      node: "b",
+    });
+    expect(choose({ ...two(), settings, loads: { b: BUSY } }, { nodeLabels: ["zone=b"] })).toMatchObject({
+      wait: "aside",
+    });
+  });
+
+  it("that no node with the template carries are refused, and those that there are told", () => {
+    const error = refusal({ ...two(), settings }, { nodeLabels: ["gpu"] });
+    expect(error).toMatchObject({ code: "invalid_input", facts: { fields: ["nodeLabels"] } });
+    expect(error.text).toContain("ssd, zone=b");
+  });
+});
+
+describe("the limits of a node", () => {
+  it("are its own where an operator has set them", () => {
+    const loads = { a: { sandboxes: 2 }, b: { sandboxes: 2, jobs: 1 } };
+    expect(choose({ ...two(), loads, limits: { nodeSandboxes: 2 } })).toEqual({
+      wait: "room",
+      reason: "a: it has its 2 sandboxes; b: it has its 2 sandboxes",
+    });
+    expect(
+      choose({ ...two(), loads, limits: { nodeSandboxes: 2 }, settings: { b: { maxSandboxes: 3 } } }),
+    ).toMatchObject({
+      node: "b",
+    });
+    const memory = { ...two(), loads: { a: { reservedMemoryMib: 16_384 } }, settings: { a: { memoryOvercommit: 1 } } };
+    expect(choose(memory, { node: "a" })).toMatchObject({ wait: "room" });
+  });
+});
+
+describe("a storage that is nearly full", () => {
+  const world = (usedGib: number, loads: World["loads"] = {}) => ({
+    nodes: [node("a", { storages: [storage({ usedBytes: usedGib * GIB })] })],
+    replicas: [replica("a")],
+    loads,
+  });
+  const full = { wait: "room", reason: "a: storage local-lvm is over 90 % full" };
+
+  it("takes no clone, though nothing is promised on it", () => {
+    expect(choose(world(89))).toMatchObject({ node: "a" });
+    expect(choose(world(91))).toEqual(full);
+  });
+
+  it("is as full as the copies on their way will make it", () => {
+    expect(choose(world(84), { clone: "full" })).toMatchObject({ node: "a" });
+    expect(choose(world(87), { clone: "full" })).toEqual(full);
+    const copying = { a: { copies: [{ storage: "local-lvm", gib: 4 }] } };
+    expect(choose(world(84, copying), { clone: "full" })).toEqual(full);
+    // PVE was asked at 0 and has counted what was written long before.
+    const counted = { a: { copies: [{ storage: "local-lvm", gib: 4, doneAt: -60_000 }] } };
+    expect(choose(world(84, counted), { clone: "full" })).toMatchObject({ node: "a" });
+  });
+
+  it("counts what all nodes have promised where they share it", () => {
+    const ceph = storage({ name: "ceph", type: "rbd", shared: true });
+    const nodes = [node("a", { storages: [ceph] }), node("b", { storages: [ceph] })];
+    const shared = replica("a", { storage: "ceph", shared: true });
+    const loads = { a: onDisk(200, "ceph"), b: onDisk(190, "ceph") };
+    expect(choose({ nodes, replicas: [shared], loads }, { diskGib: 10 })).toMatchObject({ node: "a" });
+    expect(choose({ nodes, replicas: [shared], loads }, { diskGib: 11 })).toMatchObject({ wait: "room" });
+  });
+});
+
+describe("how many more fit", () => {
+  const room = (world: World, input: Partial<JobInput<"provision">> = {}, supplies = { VMIDs: 10_000 }) => {
+    const inventory: Inventory = { at: 0, version: "8.4.1", nodes: world.nodes, replicas: world.replicas };
+    const parsed = withDefaults(parseInput("provision", { template: "base", ...input }), {});
+    const request = { input: parsed, snapshot: null };
+    return howMany(request, inventory, toFacts(world), { ...LIMITS, ...world.limits }, supplies);
+  };
+
+  it("is told by node with what ends first", () => {
+    const world = { ...two(), loads: { a: { reservedMemoryMib: 20_000 } }, obstacles: { b: "cordoned" } };
+    expect(room(world, { memoryMib: 1_024 })).toEqual({
+      more: 4,
+      limit: "memory; cordoned",
+      nodes: [
+        { node: "a", more: 4, limit: "memory" },
+        { node: "b", more: 0, limit: "cordoned" },
+      ],
+    });
+    expect(room(two(), { diskGib: 100 })).toMatchObject({ more: 8, limit: "disk of local-lvm" });
+    expect(room(two(), {}, { VMIDs: 3 })).toMatchObject({ more: 3, limit: "VMIDs" });
+  });
+
+  it("counts a shared storage once", () => {
+    const ceph = storage({ name: "ceph", type: "rbd", shared: true });
+    const nodes = [node("a", { storages: [ceph] }), node("b", { storages: [ceph] })];
+    const replicas = [replica("a", { storage: "ceph", shared: true })];
+    expect(room({ nodes, replicas }, { diskGib: 100 })).toMatchObject({ more: 4 });
+    expect(room({ nodes, replicas, limits: { nodeSandboxes: 1 } }, { diskGib: 100 })).toMatchObject({ more: 2 });
+  });
+
+  it("is as many as the placer places", () => {
+    const world = { ...two(), loads: { a: { reservedMemoryMib: 3_000 }, b: { reservedMemoryMib: 0 } } };
+    const { more } = room(world, { memoryMib: 700 });
+    let placed = 0;
+    while (true) {
+      const placement = choose(world, { memoryMib: 700 });
+      if ("wait" in placement) break;
+      world.loads[placement.node as "a" | "b"].reservedMemoryMib += 700;
+      placed += 1;
+    }
+    expect(placed).toBe(more);
+  });
+});
+
+it("sums up what a node has promised", () => {
+  const now = 100_000;
+  const load = toLoad(
+    [
+      { memoryMib: 512, disks: { lvm: 4, data: 2 }, copy: { storage: "lvm", gib: 4 }, group: "g" },
+      { memoryMib: 512, disks: { lvm: 4 }, copy: { storage: "lvm", gib: 4, doneAt: 1 }, group: "g" },
+      parseReservation("256 8"),
+      parseReservation("{broken"),
+      { memoryMib: 0, disks: { lvm: 1 } },
+    ],
+    now,
+  );
+  expect(load).toEqual({
+    sandboxes: 3,
+    reservedMemoryMib: 1_280,
+    reservedDiskGib: new Map([
+      ["lvm", 9],
+      ["data", 2],
+      ["", 8],
+    ]),
+    copies: [{ storage: "lvm", gib: 4 }],
+    groups: new Map([["g", 2]]),
+  });
 });
 
 describe("how long it steps aside", () => {
