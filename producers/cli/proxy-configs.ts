@@ -97,19 +97,31 @@ ${certificates[tls]}	}
 		forward_auth ${gate} {
 			uri /
 			header_up X-Fleet-Proxy-Secret {$GATE_PROXY_SECRET}
-			copy_headers X-Fleet-Upstream X-Fleet-Mark Cookie Authorization X-Api-Key
+			# As many as ask at once: else Caddy keeps 32 and makes the others anew.
+			transport http {
+				keepalive_idle_conns_per_host 256
+			}
+			copy_headers X-Fleet-Upstream X-Fleet-More X-Fleet-Cookie X-Fleet-Authorization X-Fleet-Api-Key X-Fleet-Mark
 		}
-		@noCookie not header_regexp Cookie .
-		request_header @noCookie -Cookie
-		@noAuthorization not header_regexp Authorization .
-		request_header @noAuthorization -Authorization
-		@noKey not header_regexp X-Api-Key .
-		request_header @noKey -X-Api-Key
 
-		# A browser's first visit clears what another sandbox left at this host.
-		@first header_regexp X-Fleet-Mark .
-		header @first +Set-Cookie {http.request.header.X-Fleet-Mark}
-		header @first +Clear-Site-Data "\\"cache\\", \\"storage\\""
+		# Where the request holds credentials of the gate: the service gets what is left without them.
+		@more header X-Fleet-More 1
+		route @more {
+			request_header -Cookie
+			@cookie header_regexp X-Fleet-Cookie .
+			request_header @cookie Cookie {http.request.header.X-Fleet-Cookie}
+			request_header -Authorization
+			@authorization header_regexp X-Fleet-Authorization .
+			request_header @authorization Authorization {http.request.header.X-Fleet-Authorization}
+			request_header -X-Api-Key
+			@key header_regexp X-Fleet-Api-Key .
+			request_header @key X-Api-Key {http.request.header.X-Fleet-Api-Key}
+
+			# A browser's first visit clears what another sandbox left at this host.
+			@first header_regexp X-Fleet-Mark .
+			header @first +Set-Cookie {http.request.header.X-Fleet-Mark}
+			header @first +Clear-Site-Data "\\"cache\\", \\"storage\\""
+		}
 
 		reverse_proxy {http.request.header.X-Fleet-Upstream} {
 			header_up -X-Fleet-*

@@ -32,9 +32,18 @@ export interface Gate extends AsyncDisposable {
 const PROXY_SECRET = "x-fleet-proxy-secret";
 /** Where the proxy shall go on to, as ADDRESS:PORT. */
 const UPSTREAM = "x-fleet-upstream";
-/** Comes along with it where the service's response is to clear what another left in the browser: the cookie to set. */
+/** Comes along with it where the request is to go on without credentials of the gate; then what is left of these does, too. */
+const MORE = "x-fleet-more";
+const LEFT = {
+  cookie: "x-fleet-cookie",
+  authorization: "x-fleet-authorization",
+  "x-api-key": "x-fleet-api-key",
+} as const;
+/** Likewise where the service's response is to clear what another left in the browser: the cookie to set. */
 const MARK = "x-fleet-mark";
 const HEADERS_MS = 10_000;
+/** Longer than proxies keep idle connections (Caddy 2 min, cloudflared and Traefik 90 s), so that none sends into a closing one. */
+const IDLE_MS = 150_000;
 /** Unknown hosts that a proxy may ask about; known ones are not limited. */
 const UNKNOWN_ASKS = { most: 600, perMs: 60_000 };
 
@@ -96,6 +105,7 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   // Who asks before sending its body is told to go on once there is somebody to take it.
   server.on("checkContinue", answer);
   server.headersTimeout = HEADERS_MS;
+  server.keepAliveTimeout = IDLE_MS;
   server.requestTimeout = 0; // uploads take their time
 
   const answerProxy = async (request: IncomingMessage, response: ServerResponse) => {
@@ -105,10 +115,16 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
     if (outcome.is !== "forward") return say(request, response, toAnswer(outcome));
     const { route } = outcome;
     const mark = toMark({ method: asked.method, headers: request.headers }, route);
-    stripCredentials(request.headers);
-    const { cookie = "", authorization = "", "x-api-key": key = "" } = request.headers;
-    response.setHeaders(new Map(mark === null ? [] : [[MARK, mark]]));
-    response.writeHead(200, { [UPSTREAM]: upstreamOf(route), cookie, authorization, "x-api-key": String(key) }).end();
+    const isChanged = stripCredentials(request.headers);
+    const headers: Record<string, string | number> = { [UPSTREAM]: upstreamOf(route) };
+    if (mark !== null) headers[MARK] = mark;
+    if (mark !== null || isChanged) {
+      headers[MORE] = "1";
+      for (const [name, left] of Object.entries(LEFT)) headers[left] = String(request.headers[name] ?? "");
+    }
+    response.sendDate = false;
+    // Said, since a proxy that does not read a body of unknown length gives the connection up.
+    response.writeHead(200, { ...headers, "content-length": 0 }).end();
   };
 
   const serve = async (request: IncomingMessage, response: ServerResponse) => {

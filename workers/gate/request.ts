@@ -50,18 +50,23 @@ export function parseCookies(header = ""): ReadonlyMap<string, string> {
   return cookies;
 }
 
-/** Takes the gate's own credentials out of a request's headers, in place: no service ever sees them. */
-export function stripCredentials(headers: IncomingHttpHeaders): void {
+/** Takes the gate's own credentials out of a request's headers, in place: no service ever sees them. Whether there were any. */
+export function stripCredentials(headers: IncomingHttpHeaders): boolean {
+  let isChanged = false;
+  const drop = (name: string) => {
+    delete headers[name];
+    isChanged = true;
+  };
   for (const name of Object.keys(headers)) if (OWN_HEADERS.test(name)) delete headers[name];
   const key = headers[KEY_HEADER];
-  if (typeof key === "string" && parseApiKey(key) !== null) delete headers[KEY_HEADER];
+  if (typeof key === "string" && parseApiKey(key) !== null) drop(KEY_HEADER);
   const [, bearer = ""] = /^Bearer +(\S+)$/i.exec(headers.authorization ?? "") ?? [];
-  if (parseApiKey(bearer) !== null) delete headers.authorization;
-  if (headers.cookie === undefined) return;
-  const kept = headers.cookie
-    .split(";")
-    .map((part) => part.trim())
-    .filter((part) => part !== "" && !OWN_COOKIES.some((name) => part.startsWith(`${name}=`)));
-  if (kept.length === 0) delete headers.cookie;
-  else headers.cookie = kept.join("; ");
+  if (parseApiKey(bearer) !== null) drop("authorization");
+  const parts = (headers.cookie ?? "").split(";").map((part) => part.trim());
+  const kept = parts.filter((part) => !OWN_COOKIES.some((name) => part.startsWith(`${name}=`)));
+  if (kept.length === parts.length) return isChanged;
+  drop("cookie");
+  const cookie = kept.filter(Boolean).join("; ");
+  if (cookie !== "") headers.cookie = cookie;
+  return isChanged;
 }
