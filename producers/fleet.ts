@@ -23,6 +23,7 @@ import { checkHealth, type Health } from "./health.ts";
 import { createNodes, type Nodes } from "./nodes.ts";
 import { checkOptions, type FleetOptions, toFleetOptions } from "./options.ts";
 import { createParts, type Parts } from "./parts.ts";
+import { retry } from "./retry.ts";
 import { createSandboxes, type Sandboxes } from "./sandboxes.ts";
 import type { ContentSource } from "./spool.ts";
 import { loadOperation } from "./status.ts";
@@ -59,6 +60,12 @@ export interface Fleet extends JobMethods, AsyncDisposable {
   upload(input: JobInput<"upload">, content: ContentSource, options?: SubmitOptions): Promise<Handle<"upload">>;
   /** A handle of an operation that this or another process began. Throws `operation_unknown`. */
   operation(id: string): Promise<AnyHandle>;
+  /**
+   * A failed operation asked for again: a new one of the same kind and input, for the same team. Of one that failed there
+   * is one such, however often it is asked for. Throws `not_retriable`, also where its input held secrets, which went with
+   * its end, `operation_unknown`, and what the kind's own method throws.
+   */
+  retry(id: string): Promise<AnyHandle>;
   /**
    * Many operations under one id: a provision `count` times, or any jobs, which are read as they are accepted. Resolves once
    * all are accepted. Throws `invalid_input` for the options or a bad provision, `idempotency_conflict` where the id had
@@ -113,6 +120,10 @@ export function createFleet(options: FleetOptions): Fleet {
     async operation(id) {
       const record = await loadOperation(parts, id);
       return toAnyHandle(parts, watch, record);
+    },
+    async retry(id) {
+      const { id: again, sandbox, kind } = await retry(parts, id);
+      return toAnyHandle(parts, watch, { id: again, sandbox, kind });
     },
     batch,
     batches,

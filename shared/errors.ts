@@ -20,6 +20,7 @@ export const POLICY = {
   idempotency_conflict: "never",
   quota_exceeded: "never",
   operation_unknown: "never",
+  not_retriable: "never",
   batch_not_found: "never",
   cursor_expired: "never",
   group_not_found: "never",

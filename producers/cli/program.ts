@@ -11,7 +11,7 @@ import { addEvents } from "./commands/events.ts";
 import { addExec } from "./commands/exec.ts";
 import { addKeys, addLink } from "./commands/keys.ts";
 import { addLogin } from "./commands/login.ts";
-import { addCancel, addGet, addLs, addStatus } from "./commands/looks.ts";
+import { addCancel, addGet, addLs, addRetry, addStatus } from "./commands/looks.ts";
 import { addNode } from "./commands/node.ts";
 import { addNodes } from "./commands/nodes.ts";
 import { addProvision } from "./commands/provision.ts";
@@ -73,6 +73,7 @@ function createProgram(cli: Cli): Command {
   addGet(program, cli);
   addStatus(program, cli);
   addCancel(program, cli);
+  addRetry(program, cli);
   addEvents(program, cli);
   addNodes(program, addNode(program, cli), cli);
   addCapacity(program, cli);

@@ -68,6 +68,20 @@ export function addStatus(program: Command, cli: Cli): void {
     });
 }
 
+export function addRetry(program: Command, cli: Cli): void {
+  const command = program
+    .command("retry")
+    .description("Ask for a failed operation again: a new one of the same input, once however often it is asked for.")
+    .argument("<operation>", "operation id op_...")
+    .action(async (id: string) => {
+      await cli.run(command.optsWithGlobals<GlobalOptions>(), async ({ fleet, print }) => {
+        const { id: operationId, sandboxId } = await fleet.retry(id);
+        print({ operationId, sandboxId }, `${operationId}\n`);
+        return undefined;
+      });
+    });
+}
+
 export function addCancel(program: Command, cli: Cli): void {
   const command = program
     .command("cancel")

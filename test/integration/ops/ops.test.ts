@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { formatLogin } from "../../../shared/logins.ts";
 import { nodeQueue } from "../../../shared/queues.ts";
 import { type Ops, startOps } from "../../../workers/ops/server.ts";
-import { type Bed, provisionOne, run, startBed, until } from "../fleet/harness.ts";
+import { type Bed, failure, provisionOne, run, startBed, until } from "../fleet/harness.ts";
 
 const PASSWORD = "correct horse battery";
 let bed: Bed;
@@ -292,6 +292,68 @@ describe("what operators do", () => {
     await until(async () => (await command.status()).step === "sent", "the command to run");
     expect((await post(`/operations/${command.id}/cancel`, OLGA)).status).toBe(303);
     await until(async () => (await command.status()).status === "canceled", "the command to be canceled");
+  });
+
+  test("ask for a failed operation again, once; not where its input held secrets", async () => {
+    const failed = await bed.fleet.provision({ template: "nowhere" });
+    await failure(failed.result({ timeoutMs: 20_000 }), "template_not_found");
+    expect((await get(`/operations/${failed.id}`, { as: OLGA })).body).toContain(`/operations/${failed.id}/retry`);
+    expect((await get(`/operations/${failed.id}`, { as: VERA })).body).not.toContain("/retry");
+    const pressed = await Promise.all([0, 1].map(() => post(`/operations/${failed.id}/retry`, OLGA)));
+    const places = new Set(pressed.map(({ headers }) => headers.location));
+    expect([places.size, [...places][0]]).toEqual([1, expect.stringMatching(/^\/operations\/op_/)]);
+    const again = await bed.fleet.operation([...places][0]?.split("/")[2] ?? "");
+    await failure(again.result({ timeoutMs: 20_000 }), "template_not_found");
+
+    const secret = await bed.fleet.provision({ template: "nowhere", env: { A: "planted" } });
+    await failure(secret.result({ timeoutMs: 20_000 }), "template_not_found");
+    expect((await get(`/operations/${secret.id}`, { as: OLGA })).body).toContain("what was secret in its input");
+    const refused = await post(`/operations/${secret.id}/retry`, OLGA);
+    expect([refused.status, refused.body]).toEqual([400, expect.stringContaining("not_retriable")]);
+    await failure(
+      bed.fleet.retry((await bed.fleet.destroy({ sandboxId: (await provisionOne(bed.fleet)).sandboxId })).id),
+      "not_retriable",
+    );
+  });
+
+  const onBoard = (path: string, asked: Asked = {}) =>
+    get(`/operate/api/queues/${path}`, {
+      method: "PUT",
+      as: OLGA,
+      ...asked,
+      headers: { origin: ops.url, ...asked.headers },
+    });
+
+  test("the board's buttons keep the promises: retry of what failed, garbage, removal and obliteration in the middle", async () => {
+    const before = bed.pve.containers().length;
+    const failed = await bed.fleet.provision({ template: "nowhere" });
+    await failure(failed.result({ timeoutMs: 20_000 }), "template_not_found");
+    const place = bed.workers?.context.queues.get("place");
+    await until(async () => await place?.getJobState(failed.id).then((state) => state === "failed"), "its job to fail");
+    expect((await onBoard(`place/${failed.id}/retry`)).status).toBe(204);
+    await until(async () => (await place?.getJobState(failed.id)) === "completed", "the job to find that it has ended");
+    expect((await failed.status()).error?.code).toBe("template_not_found");
+
+    await place?.add("provision", JSON.parse('{"operation":"op_of_nobody","sandbox":7}'), { jobId: "garbage" });
+    await until(async () => (await place?.getJobState("garbage")) === "completed", "garbage to be passed over");
+
+    const handle = await bed.fleet.provision({ template: "cmux-base", node: "pve2", setup: ["sleep 1"] });
+    const exec = "pve2:exec-pve2";
+    const queue = bed.workers?.context.queues.get("exec-pve2");
+    const job = await until(async () => {
+      const { job: carrier = "" } = await bed.redis.hgetall(bed.keys.operation(handle.id));
+      return (await queue?.getJobState(carrier)) === "active" ? carrier : null;
+    }, "its set-up to run");
+    expect((await onBoard(`${exec}/${job}/clean`)).status).toBe(409);
+    expect((await onBoard(`${exec}/${job}/promote`)).status).toBeGreaterThanOrEqual(400);
+    expect((await onBoard(`${exec}/pause`)).status).toBe(200);
+    expect(await queue?.isPaused()).toBe(true);
+    expect((await onBoard(`${exec}/resume`)).status).toBe(200);
+    await queue?.obliterate({ force: true });
+    expect(await queue?.getJob(job)).toBeUndefined();
+    const { sandboxId } = await handle.result({ timeoutMs: 30_000 });
+    expect(bed.pve.containers()).toHaveLength(before + 1);
+    await run(bed.fleet, "destroy", { sandboxId });
   });
 
   test("a job that is removed in the middle of a provision costs nothing: the provision goes on", async () => {

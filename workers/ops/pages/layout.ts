@@ -61,6 +61,8 @@ code { font: 13px/1.4 ui-monospace, monospace; }
 ul.plain { padding: 0; list-style: none; } ul.plain li { margin: .25rem 0; }
 form.row { display: flex; flex-wrap: wrap; gap: .5rem; margin: .6rem 0; align-items: end; } label { display: grid; gap: .15rem; color: var(--dim); }
 input, select, button { font: inherit; color: inherit; background: var(--paper); border: 1px solid var(--line); border-radius: 6px; padding: .3rem .6rem; }
+a.button { display: inline-block; border: 1px solid var(--line); border-radius: 6px; padding: .3rem .6rem; background: var(--soft); text-decoration: none; }
+a.button.danger { color: var(--bad); border-color: var(--bad); }
 button { cursor: pointer; background: var(--soft); } button.danger { color: var(--bad); border-color: var(--bad); }
 progress { width: 8rem; height: .8rem; accent-color: var(--bar); vertical-align: middle; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; } dt { color: var(--dim); } dd { margin: 0; overflow-wrap: anywhere; }

@@ -69,7 +69,8 @@ export function addPages(app: FastifyInstance, context: WorkerContext): AsyncDis
   const action = (
     path: string,
     ask: (params: unknown) => Promise<{ text: string; back: string }>,
-    act: (params: unknown, by: string) => Promise<unknown>,
+    /** Where to go then; back when that is nowhere. */
+    act: (params: unknown, by: string) => Promise<string | undefined>,
   ) => {
     app.get(path, async (request, reply) => {
       const visitor = visitorOf(request);
@@ -81,24 +82,24 @@ export function addPages(app: FastifyInstance, context: WorkerContext): AsyncDis
     app.post(path, async (request, reply) => {
       const by = visitorOf(request).name ?? "ops";
       const { back } = await ask(request.params);
-      await act(request.params, by);
+      const to = await act(request.params, by);
       log.info(
         { by, action: path, ...z.record(z.string(), z.string()).parse(request.params) },
         "asked for on the ops pages",
       );
-      return reply.redirect(back, 303);
+      return reply.redirect(to ?? back, 303);
     });
   };
   const nodeOf = (params: unknown) => fromPath(z.object({ node: NodeName }), params).node;
   action(
     "/nodes/:node/cordon",
     async (params) => ({ text: `Place nothing new on ${nodeOf(params)}? What is there stays.`, back: "/" }),
-    (params, by) => fleet.nodes.cordon(nodeOf(params), { by }),
+    async (params, by) => void (await fleet.nodes.cordon(nodeOf(params), { by })),
   );
   action(
     "/nodes/:node/uncordon",
     async (params) => ({ text: `Place sandboxes on ${nodeOf(params)} again?`, back: "/" }),
-    (params) => fleet.nodes.uncordon(nodeOf(params)),
+    async (params) => void (await fleet.nodes.uncordon(nodeOf(params))),
   );
   action(
     "/nodes/:node/drain",
@@ -126,7 +127,7 @@ export function addPages(app: FastifyInstance, context: WorkerContext): AsyncDis
       const { id, team } = await loadSandbox(params);
       return { text: `Destroy sandbox ${id} of team ${team}, with all that is in it?`, back: `/sandboxes/${id}` };
     },
-    async (params) => fleet.destroy({ sandboxId: (await loadSandbox(params)).id }),
+    async (params) => void (await fleet.destroy({ sandboxId: (await loadSandbox(params)).id })),
   );
   action(
     "/operations/:id/cancel",
@@ -134,7 +135,15 @@ export function addPages(app: FastifyInstance, context: WorkerContext): AsyncDis
       const { id, kind } = await loadOperation(params);
       return { text: `Cancel ${kind} ${id}, and undo what it has made?`, back: `/operations/${id}` };
     },
-    async (params) => (await fleet.operation((await loadOperation(params)).id)).cancel(),
+    async (params) => void (await (await fleet.operation((await loadOperation(params)).id)).cancel()),
+  );
+  action(
+    "/operations/:id/retry",
+    async (params) => {
+      const { id, kind, team } = await loadOperation(params);
+      return { text: `Ask for ${kind} ${id} once more, for team ${team}?`, back: `/operations/${id}` };
+    },
+    async (params) => `/operations/${(await fleet.retry((await loadOperation(params)).id)).id}`,
   );
 
   app.setErrorHandler((error, request, reply) => {

@@ -1,4 +1,5 @@
 /** The list of sandboxes, one sandbox, one operation. */
+import { whyNotAgain } from "../../../producers/retry.ts";
 import type { OperationRecord, SandboxRecord } from "../../../shared/state/records.ts";
 import { isEnded, isGone, SANDBOX_STATES } from "../../../shared/state/records.ts";
 import { jobUrl } from "../board.ts";
@@ -80,7 +81,7 @@ ${table(
   ]),
   "None.",
 )}
-${acts && !isGone(sandbox.state) && html`<p><a href="/sandboxes/${id}/destroy">Destroy this sandbox</a></p>`}`;
+${acts && !isGone(sandbox.state) && html`<p><a class="button danger" href="/sandboxes/${id}/destroy">Destroy this sandbox</a></p>`}`;
 }
 
 export function operationPage(operation: OperationRecord, { acts }: { acts: boolean }): Html {
@@ -100,7 +101,14 @@ export function operationPage(operation: OperationRecord, { acts }: { acts: bool
 <dt>Ended</dt><dd>${age(operation.endedAt)}</dd>
 <dt>Times</dt><dd>${Object.entries(operation.timings).map(([name, ms]) => html`<div>${name} ${ms} ms</div>`)}</dd>
 </dl>
-${acts && !isEnded(status) && html`<p><a href="/operations/${id}/cancel">Cancel this operation</a></p>`}`;
+${acts && !isEnded(status) && html`<p><a class="button" href="/operations/${id}/cancel">Cancel this operation</a></p>`}
+${acts && status === "failed" && again(operation)}`;
+}
+
+function again(operation: OperationRecord): Html {
+  const why = whyNotAgain(operation);
+  if (why !== null) return html`<p class="dim">It can't be asked for again: ${why}.</p>`;
+  return html`<p><a class="button" href="/operations/${operation.id}/retry">Ask for it again</a></p>`;
 }
 
 /** Asks before it acts. */
