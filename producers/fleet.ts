@@ -29,6 +29,7 @@ import type { ContentSource } from "./spool.ts";
 import { loadOperation } from "./status.ts";
 import { type SubmitOptions, submit } from "./submit.ts";
 import { createTeamQuotas, type TeamQuotas } from "./team-quotas.ts";
+import { createTemplatePools, type TemplatePools } from "./template-pools.ts";
 import { createTemplates, type Templates } from "./templates.ts";
 import { type EventOptions, watchEvents } from "./watch-events.ts";
 import { createWebhookTargets, type WebhookTargets } from "./webhook-targets.ts";
@@ -86,6 +87,7 @@ export interface Fleet extends JobMethods, AsyncDisposable {
   readonly templates: Templates;
   readonly nodes: Nodes;
   readonly quotas: TeamQuotas;
+  readonly pools: TemplatePools;
   readonly keys: ApiKeys;
   readonly webhooks: WebhookTargets;
   /**
@@ -135,6 +137,7 @@ export function createFleet(options: FleetOptions): Fleet {
     templates: createTemplates(parts, sandboxes),
     nodes: createNodes(parts, sandboxes, async (sandboxId) => (await methods.destroy({ sandboxId })).result()),
     quotas: createTeamQuotas(parts),
+    pools: createTemplatePools(parts, sandboxes),
     keys: createApiKeys(parts),
     webhooks: createWebhookTargets(parts),
     capacity: (provision) => capacity(parts, provision),

@@ -30,6 +30,7 @@ export type { OperationView } from "./status.ts";
 export type { SubmitOptions } from "./submit.ts";
 export type { BadJob, BatchJob, BatchJobs } from "./submit-batch.ts";
 export type { QuotaView, TeamLimits, TeamQuotas } from "./team-quotas.ts";
+export type { PoolView, TemplatePools } from "./template-pools.ts";
 export type { Templates, TemplateView } from "./templates.ts";
 export type { EventOptions } from "./watch-events.ts";
 export type { DeadWebhook, WebhookTargets, WebhookTargetView, WebhookTry } from "./webhook-targets.ts";

@@ -7,6 +7,7 @@ import { type ContentStore, createContentStore } from "../shared/state/contents.
 import { createKeys, type Keys } from "../shared/state/keys.ts";
 import { createNodeStateStore, type NodeStateStore } from "../shared/state/nodes.ts";
 import { createOperationStore, type OperationStore } from "../shared/state/operations.ts";
+import { createPools, type Pools } from "../shared/state/pools.ts";
 import { createQuotas, type Quotas } from "../shared/state/quotas.ts";
 import { createSecretStore, type SecretStore } from "../shared/state/secrets.ts";
 import { createShellInputs, type ShellInputs } from "../shared/state/shell-input.ts";
@@ -31,6 +32,7 @@ export interface Parts {
   readonly slots: Slots;
   readonly nodeStates: NodeStateStore;
   readonly quotas: Quotas;
+  readonly pools: Pools;
   close(): Promise<void>;
 }
 
@@ -39,7 +41,9 @@ export function createParts(options: CheckedOptions): Parts {
   const link = createLink(options.redis, options.requestTimeoutMs);
   const keys = createKeys(options.prefix);
   const channels = new Channels(() => link.openBlocking());
-  let opened: Pick<Parts, "store" | "batches" | "secrets" | "queues" | "slots" | "nodeStates" | "quotas"> | undefined;
+  let opened:
+    | Pick<Parts, "store" | "batches" | "secrets" | "queues" | "slots" | "nodeStates" | "quotas" | "pools">
+    | undefined;
   const open = () => {
     if (opened) return opened;
     const redis = link.redis();
@@ -53,6 +57,7 @@ export function createParts(options: CheckedOptions): Parts {
       slots: createSlots(redis, keys),
       nodeStates: createNodeStateStore(redis, keys),
       quotas: createQuotas(redis, keys),
+      pools: createPools(redis, keys),
     };
     return opened;
   };
@@ -82,6 +87,9 @@ export function createParts(options: CheckedOptions): Parts {
     },
     get nodeStates() {
       return open().nodeStates;
+    },
+    get pools() {
+      return open().pools;
     },
     get quotas() {
       return open().quotas;

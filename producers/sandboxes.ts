@@ -2,7 +2,7 @@
 
 import { z } from "zod";
 import { FleetError } from "../shared/errors.ts";
-import { InstanceId, SandboxId } from "../shared/ids.ts";
+import { InstanceId, POOL_TEAM, SandboxId } from "../shared/ids.ts";
 import { TtlSeconds } from "../shared/jobs/fields.ts";
 import { sayIssue, toProblems } from "../shared/jobs/problems.ts";
 import { decodeSandbox } from "../shared/state/operations.ts";
@@ -12,7 +12,7 @@ import type { Parts } from "./parts.ts";
 
 export interface SandboxFilter {
   team?: string | undefined;
-  /** All but templates when absent. */
+  /** All but templates and members of pools when absent. */
   state?: SandboxState | readonly SandboxState[] | undefined;
   /** Entries that all must be there with these values. */
   metadata?: Readonly<Record<string, string>> | undefined;
@@ -110,9 +110,10 @@ async function loadPage({ link, keys }: Parts, ids: readonly string[]): Promise<
 
 function matches(sandbox: SandboxRecord, { team, state, metadata = {} }: SandboxFilter): boolean {
   const states: readonly SandboxState[] = state === undefined ? [] : typeof state === "string" ? [state] : state;
+  const shown = sandbox.state !== "template" && (sandbox.team !== POOL_TEAM || team === POOL_TEAM);
   return (
     (team === undefined || sandbox.team === team) &&
-    (states.length === 0 ? sandbox.state !== "template" : states.includes(sandbox.state)) &&
+    (states.length === 0 ? shown : states.includes(sandbox.state)) &&
     Object.entries(metadata).every(([key, value]) => sandbox.metadata[key] === value)
   );
 }

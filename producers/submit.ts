@@ -1,7 +1,7 @@
 /** From an input to an accepted operation with its job in a queue. */
 import { z } from "zod";
 import { FleetError } from "../shared/errors.ts";
-import { newOperationId, newSandboxId, type OperationId, SandboxId, TeamId } from "../shared/ids.ts";
+import { newOperationId, newSandboxId, type OperationId, POOL_TEAM, SandboxId, TeamId } from "../shared/ids.ts";
 import { ADOPTED } from "../shared/jobs/adopt.ts";
 import { checkRanges } from "../shared/jobs/check-ranges.ts";
 import { type JobName, type ParsedInput, parseInput } from "../shared/jobs/index.ts";
@@ -129,6 +129,11 @@ function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, un
     });
   }
   const team = asked ?? parts.team ?? DEFAULT_TEAM;
+  if (team === POOL_TEAM) {
+    throw new FleetError("invalid_input", `team: ${team} is the fleet's own; choose another name`, {
+      facts: { fields: ["team"] },
+    });
+  }
   const begin = { team, state: "placing" as const, createdAt: parts.now() };
   switch (kind) {
     case "provision": {

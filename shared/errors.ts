@@ -29,6 +29,7 @@ export const POLICY = {
   service_not_found: "never",
   not_running: "never",
   is_template: "never",
+  member_taken: "look_first",
   already_adopted: "never",
   not_adoptable: "never",
   not_ready: "never",

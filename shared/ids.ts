@@ -62,6 +62,9 @@ export const TeamId = z
   .brand<"TeamId">();
 export type TeamId = z.infer<typeof TeamId>;
 
+/** Whose the members of pools are until they are claimed; no caller may ask for it. */
+export const POOL_TEAM = TeamId.parse("fleet-pool");
+
 /** Consumers that share events; a team's own are `team/name`. */
 export const GroupName = z
   .string()

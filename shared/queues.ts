@@ -6,6 +6,8 @@ import type { RedisConnection } from "./redis/connect.ts";
 import type { WebhookJob } from "./webhooks.ts";
 
 export const PLACE = "place";
+/** Provisions that a pool may serve at once. */
+export const WARM = "warm";
 export const CONTROL = "control";
 export const nodeQueue = (node: string): string => `node-${node}`;
 export const execQueue = (node: string): string => `exec-${node}`;

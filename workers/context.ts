@@ -10,6 +10,7 @@ import type { ContentStore } from "../shared/state/contents.ts";
 import type { Inventory } from "../shared/state/inventory.ts";
 import type { Keys } from "../shared/state/keys.ts";
 import type { OperationStore } from "../shared/state/operations.ts";
+import type { Pools } from "../shared/state/pools.ts";
 import type { Quotas } from "../shared/state/quotas.ts";
 import type { SecretStore } from "../shared/state/secrets.ts";
 import type { ShellInputs } from "../shared/state/shell-input.ts";
@@ -32,6 +33,7 @@ export interface WorkerContext {
   readonly batches: BatchStore;
   readonly slots: Slots;
   readonly quotas: Quotas;
+  readonly pools: Pools;
   readonly strays: Strays;
   /** As `strays` told it at the start. */
   readonly origin: string;

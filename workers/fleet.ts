@@ -5,7 +5,7 @@ import type { Logger } from "pino";
 import type { WorkerConfig } from "../shared/config.ts";
 import { FleetError, isAboutAccess, toFleetError } from "../shared/errors.ts";
 import { NodeName } from "../shared/ids.ts";
-import { createQueues, execQueue, nodeQueue, PLACE } from "../shared/queues.ts";
+import { createQueues, execQueue, nodeQueue, PLACE, WARM } from "../shared/queues.ts";
 import { Channels } from "../shared/redis/channels.ts";
 import { closeRedis, connectRedis } from "../shared/redis/connect.ts";
 import { createBatchStore } from "../shared/state/batches.ts";
@@ -14,6 +14,7 @@ import type { Inventory } from "../shared/state/inventory.ts";
 import { createKeys } from "../shared/state/keys.ts";
 import { createNodeStateStore } from "../shared/state/nodes.ts";
 import { createOperationStore } from "../shared/state/operations.ts";
+import { createPools } from "../shared/state/pools.ts";
 import { createQuotas } from "../shared/state/quotas.ts";
 import { createSecretStore } from "../shared/state/secrets.ts";
 import { createShellInputs } from "../shared/state/shell-input.ts";
@@ -95,6 +96,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     batches: createBatchStore(redis, keys, { retentionSec }),
     slots,
     quotas: createQuotas(redis, keys),
+    pools: createPools(redis, keys),
     strays,
     origin: await strays.origin(),
     secrets: createSecretStore(redis, keys, config.FLEET_SECRET_KEY),
@@ -209,6 +211,9 @@ async function readFirst(inventory: LiveInventory, log: Logger): Promise<void> {
   }
 }
 
+/** Of members of pools, in one process. */
+const CLAIMS_AT_ONCE = 32;
+
 /** One worker for `place` and two a node; nodes may appear and vanish. */
 function createQueueWorkers(context: WorkerContext, live: LiveRuns) {
   const { config } = context;
@@ -223,6 +228,7 @@ function createQueueWorkers(context: WorkerContext, live: LiveRuns) {
     async follow({ nodes }: Inventory) {
       if (!workers.has(PLACE)) await assertPlaceLimit(context);
       if (!closed) ensure(PLACE, 1);
+      if (!closed) ensure(WARM, CLAIMS_AT_ONCE);
       // Nodes that have left the cluster stay served, also after a restart: what waits in their queues must end too.
       if (nodes.length > 0) await context.redis.sadd(context.keys.nodes, ...nodes.map(({ name }) => name));
       const names = (await context.redis.smembers(context.keys.nodes)).map((name) => NodeName.parse(name));

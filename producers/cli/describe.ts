@@ -11,6 +11,7 @@ export const NONE = "-";
 function colourOf(state: SandboxState | OperationView["status"] | undefined): Colour {
   switch (state) {
     case "running":
+    case "warm":
     case "succeeded":
       return "green";
     case "failed":
@@ -18,6 +19,7 @@ function colourOf(state: SandboxState | OperationView["status"] | undefined): Co
     case "quarantined":
       return "red";
     case "destroyed":
+    case "claimed":
     case "stopped":
     case "paused":
     case "template":

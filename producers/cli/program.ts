@@ -14,6 +14,7 @@ import { addLogin } from "./commands/login.ts";
 import { addCancel, addGet, addLs, addRetry, addStatus } from "./commands/looks.ts";
 import { addNode } from "./commands/node.ts";
 import { addNodes } from "./commands/nodes.ts";
+import { addPool } from "./commands/pool.ts";
 import { addProvision } from "./commands/provision.ts";
 import { addProxy } from "./commands/proxy.ts";
 import { addQuota } from "./commands/quota.ts";
@@ -78,6 +79,7 @@ function createProgram(cli: Cli): Command {
   addNodes(program, addNode(program, cli), cli);
   addCapacity(program, cli);
   addQuota(program, cli);
+  addPool(program, cli);
   addWebhooks(program, cli);
   addProxy(program, cli);
   addLogin(program, cli);

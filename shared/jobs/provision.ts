@@ -192,6 +192,8 @@ export const provision = defineJob({
     hostname: z.string(),
     address: z.string(),
     services: z.array(ExposedService),
+    /** Whether its container was made before it was asked for: see `fleet.pools`. */
+    warm: z.boolean().default(false),
     /** ms per step, from PVE's and our own clock. */
     timings: z.record(z.string(), z.number()),
   }),

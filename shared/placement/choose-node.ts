@@ -261,6 +261,7 @@ export type Source = Pick<
   | "memoryMib"
   | "online"
   | "locked"
+  | "configHash"
 > & {
   linkable: boolean;
 };

@@ -45,6 +45,8 @@ export const Replica = z.object({
   /** It carries a hookscript, which hands in the exec token on PVE before 9.1. */
   hookscript: z.boolean(),
   diskBytes: z.number(),
+  /** Another one means another template, whatever its name. */
+  configHash: z.string().optional(),
   memoryMib: z.number(),
   locked: z.boolean(),
   /** false: its node can't be asked now, and this is what was last known of it; empty where nothing ever was. */

@@ -103,6 +103,16 @@ export interface Keys {
   readonly cordons: string;
   readonly breakers: string;
   readonly nodeSettings: string;
+  /** Hash of pools by template: see `pools.ts`. */
+  readonly pools: string;
+  /** Hash: the Redis server for which all members of a pool were looked at, by template. */
+  readonly poolsAdopted: string;
+  /** Hash: members that were found to have been claimed by a sandbox of which Redis lost that, by that sandbox. */
+  readonly poolsOwned: string;
+  /** Members that a provision may claim, by when they were last seen ready (ms, the server's clock). */
+  poolReady(template: string): string;
+  /** Hash of counts. */
+  poolCounts(template: string): string;
   /** Hash of API keys by id: see `api-keys.ts`. */
   readonly apiKeys: string;
   /** Hash of webhook targets by name: see `webhooks.ts`. */
@@ -174,6 +184,11 @@ export function createKeys(prefix: string): Keys {
     cordons: key("cordons"),
     breakers: key("breakers"),
     nodeSettings: key("node-settings"),
+    pools: key("pools"),
+    poolsAdopted: key("pools-adopted"),
+    poolsOwned: key("pools-owned"),
+    poolReady: (template) => key("pool-ready", template),
+    poolCounts: (template) => key("pool-counts", template),
     apiKeys: key("api-keys"),
     webhooks: key("webhooks"),
   };

@@ -6,7 +6,9 @@ import { type ErrorRecord, FleetError, fromErrorRecord, toErrorRecord } from "..
 import { type BatchId, OperationId, SandboxId, type ServiceName, TeamId, Vmid } from "../ids.ts";
 import type { JobSpec } from "../jobs/define-job.ts";
 import { ExposedService, METADATA_LIMIT, type TtlAction } from "../jobs/fields.ts";
+import { poolOf } from "../jobs/fits-pool.ts";
 import { type JobName, jobs } from "../jobs/index.ts";
+import type { ProvisionInput } from "../jobs/provision.ts";
 import { LOCK_MS, PLACE } from "../queues.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript, runScripts, type Script } from "../redis/script.ts";
@@ -72,6 +74,8 @@ export interface Write {
   output?: readonly OutputEntry[] | undefined;
   /** It was placed, or steps aside: the next of its team has its turn in `place`. */
   leavesLine?: boolean;
+  /** A member of a pool whose container becomes the sandbox's. Throws `member_taken` where it is not to be had any more. */
+  member?: SandboxId;
   /** Slots that the run counts on: refused as `rewound` where Redis has lost one. */
   holds?: readonly string[];
 }
@@ -493,6 +497,14 @@ function toNotAccepted(
       return ttlTooLong(Number(facets[0]), { field: "ttlSeconds", asked: facets[1] });
     case "content_gone":
       return contentGone(id);
+    case "in_pool":
+      return new FleetError(
+        "not_running",
+        `sandbox ${sandbox} waits in a pool: it can be destroyed, and nothing else`,
+        {
+          facts: { sandbox },
+        },
+      );
     case "sandbox_gone":
       return new FleetError("sandbox_gone", `sandbox ${sandbox} has ended`, { facts: { sandbox } });
     default:
@@ -559,11 +571,15 @@ function inSteps<T extends { items: readonly unknown[] }>(groups: readonly T[]):
   return steps;
 }
 
+/** In `place`: what fills pools waits behind every team's work, and nothing gives way to it. */
+const PRIORITY = { interactive: 1, batch: 2, pool: 3 };
+
 /** What does not depend on which operation it becomes: the script adds the ids. */
 function toAcceptArgs(request: ItemGroup["request"], now: number, keyring: readonly Buffer[]) {
   const spec = jobs[request.kind];
+  const lane = request.newSandbox?.pool == null ? (request.batch ? "batch" : "interactive") : "pool";
   const hashes = hashInput(request.kind, request.input, request.secrets, keyring);
-  const priority = spec.queue !== "place" ? 0 : request.batch ? 2 : 1;
+  const priority = spec.queue !== "place" ? 0 : PRIORITY[lane];
   const operation: Fields<OperationRecord> = {
     kind: request.kind,
     input: request.input,
@@ -584,6 +600,8 @@ function toAcceptArgs(request: ItemGroup["request"], now: number, keyring: reado
     route: spec.queue,
     destroys: request.kind === "destroy",
     batch: request.batch,
+    lane,
+    pool: request.kind === "provision" && lane !== "pool" ? poolOf(request.input as ProvisionInput) : undefined, // parsed as that
     onQuota: request.onQuota,
     sealed: request.secrets !== undefined,
     priority: String(priority),
@@ -649,6 +667,7 @@ function toWriteArgs(write: Write) {
     ...(write.patch ? { patch: write.patch } : {}),
     also: (write.also ?? []).map((command) => command.map(String)),
     leavesLine: write.leavesLine === true,
+    member: write.member,
     holds: write.holds ?? [],
   };
 }
@@ -659,6 +678,7 @@ function toEndFields(end: OperationEnd): Fields<OperationRecord> & { status: Ope
 }
 
 function toRefusal(id: OperationId, outcome: string): FleetError {
+  if (outcome === "taken") return new FleetError("member_taken", "the member of the pool is not to be had any more");
   if (outcome !== "full") return lockLost(id, outcome);
   return new FleetError("invalid_input", `metadata: at most ${METADATA_LIMIT} entries; take some away first`, {
     facts: { fields: ["metadata"] },

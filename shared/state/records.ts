@@ -52,6 +52,8 @@ export const OperationRecord = z.object({
   /** The quota of its team that it waits for. */
   quota: z.enum(QUOTA_NAMES).optional(),
   priority: z.number().int(),
+  /** The pool that may serve it. */
+  warm: z.string().optional(),
   /** Of batch work whose turn it is: how often interactive work of other teams may still go before it. */
   givesWay: z.number().int().optional(),
   /** The batch that it is an item of, and which one. */
@@ -109,9 +111,17 @@ export const isEnded = (status: OperationStatus): status is "succeeded" | "faile
 /** While in one of these, a provision is at work; exec and its like wait. */
 export const PROVISIONAL_STATES = ["placing", "cloning", "configuring", "starting", "readying"] as const;
 /** No container (any more); the record stays for the retention time. */
-export const GONE_STATES = ["destroyed", "failed", "lost"] as const;
+export const GONE_STATES = [
+  "destroyed",
+  "failed",
+  "lost",
+  /** A member of a pool whose container is another sandbox's now. */
+  "claimed",
+] as const;
 export const SANDBOX_STATES = [
   ...PROVISIONAL_STATES,
+  /** Made before it is asked for: runs in a pool until a provision claims it. */
+  "warm",
   "running",
   "paused",
   "stopped",
@@ -142,6 +152,14 @@ export const SandboxRecord = z.object({
   source: SandboxId.optional(),
   /** Of a template, for people: which of those with this name it is. */
   version: z.string().optional(),
+  /** Of a member of a pool: the template that the pool was set for. */
+  pool: z.string().optional(),
+  /** Of such a member: the replica that it was cloned from, as that was then; see `toMadeOf`. */
+  madeOf: z.string().optional(),
+  /** The member of a pool that its container was made as; until the stamp has followed it names that one. */
+  member: SandboxId.optional(),
+  /** Of a member that was claimed: the sandbox whose container it is now. */
+  became: SandboxId.optional(),
   state: z.enum(SANDBOX_STATES),
   /** When it came into this state; tells one sleep from the next. */
   stateAt: z.number().optional(),

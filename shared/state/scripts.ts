@@ -3,6 +3,7 @@
  * KEYS[1] is the key of open operations; ARGV[1] the prefix, from which the other keys are built (all in its hash tag).
  */
 
+import { POOL_TEAM } from "../ids.ts";
 import type { JobSpec } from "../jobs/define-job.ts";
 import { METADATA_LIMIT } from "../jobs/fields.ts";
 import { jobs } from "../jobs/index.ts";
@@ -32,6 +33,7 @@ local PROVISIONAL = ${luaSet(PROVISIONAL_STATES)}
 local GONE = ${luaSet(GONE_STATES)}
 local ENDED = ${luaSet(["succeeded", "failed", "canceled"])}
 local EVENTS_KEPT = 100000
+local POOL_TEAM = '${POOL_TEAM}'
 local function opKey(id) return P..':op:'..id end
 local function outputKey(id) return P..':output:'..id end
 local function sbxKey(id) return P..':sbx:'..id end
@@ -54,6 +56,13 @@ local function flush()
     end
   end
 end
+-- Ends of sandboxes, and when members of pools were seen, are told by this server's clock alone: those of others differ.
+local function nowMs()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function poolReady(template) return P..':pool-ready:'..template end
+local function poolCounts(template) return P..':pool-counts:'..template end
 -- An event's id ends in its number, so whoever reads on can tell when one before it is gone, however it went.
 local emittedMs, emitted
 local function emit(type, now, op, sandbox, team, data)
@@ -65,8 +74,7 @@ local function emit(type, now, op, sandbox, team, data)
   if not emitted then
     local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
     local ms, n = string.match(newest and newest[1] or '0-0', '^(%d+)-(%d+)$')
-    local time = redis.call('TIME')
-    emittedMs, emitted = math.max(ms, time[1] * 1000 + math.floor(time[2] / 1000)), n
+    emittedMs, emitted = math.max(ms, nowMs()), n
   end
   emitted = emitted + 1
   local added = add(string.format('%.0f-%.0f', emittedMs, emitted))
@@ -149,11 +157,6 @@ local function leaveLine(id, out)
   if redis.call('HGET', turnsOf(lane), team) == id then passTurn(lane, team, out) end
   return out
 end
--- Ends of sandboxes are set and looked for by this server's clock alone: those of workers and producers differ.
-local function nowMs()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
 local function setting(name) return tonumber(redis.call('HGET', P..':limits', name) or nil) end
 -- \`at\` nil: never. A warning comes some time before it, and never in the first half of what is left.
 local function setEnd(id, at)
@@ -211,6 +214,15 @@ local function isStamped(change)
   for _, name in ipairs(change.unset) do if STAMPED[name] then return true end end
   return false
 end
+-- A member of a pool is ready from the moment of its making, which has looked.
+local function watchPool(id, before, state, now)
+  if before ~= 'warm' and state ~= 'warm' then return end
+  local key = sbxKey(id)
+  local pool, since = unpack(redis.call('HMGET', key, 'pool', 'stateAt'))
+  if state == 'warm' then return redis.call('ZADD', poolReady(pool), string.format('%.0f', nowMs()), id) end
+  redis.call('ZREM', poolReady(pool), id)
+  redis.call('HINCRBY', poolCounts(pool), 'idleMs', math.max(0, now - since))
+end
 -- The change of a sandbox's state, with its event and, at its end, its leaving of the indexes.
 local function setSandbox(id, change, now, op, ttl)
   local key = sbxKey(id)
@@ -222,6 +234,7 @@ local function setSandbox(id, change, now, op, ttl)
   if state == 'running' and before ~= state then startTtl(id, op) end
   if state ~= before or has ~= had then watchIdle(id, state, has, now) end
   if state ~= before then
+    watchPool(id, before, state, now)
     redis.call('HSET', key, 'stateAt', now)
     emit('sandbox.changed', now, op, id, team, cjson.encode({state = state, before = before, node = node or nil, vmid = vmid and tonumber(vmid) or nil}))
     if GONE[state] then
@@ -456,6 +469,7 @@ local subject = r.source or #r.sandboxSet == 0 and r.sandbox
 if subject then
   local team, state = unpack(redis.call('HMGET', sbxKey(subject), 'team', 'state'))
   if not team or (r.scope and r.scope ~= team) then return {'sandbox_not_found', r.id, subject} end
+  if team == POOL_TEAM and not r.destroys then return {'in_pool', r.id, subject} end
   if GONE[state] and not r.destroys then return {'sandbox_gone', r.id, subject} end
   r.team = team
 end
@@ -490,15 +504,21 @@ if r.route ~= 'exec' then
   redis.call('RPUSH', changes, r.id)
   if r.source then redis.call('RPUSH', P..':changes:'..r.source, r.id) end
 end
-local lane = r.route == 'place' and (r.batch and 'batch' or 'interactive') or nil
+local lane = r.route == 'place' and r.lane or nil
+local pool = r.pool and redis.call('HGET', P..':pools', r.pool)
 local queue = lane and 'place' or queueOf(r.route, r.source or r.sandbox)
+-- What a pool serves needs no node's slot, so it stands in nobody's line. Batch work leaves the least that a pool keeps.
+if pool then
+  redis.call('HINCRBY', poolCounts(r.pool), 'asked', 1)
+  if not short and redis.call('ZCOUNT', poolReady(r.pool), '(0', '+inf') > (r.batch and cjson.decode(pool).min or 0) then queue = 'warm' end
+end
 local about, batch = {kind = r.kind}, r.item and r.item.batch
 if batch then
   about.batch, about.item = batch, r.item.index
   add('HSET', batchPart(batch, 'items'), r.item.index, r.id)
   add('SADD', batchPart(batch, 'live'), r.id)
 end
-local line = lane and not short and lineUp(r.id, lane, r.team) or nil
+local line = lane and queue == 'place' and not short and lineUp(r.id, lane, r.team) or nil
 -- What items of a group share comes first, and is not copied for each.
 local fields, count = r.operationSet, r.shared or #r.operationSet
 r.shared = count
@@ -514,6 +534,7 @@ set('route', r.route)
 set('queue', queue)
 set('source', r.source)
 set('lane', lane)
+set('warm', pool and r.pool)
 set('class', r.class)
 set('idempotency', idem)
 set('batch', batch)
@@ -546,7 +567,7 @@ if r.kind == 'upload' then
   redis.call('ZADD', P..':contents', '+inf', r.id)
 end
 if limits then flush() end -- the next one is measured by them
-return {'accepted', r.id, r.sandbox, parked and '1' or '0', queue, r.priority, r.team}
+return {'accepted', r.id, r.sandbox, parked and '1' or '0', queue, queue == 'warm' and '0' or r.priority, r.team}
 end
 `;
 
@@ -690,6 +711,38 @@ local function patchEnd(w, id)
   local at = p.settles and endOf(id)
   if at and at <= nowMs() and matches(redis.call('HGET', sbxKey(id), 'ttlAction'), p.settles) then setEnd(id, nil) end
 end
+-- The claim of a pool's member: its container, with all that is leased for it, becomes the sandbox's. False: it is not there
+-- to be had any more. A write that is sent again after a lost reply finds it done.
+local MOVED = {'node', 'vmid', 'hostname', 'address', 'hwaddr', 'leasedIp'}
+local function mayTake(w, sandbox)
+  if not w.member or redis.call('HGET', sbxKey(sandbox), 'member') == w.member then return true end
+  return redis.call('HGET', sbxKey(w.member), 'state') == 'warm' and redis.call('LLEN', P..':changes:'..w.member) == 0
+end
+local function take(w, sandbox, now, op, ttl)
+  if not w.member then return end
+  local from, to = sbxKey(w.member), sbxKey(sandbox)
+  local values, moved = redis.call('HMGET', from, unpack(MOVED)), {}
+  for at, name in ipairs(MOVED) do
+    if values[at] then
+      redis.call('HSET', to, name, values[at])
+      moved[name] = values[at]
+    end
+  end
+  redis.call('HSET', to, 'member', w.member)
+  redis.call('HSET', P..':vmids', moved.vmid, sandbox)
+  if moved.address then redis.call('HSET', P..':addresses', moved.address, sandbox) end
+  if moved.leasedIp then redis.call('HSET', P..':ips', moved.leasedIp, sandbox) end
+  local reserved = P..':reserved:'..moved.node
+  local amount = redis.call('HGET', reserved, w.member)
+  if amount then redis.call('HSET', reserved, sandbox, amount) end
+  redis.call('HDEL', reserved, w.member)
+  local counts = poolCounts(redis.call('HGET', from, 'pool'))
+  redis.call('HINCRBY', counts, 'hits', 1)
+  redis.call('HINCRBY', counts, 'claimMs', math.max(0, now - redis.call('HGET', opKey(op), 'acceptedAt')))
+  redis.call('HDEL', P..':pools-owned', sandbox)
+  redis.call('SADD', P..':restamp', sandbox)
+  setSandbox(w.member, {set = {'state', 'claimed', 'became', sandbox}, unset = MOVED}, now, op, ttl)
+end
 local function tell(w, id, op, now)
   if not (w.patch and w.patch.fields) then return end
   emit('sandbox.updated', now, op, id, redis.call('HGET', sbxKey(id), 'team'), cjson.encode({fields = w.patch.fields}))
@@ -698,7 +751,7 @@ end
 
 /**
  * ARGV: id, fence, write JSON, now, ttl, revision → [outcome, operation that has its turn now…] or outcome.
- * write: { operation, sandbox?: {set, unset}, patch?, also: command[], leavesLine?: true, holds: slot name[] }.
+ * write: { operation, sandbox?: {set, unset}, patch?, also: command[], leavesLine?: true, holds: slot name[], member? }.
  */
 export const WRITE = withPrelude(`${PATCH}
 local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
@@ -709,9 +762,11 @@ local sandbox = redis.call('HGET', key, 'sandbox')
 for _, name in ipairs(w.holds) do
   if redis.call('HEXISTS', P..':slot:'..name, id) == 0 then return 'rewound' end
 end
+if not mayTake(w, sandbox) then return 'taken' end
 if not patch(w, sandbox) then return 'full' end
 local refused = revise(key, fence, ARGV[7])
 if refused then return refused end
+take(w, sandbox, now, id, ttl)
 local out = w.leavesLine and leaveLine(id, giveWay(id, {'ok'})) or {'ok'}
 applyOperation(key, w.operation)
 for _, command in ipairs(w.also) do redis.call(unpack(command)) end
@@ -762,9 +817,11 @@ local sandbox, team, kind, class, idem, batch, item, source =
 -- Who was told that it will be canceled is told the truth; a destroy that has begun goes on to its end.
 local abort = redis.call('HGET', key, 'abort')
 if abort and w.status == 'succeeded' and kind ~= 'destroy' then return {'aborted', abort} end
+if not mayTake(w, sandbox) then return {'taken'} end
 if not patch(w, sandbox) then return {'full'} end
 local refused = revise(key, fence, ARGV[7])
 if refused then return {refused} end
+take(w, sandbox, now, id, ttl)
 local out = leaveLine(id, {'ok'})
 applyOperation(key, w.operation)
 for _, command in ipairs(w.also) do redis.call(unpack(command)) end
@@ -971,7 +1028,7 @@ return 'ok'
 /** Passes on turns of operations whose record somebody removed. → operations that have their turn now. */
 export const MEND_TURNS = withPrelude(`
 local out = {}
-for _, lane in ipairs({'interactive', 'batch'}) do
+for _, lane in ipairs({'interactive', 'batch', 'pool'}) do
   local turns = redis.call('HGETALL', turnsOf(lane))
   for i = 1, #turns, 2 do
     local status = redis.call('HGET', opKey(turns[i + 1]), 'status')

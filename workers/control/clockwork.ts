@@ -16,6 +16,7 @@ import { expireSnapshots } from "./expire-snapshots.ts";
 import { restIdle } from "./idle.ts";
 import { withLock } from "./lock.ts";
 import { destroyMissing } from "./missing.ts";
+import { tendPools } from "./pools.ts";
 import { reapSlots } from "./reap-slots.ts";
 import { reconcile } from "./reconcile.ts";
 import { restamp } from "./restamp.ts";
@@ -53,6 +54,7 @@ const TASKS = {
   reap: { everyMs: 5_000, run: reapSlots },
   reconcile: { everyMs: 5_000, run: reconcile },
   restamp: { everyMs: 2_000, run: restamp },
+  pools: { everyMs: 2_000, run: tendPools },
   missing: { everyMs: 5_000, run: destroyMissing },
   webhooks: { everyMs: 60_000, run: retireWebhooks },
   limits: {

@@ -76,13 +76,15 @@ async function write(
   const { description: before = "", digest } = config;
   const fleet = settings.FLEET_PREFIX;
   const known = parseStamp(before, place.vmid);
-  if (known === null ? !hasMac(config, sandbox.hwaddr) : known.fleet !== fleet || known.sandbox !== sandbox.id) {
+  const isMember = known !== null && known.sandbox === sandbox.member;
+  const isNamed = known?.fleet === fleet && (known.sandbox === sandbox.id || isMember);
+  if (known === null ? !hasMac(config, sandbox.hwaddr) : !isNamed) {
     log.warn({ ...place, sandbox: sandbox.id }, "container is not this sandbox's any more; its stamp is left");
     return false;
   }
   const stamp: Omit<Stamp, "v"> = {
     at: sandbox.createdAt,
-    ...known,
+    ...(isMember ? {} : known),
     ...(sandbox.template === ADOPTED ? { adopted: true } : {}),
     fleet,
     vmid: place.vmid,

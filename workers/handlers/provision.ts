@@ -2,14 +2,15 @@ import { randomBytes } from "node:crypto";
 import { FleetError } from "../../shared/errors.ts";
 import { SnapshotId } from "../../shared/ids.ts";
 import type { ExposedService } from "../../shared/jobs/fields.ts";
-import { execQueue } from "../../shared/queues.ts";
+import { execQueue, PLACE, WARM } from "../../shared/queues.ts";
 import type { Command, Write } from "../../shared/state/operations.ts";
-import { isBefore, serviceField } from "../../shared/state/records.ts";
+import { isBefore, type SandboxRecord, serviceField } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import { resolveUrl } from "../../shared/urls.ts";
 import { toScript } from "../exec/shell.ts";
 import { leaveBadNode } from "../placement/leave-node.ts";
 import { place } from "../placement/place.ts";
+import { claimMember } from "../pool/claim.ts";
 import type { Run } from "../run/run.ts";
 import { cloneContainer } from "../sandbox/clone.ts";
 import { configureClone } from "../sandbox/configure-clone.ts";
@@ -23,13 +24,14 @@ import { type Ending, type Handler, Reroute } from "./handler.ts";
 
 export const provision: Handler<"provision"> = {
   async run(run) {
-    if (run.sandbox.node === undefined || run.operation.queue === "place") return place(run);
+    const { queue } = run.operation;
+    if (run.sandbox.node === undefined || queue === PLACE || queue === WARM) return claimOrPlace(run);
     await leaveBadNode(run);
     const token = await execToken(run);
     if (isBefore(run.sandbox.state, "readying")) await build(run, token);
     const address = await ready(run, token);
     if (run.input.setup.length > 0) await runSetup(run, { address, token: token ?? "" });
-    return finish(run, address);
+    return finish(run, run.sandbox, address);
   },
 
   async undo(run) {
@@ -46,10 +48,37 @@ export const provision: Handler<"provision"> = {
       ));
     return {
       undone: existed ? ["container"] : [],
-      write: { sandbox: { state: "failed" }, also: await releaseCommands(run) },
+      write: { sandbox: { state: "failed" }, also: [...(await releaseCommands(run)), ...countFailure(run)] },
     };
   },
 };
+
+/** A pool's member is its own at once, without a turn or a slot; what has none stands in line for a node. */
+async function claimOrPlace(run: Run<"provision">): Promise<Ending<"provision">> {
+  const { sandbox, operation, input } = run;
+  const claim = sandbox.node === undefined ? await claimMember(run) : null;
+  if (claim === null) {
+    if (operation.queue !== WARM) return place(run);
+    // As if it had never been here: its turn, and its time, begin with its place in line.
+    throw new Reroute(PLACE, { operation: { status: "queued", startedAt: null, claims: operation.claims - 1 } });
+  }
+  const { member, write } = claim;
+  if (input.setup.length > 0)
+    throw new Reroute(execQueue(member.node), { ...write, sandbox: { state: "readying" }, leavesLine: true });
+  const { node, vmid, hostname, address } = member;
+  const { write: last, ...ending } = finish(run, { ...sandbox, node, vmid, hostname, member: member.member }, address);
+  return { ...ending, write: { ...last, ...write, also: [...(write.also ?? []), ...(last?.also ?? [])] } };
+}
+
+/** A pool whose members can't be made is filled less often; those that are removed in the making are no failures. */
+function countFailure({ context: { keys }, sandbox: { pool }, operation: { abort } }: Run<"provision">): Command[] {
+  if (pool === undefined || abort?.code === "canceled") return [];
+  const counts = keys.poolCounts(pool);
+  return [
+    ["HINCRBY", counts, "failures", 1],
+    ["HSET", counts, "failedAt", Date.now()],
+  ];
+}
 
 /** Clone, configure, start: what loads the node, under one of its slots. A later run goes on at the recorded state. */
 async function build(run: Run<"provision">, token: string | null): Promise<void> {
@@ -151,10 +180,10 @@ async function runSetup(run: Run<"provision">, { address, token }: { address: st
   });
 }
 
-async function finish(run: Run<"provision">, address: string): Promise<Ending<"provision">> {
+function finish(run: Run<"provision">, sandbox: SandboxRecord, address: string): Ending<"provision"> {
   const { keys } = run.context;
-  const { place } = containerOf(run);
-  const facts = urlFacts(run, address);
+  const { place } = containerOf(run, sandbox);
+  const facts = urlFacts(run, address, sandbox);
   const settings = { publicDomain: run.context.config.PVE_PUBLIC_DOMAIN, pattern: run.context.config.PVE_URL_PATTERN };
   const services: ExposedService[] = run.input.services.map((service) => {
     const known = run.sandbox.services.find(({ name }) => name === service.name);
@@ -167,7 +196,9 @@ async function finish(run: Run<"provision">, address: string): Promise<Ending<"p
     JSON.stringify(one),
   ]);
   if (services.length > 0) also.push(["SADD", keys.restamp, run.sandbox.id]);
-  const write: Write = { sandbox: { state: "running", runningAt: Date.now() }, also };
+  if (sandbox.pool !== undefined) also.push(...countMade(run, sandbox.pool));
+  const state = sandbox.pool === undefined ? "running" : "warm";
+  const write: Write = { sandbox: { state, runningAt: Date.now() }, also };
   return {
     result: {
       sandboxId: run.sandbox.id,
@@ -176,8 +207,18 @@ async function finish(run: Run<"provision">, address: string): Promise<Ending<"p
       hostname: facts.hostname,
       address,
       services,
+      warm: sandbox.member !== undefined,
       timings: run.timings,
     },
     write,
   };
+}
+
+function countMade({ context: { keys }, operation: { acceptedAt } }: Run<"provision">, pool: string): Command[] {
+  const counts = keys.poolCounts(pool);
+  return [
+    ["HINCRBY", counts, "made", 1],
+    ["HINCRBY", counts, "madeMs", Math.max(0, Date.now() - acceptedAt)],
+    ["HSET", counts, "failures", 0],
+  ];
 }

@@ -1,4 +1,5 @@
 /** Reading the cluster: nodes, capacity, storages, templates and their replicas, DNS search domains. */
+import { createHash } from "node:crypto";
 import { FleetError } from "../../shared/errors.ts";
 import type { NodeName, Vmid } from "../../shared/ids.ts";
 import type { AdoptableContainer, Inventory, NodeInventory, Replica, Storage } from "../../shared/state/inventory.ts";
@@ -249,6 +250,12 @@ function toStorage(resource: ClusterResource, before: readonly Storage[]): Stora
   };
 }
 
+/** Without what changes while it is cloned, and what people write. */
+function hashConfig({ digest: _, lock: __, description: ___, ...config }: LxcConfig): string {
+  const text = JSON.stringify(Object.entries(config).sort(([a], [b]) => (a < b ? -1 : 1)));
+  return createHash("sha256").update(text).digest("base64url").slice(0, 12);
+}
+
 export function toReplica(
   place: { node: NodeName; vmid: Vmid },
   resource: Pick<ClusterResource, "name" | "tags">,
@@ -271,6 +278,7 @@ export function toReplica(
     unprivileged: config.unprivileged === true,
     hookscript: config.hookscript !== undefined,
     diskBytes: rootfs?.size === undefined ? 0 : parseSizeMib(rootfs.size) * 1_048_576,
+    configHash: hashConfig(config),
     memoryMib: config.memory ?? 512,
     online: true,
   };

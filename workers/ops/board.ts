@@ -5,7 +5,7 @@ import { FastifyAdapter } from "@bull-board/fastify";
 import type { Job, Queue } from "bullmq";
 import type { FastifyInstance } from "fastify";
 import type { OpsRole } from "../../shared/logins.ts";
-import { CONTROL, execQueue, nodeQueue, PLACE } from "../../shared/queues.ts";
+import { CONTROL, execQueue, nodeQueue, PLACE, WARM } from "../../shared/queues.ts";
 import { loadTargets } from "../../shared/state/webhooks.ts";
 import type { WorkerContext } from "../context.ts";
 import { visitorOf } from "./access.ts";
@@ -35,6 +35,7 @@ export async function addBoards(app: FastifyInstance, context: WorkerContext): P
     const targets = await loadTargets(redis, keys);
     const all: [string, Queue][] = [
       ["", queues.get(PLACE)],
+      ["", queues.get(WARM)],
       ["", queues.get(CONTROL)],
       ...inventory
         .current()

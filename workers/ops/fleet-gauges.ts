@@ -1,7 +1,7 @@
 /** What holds for the whole fleet, read when somebody asks: every process tells the same. */
 import { Gauge, Registry } from "prom-client";
 import { z } from "zod";
-import { CONTROL, execQueue, type FleetQueue, nodeQueue, PLACE } from "../../shared/queues.ts";
+import { CONTROL, execQueue, type FleetQueue, nodeQueue, PLACE, WARM } from "../../shared/queues.ts";
 import { createEventGroupStore } from "../../shared/state/event-groups.ts";
 import { createNodeStateStore } from "../../shared/state/nodes.ts";
 import { SANDBOX_STATES } from "../../shared/state/records.ts";
@@ -69,7 +69,7 @@ async function read(context: WorkerContext, gauges: ReturnType<typeof define>): 
   const { redis, keys, queues, slots, inventory, config } = context;
   const cluster = inventory.current();
   const names = cluster.nodes.map(({ name }) => name);
-  const queueNames = [PLACE, CONTROL, ...names.flatMap((name) => [nodeQueue(name), execQueue(name)])];
+  const queueNames = [PLACE, WARM, CONTROL, ...names.flatMap((name) => [nodeQueue(name), execQueue(name)])];
   const [states, taken, stale, pulse, newest, groups, open, vmids, addresses, info] = await Promise.all([
     createNodeStateStore(redis, keys).load(),
     slots.taken(names.map((name) => slotOf.node(name))),

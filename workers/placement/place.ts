@@ -62,7 +62,9 @@ async function wait(
   freed: Watch,
 ): Promise<never> {
   if (run.operation.waitingFor !== placement.reason) await run.write({ operation: { waitingFor: placement.reason } });
-  const holds = placement.wait === "line" || (placement.wait === "room" && (await hasPatience(run)));
+  const holds =
+    placement.wait === "line" ||
+    (placement.wait === "room" && run.sandbox.pool === undefined && (await hasPatience(run)));
   if (!holds) return stepAside(run);
   await freed.next({ timeoutMs: POLL_MS, signal: run.signal });
   run.check();

@@ -319,6 +319,7 @@ async function replace(run: Run, handler: Handler<JobName>, error: FleetError, d
         hwaddr: null,
         address: null,
         leasedIp: null,
+        member: null,
       },
       also: undone.write?.also ?? [],
     }),

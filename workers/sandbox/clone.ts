@@ -16,6 +16,7 @@ import { hasConfigEnv } from "../../shared/state/inventory.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import { hostLabel } from "../../shared/urls.ts";
 import { teamInventory } from "../placement/place.ts";
+import { toMadeOf } from "../pool/plan.ts";
 import type { CloneParams, LxcConfig } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import { CLONE, lookAt, type Place } from "./look.ts";
@@ -76,7 +77,13 @@ async function cloneFrom(run: Run<"provision">, place: Place, token: string | nu
     return runTask(run, {
       step: CLONE,
       kind: full ? "full_clone" : "linked_clone",
-      write: { sandbox: { state: "cloning", hostname: params.hostname ?? null } },
+      write: {
+        sandbox: {
+          state: "cloning",
+          hostname: params.hostname ?? null,
+          ...(run.sandbox.pool === undefined ? {} : { madeOf: toMadeOf(source) }),
+        },
+      },
       start: () => run.context.pve.lxc(source.node, source.vmid).clone(params, run.writing),
       ...(source.node === place.node ? { meanwhile: () => readConfig().catch(() => {}) } : { node: source.node }),
     });

@@ -20,20 +20,21 @@ export type Sight =
   | { is: "unclear" };
 
 /**
- * What stands at the sandbox's VMID. `ours` means: stamped with this sandbox, or, where somebody edited the notes,
+ * What stands at the sandbox's VMID. `ours` means: stamped with this sandbox, or with the member of a pool that it was, or, where somebody edited the notes,
  * with the MAC address that we recorded (a clone never has its source's).
  */
 export async function lookAt(
   run: Run,
   place: Place,
   call: Call,
-  sandbox: Pick<SandboxRecord, "id" | "hwaddr"> = run.sandbox,
+  sandbox: Pick<SandboxRecord, "id" | "hwaddr" | "member"> = run.sandbox,
 ): Promise<Sight> {
   const { pve, config: settings } = run.context;
   try {
     const config = await pve.lxc(place.node, place.vmid).config(call);
     const stamp = parseStamp(config.description, place.vmid);
-    const stamped = stamp?.sandbox === sandbox.id && stamp.fleet === settings.FLEET_PREFIX;
+    const names = stamp?.sandbox === sandbox.id || (stamp !== null && stamp.sandbox === sandbox.member);
+    const stamped = names && stamp?.fleet === settings.FLEET_PREFIX;
     if (stamped || (stamp === null && hasMac(config, sandbox.hwaddr))) return { is: "ours", config };
     // PVE claims the VMID first and writes the description a moment later.
     return stamp === null && config.lock === "create" ? { is: "unclear" } : { is: "foreign" };

@@ -97,8 +97,11 @@ function differences(pve: Pick<Pve, "containers">, alive: readonly SandboxRecord
   const containers = pve
     .containers()
     .filter(({ config }) => config["description"]?.includes("sandbox-fleet ") === true);
-  const ofSandbox = (one: SandboxRecord) =>
-    containers.filter(({ config }) => config["description"]?.includes(`"sandbox":"${one.id}"`));
+  // The stamp of what was claimed from a pool follows a moment later.
+  const ofSandbox = ({ id, member }: SandboxRecord) =>
+    containers.filter(({ config }) =>
+      [id, member].some((one) => one !== undefined && config["description"]?.includes(`"sandbox":"${one}"`)),
+    );
   const strays = containers.filter(({ vmid }) => !alive.some((one) => one.vmid === vmid));
   const told = alive.flatMap((one) => {
     const [container, ...more] = ofSandbox(one);
@@ -108,7 +111,8 @@ function differences(pve: Pick<Pve, "containers">, alive: readonly SandboxRecord
     const same = container.vmid === one.vmid && container.node === one.node;
     if (!same) return [`sandbox ${one.id} is at ${container.node}/${container.vmid}, not at ${one.node}/${one.vmid}`];
     const standing = container.template ? "template" : container.status;
-    if (one.state !== standing) return [`sandbox ${one.id} is ${standing}, not ${one.state}`];
+    const state = one.state === "warm" ? "running" : one.state;
+    if (state !== standing) return [`sandbox ${one.id} is ${standing}, not ${one.state}`];
     return container.lock === undefined ? [] : [`container ${container.vmid} is locked (${container.lock})`];
   });
   return [...told, ...strays.map(({ vmid, node }) => `container ${vmid} on ${node} belongs to nobody`)];

@@ -28,6 +28,7 @@ test("returns ids, place, address, services and timings, and the container is wh
     vmid: expect.any(Number),
     hostname: `cmux-${result.vmid}`,
     address: expect.stringMatching(/^127\./),
+    warm: false,
     services: [
       {
         name: "web",

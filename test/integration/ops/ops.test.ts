@@ -200,7 +200,7 @@ describe("what is shown", () => {
     };
     const shown = await names("/board");
     expect(shown.map(({ name }) => name).sort()).toEqual(
-      ["control", "place", "pve1:exec-pve1", "pve1:node-pve1", "pve2:exec-pve2", "pve2:node-pve2"].sort(),
+      ["control", "place", "pve1:exec-pve1", "pve1:node-pve1", "pve2:exec-pve2", "pve2:node-pve2", "warm"].sort(),
     );
     expect(shown.every(({ readOnlyMode }) => readOnlyMode)).toBe(true);
     expect((await names("/operate")).every(({ readOnlyMode }) => !readOnlyMode)).toBe(true);

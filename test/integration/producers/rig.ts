@@ -133,6 +133,7 @@ export function toProvisioned(operationId: string, sandboxId: string, vmid = 20_
     hostname: `cmux-${vmid}`,
     address: "10.0.0.5",
     services: [],
+    warm: false,
     timings: { clone: 300, start: 1500 },
   };
 }
