@@ -7,7 +7,7 @@ const KILL = ["test/integration/kill/kill.test.ts", "test/integration/kill/batch
 /** A fleet and a stand-in in each file, on one Redis. Each counts what it leaves behind, so files may share their imports. */
 const onRedis = { globalSetup: ["test/global-redis.ts"], testTimeout: 60_000, hookTimeout: 60_000, isolate: false };
 
-// `npm test` runs all but `kill` and `chaos`, which have commands of their own. Groups run one after another: vitest asks
+// `npm test` runs all but `kill`, `chaos` and `scale`, which have commands of their own. Groups run one after another: vitest asks
 // for that where their numbers of workers differ, which depends on the machine's cores.
 export default defineConfig({
   test: {
@@ -55,6 +55,8 @@ export default defineConfig({
           sequence: { groupOrder: 6 },
         },
       },
+      // Thousands of containers and sandboxes.
+      { test: { ...onRedis, name: "scale", include: ["test/scale/**/*.test.ts"], sequence: { groupOrder: 7 } } },
       {
         test: {
           name: "chaos",

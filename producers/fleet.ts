@@ -11,6 +11,7 @@ import { type Batches, createBatches, type SubmitBatch } from "./batches.ts";
 import { type BranchSandbox, createBranch } from "./branch.ts";
 import { capacity } from "./capacity.ts";
 import { EndWatch } from "./end-watch.ts";
+import { createReconcile, type Reconcile } from "./errands.ts";
 import {
   type ConsumeOptions,
   consume,
@@ -86,6 +87,7 @@ export interface Fleet extends JobMethods, AsyncDisposable {
   readonly sandboxes: Sandboxes;
   readonly templates: Templates;
   readonly nodes: Nodes;
+  readonly reconcile: Reconcile;
   readonly quotas: TeamQuotas;
   readonly pools: TemplatePools;
   readonly keys: ApiKeys;
@@ -136,6 +138,7 @@ export function createFleet(options: FleetOptions): Fleet {
     sandboxes,
     templates: createTemplates(parts, sandboxes),
     nodes: createNodes(parts, sandboxes, async (sandboxId) => (await methods.destroy({ sandboxId })).result()),
+    reconcile: createReconcile(parts),
     quotas: createTeamQuotas(parts),
     pools: createTemplatePools(parts, sandboxes),
     keys: createApiKeys(parts),

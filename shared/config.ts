@@ -224,6 +224,9 @@ const WorkerEnv = SharedEnv.extend({
   FLEET_PLACEMENT: z.enum(["spread", "pack"]).default("spread"),
   FLEET_NODE_SANDBOXES: integer(1, 100_000).optional(),
   FLEET_STORAGE_FULL_PERCENT: integer(1, 100).default(90),
+  FLEET_ORPHAN_GRACE_HOURS: z
+    .union([z.literal("never"), integer(0, 8_760)], { error: "must be a number of hours up to 8760, or never" })
+    .default(24),
   FLEET_MEMORY_OVERCOMMIT: z.coerce.number({ error: "must be a number" }).min(0.1).max(20).default(1.5),
   FLEET_DISK_OVERCOMMIT: z.coerce.number({ error: "must be a number" }).min(0.1).max(50).default(4),
   FLEET_ADOPT_PREFIXES: list

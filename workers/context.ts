@@ -35,7 +35,7 @@ export interface WorkerContext {
   readonly quotas: Quotas;
   readonly pools: Pools;
   readonly strays: Strays;
-  /** As `strays` told it at the start. */
+  /** As `strays` told it last: another once Redis has lost all its data. */
   readonly origin: string;
   readonly secrets: SecretStore;
   readonly contents: ContentStore;

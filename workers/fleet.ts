@@ -83,6 +83,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const queues = createQueues(redis, config.FLEET_PREFIX);
   stack.defer(() => queues.close());
   const strays = createStrays(redis, keys);
+  await strays.origin();
   const retentionSec = config.FLEET_RETENTION_HOURS * 3_600;
   const channels = new Channels(() =>
     connectRedis(config.REDIS_URL).on("error", (error) => log.warn({ err: error }, "redis connection")),
@@ -98,7 +99,9 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     quotas: createQuotas(redis, keys),
     pools: createPools(redis, keys),
     strays,
-    origin: await strays.origin(),
+    get origin() {
+      return strays.lastOrigin();
+    },
     secrets: createSecretStore(redis, keys, config.FLEET_SECRET_KEY),
     contents: createContentStore(keys, config.FLEET_SECRET_KEY),
     shellInputs: createShellInputs(keys, config.FLEET_SECRET_KEY),

@@ -28,6 +28,9 @@ export interface Metrics {
   gateDecided(outcome: string): void;
   gateWoke(): void;
   leftToNewer(): void;
+  /** `action`: what the reconcile did, such as `removed`, to how many. */
+  reconciled(action: string, count: number): void;
+  roundEnded(seconds: number): void;
 }
 
 export function createMetrics(): Metrics {
@@ -88,6 +91,18 @@ export function createMetrics(): Metrics {
     help: "Times that this process left an operation of a newer version to newer workers.",
     registers,
   });
+  const reconciled = new Counter({
+    name: "fleet_reconcile_actions_total",
+    help: "What the reconcile did about differences between PVE and the records.",
+    labelNames: ["action"],
+    registers,
+  });
+  const rounds = new Histogram({
+    name: "fleet_reconcile_round_duration_seconds",
+    help: "Duration of a round of the reconcile, its removals included.",
+    buckets: SECONDS,
+    registers,
+  });
   return {
     registry,
     operationEnded({ kind, code, node = "", acceptedAt, timings }) {
@@ -103,5 +118,7 @@ export function createMetrics(): Metrics {
     gateDecided: (outcome) => decisions.inc({ outcome }),
     gateWoke: () => wakes.inc(),
     leftToNewer: () => newer.inc(),
+    reconciled: (action, count) => reconciled.inc({ action }, count),
+    roundEnded: (seconds) => rounds.observe(seconds),
   };
 }

@@ -167,6 +167,8 @@ function toDetail(event: FleetEvent, paint: Paint): string {
     }
     case "sandbox.updated":
       return event.data.fields.join(", ");
+    case "container.removed":
+      return `${event.data.vmid} on ${event.data.node}: ${event.data.reason}`;
     case "operation.accepted":
       return event.data.kind;
     case "operation.failed":

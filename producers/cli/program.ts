@@ -18,6 +18,7 @@ import { addPool } from "./commands/pool.ts";
 import { addProvision } from "./commands/provision.ts";
 import { addProxy } from "./commands/proxy.ts";
 import { addQuota } from "./commands/quota.ts";
+import { addReconcile } from "./commands/reconcile.ts";
 import { addShell } from "./commands/shell.ts";
 import { addSnapshot } from "./commands/snapshot.ts";
 import { addTemplate } from "./commands/template.ts";
@@ -78,6 +79,7 @@ function createProgram(cli: Cli): Command {
   addEvents(program, cli);
   addNodes(program, addNode(program, cli), cli);
   addCapacity(program, cli);
+  addReconcile(program, cli);
   addQuota(program, cli);
   addPool(program, cli);
   addWebhooks(program, cli);

@@ -56,6 +56,13 @@ export const FleetEventSchema = z.discriminatedUnion("type", [
     operation: OperationId,
     data: z.object({ fields: z.array(z.string()) }),
   }),
+  /** A container that no record owned, by the stamp that it carried. */
+  z.object({
+    type: z.literal("container.removed"),
+    ...base,
+    operation: OperationId,
+    data: z.object({ node: z.string(), vmid: z.number(), reason: z.string() }),
+  }),
 ]);
 export type FleetEvent = z.output<typeof FleetEventSchema>;
 export type FleetEventType = FleetEvent["type"];

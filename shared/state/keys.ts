@@ -29,11 +29,11 @@ export interface Keys {
   readonly adopted: string;
   /** When a worker last wrote (`at`), to which server. */
   readonly pulse: string;
-  /** Times from which on Redis may have lost writes. */
+  /** From when to when Redis may have lost writes. */
   readonly losses: string;
   /** An id that the first worker made up: the same for as long as Redis keeps its data. */
   readonly origin: string;
-  /** VMIDs of containers with our stamp that no record owns, and since when they are known. */
+  /** VMIDs of containers that no record owns, and what is known of them: see `Quarantined`. */
   readonly strays: string;
   /**
    * Sandboxes whose stamp in PVE is to follow their record: whoever changes services, TTL, metadata, team, instance id,
@@ -115,6 +115,9 @@ export interface Keys {
   poolCounts(template: string): string;
   /** Hash of API keys by id: see `api-keys.ts`. */
   readonly apiKeys: string;
+  /** Ids of what operators asked of the clockwork, oldest first: see `errands.ts`. */
+  readonly errands: string;
+  errand(id: string): string;
   /** Hash of webhook targets by name: see `webhooks.ts`. */
   readonly webhooks: string;
 }
@@ -190,6 +193,8 @@ export function createKeys(prefix: string): Keys {
     poolReady: (template) => key("pool-ready", template),
     poolCounts: (template) => key("pool-counts", template),
     apiKeys: key("api-keys"),
+    errands: key("errands"),
+    errand: (id) => key("errand", id),
     webhooks: key("webhooks"),
   };
 }

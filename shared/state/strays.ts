@@ -4,7 +4,7 @@
  */
 import { randomUUID } from "node:crypto";
 import { z } from "zod";
-import type { NodeName, OperationId, SandboxId, Vmid } from "../ids.ts";
+import { NodeName, OperationId, SandboxId, TeamId, Vmid } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript, type Script } from "../redis/script.ts";
 import type { Keys } from "./keys.ts";
@@ -13,20 +13,23 @@ import { withPrelude, withQuotas } from "./scripts.ts";
 /** Who has leased the VMID of a stray while it is removed, so that no provision gets it meanwhile. */
 export const STRAY = "stray";
 
+/** A beat of ours that Redis does not know any more, this long before its last one: it was given other data. */
+const SET_BACK_MS = 10_000;
+
 /**
- * Writes the time down; on a server other than the one of the last beat, notes that writes since then may be missing.
- * ARGV: now.
+ * Writes the time down; on a server other than the one of the last beat, or with data from before this process' last beat,
+ * notes that writes since then may be missing. ARGV: now, this process' last beat or 0, an id to be `origin` → origin.
  */
 const BEAT = withPrelude(`
 local server = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or 'one'
 local known, alive = unpack(redis.call('HMGET', P..':pulse', 'server', 'at'))
-if known and known ~= server then
-  redis.call('LPUSH', P..':losses', alive)
+if known and (known ~= server or tonumber(ARGV[3]) - alive > ${SET_BACK_MS}) then
+  redis.call('LPUSH', P..':losses', alive..' '..ARGV[2])
   redis.call('LTRIM', P..':losses', 0, 99)
-  redis.call('HSET', P..':pulse', 'lostAt', ARGV[2])
 end
 redis.call('HSET', P..':pulse', 'server', server, 'at', ARGV[2])
-return 'ok'
+redis.call('SET', P..':origin', ARGV[4], 'NX')
+return redis.call('GET', P..':origin')
 `);
 
 /**
@@ -77,54 +80,104 @@ redis.call('HSETNX', P..':vmids', ARGV[2], '${STRAY}')
 return redis.call('HGET', P..':vmids', ARGV[2]) == '${STRAY}' and 1 or 0
 `);
 
-/** ARGV: VMID. */
+/** ARGV: VMID, then for one that was removed: now, operation, sandbox, team, event JSON. */
 const FORGET = withPrelude(`
 if redis.call('HGET', P..':vmids', ARGV[2]) == '${STRAY}' then redis.call('HDEL', P..':vmids', ARGV[2]) end
-redis.call('HDEL', P..':strays', ARGV[2])
+if redis.call('HDEL', P..':strays', ARGV[2]) == 1 and ARGV[3] then
+  emit('container.removed', ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7])
+end
 return 'ok'
 `);
+
+/** A container in quarantine: it stands in the fleet's range and pool, and no sandbox has leased its VMID. */
+export const Quarantined = z.object({
+  node: NodeName,
+  name: z.string().optional(),
+  /** ms since the epoch. */
+  since: z.number(),
+  /** Not looked at before. */
+  lookAt: z.number(),
+  /** What was found by the last look; absent before the first. `reason` is for people. */
+  verdict: z.enum(["wait", "remove", "later", "keep", "stranger"]).optional(),
+  reason: z.string().optional(),
+  operation: OperationId.optional(),
+  sandbox: SandboxId.optional(),
+  team: TeamId.optional(),
+});
+export type Quarantined = z.output<typeof Quarantined>;
+
+/** From when to when (ms) what was written may be missing: the last beat before, and the first after. */
+export interface Loss {
+  from: number;
+  until: number;
+}
+
+const Losses = z.array(
+  z.string().transform((text): Loss => {
+    const [from = 0, until = from] = text.split(" ").map(Number);
+    return { from, until };
+  }),
+);
 
 export interface Strays {
   /** To be called every second or so. */
   beat(): Promise<void>;
-  /** Times (ms) from which on writes may be missing, newest first; at most 100. */
-  losses(): Promise<number[]>;
+  /** Newest first; at most 100. */
+  losses(): Promise<Loss[]>;
   /** Tells what was accepted in this Redis from what another fleet of the same prefix accepted in its own. */
   origin(): Promise<string>;
-  /** When it was last noticed (ms) that writes may be missing. */
-  lostAt(): Promise<number | undefined>;
+  /** The same as of the last beat, or of the last call of `origin`. */
+  lastOrigin(): string;
+  /** Those in quarantine, by VMID. */
+  list(): Promise<Map<Vmid, Quarantined>>;
+  /** Puts it into quarantine, or notes what was found out about it. */
+  note(vmid: Vmid, entry: Quarantined): Promise<void>;
   /** Takes the VMID of a stray on the list, before it is removed; false when it is somebody's, or no stray any more. */
   lease(vmid: Vmid): Promise<boolean>;
-  /** It is gone, or has an owner again: off the list, and its VMID free. */
-  forget(vmid: Vmid): Promise<void>;
+  /** It is gone, or has an owner again: off the list, and its VMID free. With `removed` an event tells that we removed it. */
+  forget(vmid: Vmid, removed?: Removed): Promise<void>;
   /** Whether the provision took the container over. */
   adopt(stamp: { operation: OperationId; sandbox: SandboxId }, place: { node: NodeName; vmid: Vmid }): Promise<boolean>;
+}
+
+export interface Removed {
+  operation: OperationId;
+  sandbox: SandboxId;
+  team: TeamId;
+  node: NodeName;
+  reason: string;
 }
 
 export function createStrays(redis: RedisConnection, keys: Keys, now: () => number = Date.now): Strays {
   const run = (script: Script, ...args: (string | number)[]) =>
     runScript(redis, script, [keys.open], [keys.prefix, ...args]);
+  let lastBeat = 0;
+  let lastOrigin = "";
   return {
     async beat() {
-      await run(BEAT, now());
+      const at = now();
+      lastOrigin = z.string().parse(await run(BEAT, at, lastBeat, randomUUID()));
+      lastBeat = at;
     },
-    losses: async () =>
-      z.coerce
-        .number()
-        .array()
-        .parse(await redis.lrange(keys.losses, 0, -1)),
+    losses: async () => Losses.parse(await redis.lrange(keys.losses, 0, -1)),
     async origin() {
       await redis.set(keys.origin, randomUUID(), "NX");
-      return z.string().parse(await redis.get(keys.origin));
+      lastOrigin = z.string().parse(await redis.get(keys.origin));
+      return lastOrigin;
     },
-    lostAt: async () =>
-      z.coerce
-        .number()
-        .optional()
-        .parse((await redis.hget(keys.pulse, "lostAt")) ?? undefined),
+    lastOrigin: () => lastOrigin,
+    async list() {
+      const entries = Object.entries(await redis.hgetall(keys.strays));
+      return new Map(entries.map(([vmid, json]) => [Vmid.parse(Number(vmid)), Quarantined.parse(JSON.parse(json))]));
+    },
+    async note(vmid, entry) {
+      await redis.hset(keys.strays, vmid, JSON.stringify(entry));
+    },
     lease: async (vmid) => (await run(LEASE, vmid)) === 1,
-    async forget(vmid) {
-      await run(FORGET, vmid);
+    async forget(vmid, removed) {
+      if (removed === undefined) return void (await run(FORGET, vmid));
+      const { operation, sandbox, team, ...data } = removed;
+      await run(FORGET, vmid, now(), operation, sandbox, team, JSON.stringify({ ...data, vmid }));
     },
     adopt: async ({ operation, sandbox }, { node, vmid }) =>
       (await run(ADOPT, operation, sandbox, node, vmid, now())) === 1,

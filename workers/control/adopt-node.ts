@@ -54,7 +54,7 @@ function begin(context: WorkerContext, server: string) {
 
 async function adopt(context: WorkerContext, node: NodeName, server: string): Promise<void> {
   const call = { signal: AbortSignal.timeout(DEADLINE_MS) };
-  const { strays } = await findStrays(context, await listOwnRange(context, node, call), call);
+  const strays = await findStrays(context, await listOwnRange(context, node, call), call);
   for (const { place, stamp } of strays) {
     if (await context.strays.adopt(stamp, place))
       context.log.warn({ ...place, operation: stamp.operation }, "container that Redis forgot goes to its provision");

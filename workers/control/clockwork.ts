@@ -10,6 +10,7 @@ import { retireWebhooks } from "../webhooks/retire.ts";
 import { admitWaiting } from "./admit.ts";
 import { closeAbandoned, settleBatches } from "./batches.ts";
 import { settleBranches } from "./branches.ts";
+import { runErrands } from "./errands.ts";
 import { evictFromBadNodes } from "./evict.ts";
 import { expireSandboxes } from "./expire.ts";
 import { expireSnapshots } from "./expire-snapshots.ts";
@@ -18,8 +19,8 @@ import { withLock } from "./lock.ts";
 import { destroyMissing } from "./missing.ts";
 import { tendPools } from "./pools.ts";
 import { reapSlots } from "./reap-slots.ts";
-import { reconcile } from "./reconcile.ts";
 import { restamp } from "./restamp.ts";
+import { reconcile } from "./round.ts";
 import { sweepOperations } from "./sweep.ts";
 
 interface Task {
@@ -52,7 +53,8 @@ const TASKS = {
     },
   },
   reap: { everyMs: 5_000, run: reapSlots },
-  reconcile: { everyMs: 5_000, run: reconcile },
+  reconcile: { everyMs: 5_000, run: (context, signal) => reconcile(context, { signal }) },
+  errands: { everyMs: 1_000, run: runErrands },
   restamp: { everyMs: 2_000, run: restamp },
   pools: { everyMs: 2_000, run: tendPools },
   missing: { everyMs: 5_000, run: destroyMissing },

@@ -16,7 +16,7 @@ const STANDING: ReadonlySet<SandboxState> = new Set<SandboxState>(["running", "s
 
 export async function destroyMissing(context: WorkerContext, signal: AbortSignal): Promise<void> {
   const { redis, keys, store, strays, pve } = context;
-  const lostAt = await strays.lostAt();
+  const lostAt = (await strays.losses())[0]?.until;
   if (lostAt === undefined || Date.now() - lostAt > WATCH_MS) return;
   const leases = Object.entries(await redis.hgetall(keys.vmids)).filter(([, holder]) => holder !== STRAY);
   const guests = await pve.clusterResources({ type: "vm" }, { signal });

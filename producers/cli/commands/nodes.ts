@@ -1,6 +1,5 @@
 /** What the nodes do, and taking them out of use. */
 import { hostname, userInfo } from "node:os";
-import { createInterface } from "node:readline/promises";
 import type { Command } from "commander";
 import { FleetError } from "../../../shared/errors.ts";
 import type { NodeRest } from "../../index.ts";
@@ -9,6 +8,7 @@ import { EXIT } from "../exit-codes.ts";
 import { collect, parseDurationMs, parseLimit, parseRatio } from "../parse-values.ts";
 import type { Cli, GlobalOptions, Session } from "../session.ts";
 import { formatTable, toPrintable } from "../terminal.ts";
+import { isAgreedTo } from "./agree.ts";
 import { withoutUndefined } from "./shared-options.ts";
 
 const LS = "List the nodes: BUSY counts heavy operations that run now, QUEUE and EXEC jobs as active/waiting.";
@@ -191,19 +191,14 @@ function toList({ sandboxes }: NodeRest, { terminal }: Session): string {
   );
 }
 
-/** Asks where somebody can answer; else only --yes agrees. */
-async function isAgreed(session: Session, node: string, rest: NodeRest, { yes }: DrainOptions): Promise<boolean> {
-  const { terminal, json, interrupt } = session;
-  if (yes === true || rest.sandboxes.length === 0) return true;
-  if (json || !terminal.watched || !process.stdin.isTTY) {
-    throw new FleetError(
-      "invalid_input",
-      `${node} is cordoned; give --yes to have its ${rest.sandboxes.length} sandboxes destroyed`,
-      { facts: { fields: ["yes"], sandboxes: rest.sandboxes.map(({ id }) => id) } },
-    );
-  }
-  using ask = createInterface({ input: process.stdin, output: process.stderr });
-  const question = `Destroy these ${rest.sandboxes.length} on ${node}? [y/N] `;
-  const answer = await ask.question(question, { signal: interrupt }).catch(() => ""); // Ctrl-C
-  return /^y(es)?$/i.test(answer.trim());
+/** An empty node needs nobody's word. */
+async function isAgreed(session: Session, node: string, rest: NodeRest, options: DrainOptions): Promise<boolean> {
+  const count = rest.sandboxes.length;
+  if (count === 0) return true;
+  const without = new FleetError(
+    "invalid_input",
+    `${node} is cordoned; give --yes to have its ${count} sandboxes destroyed`,
+    { facts: { fields: ["yes"], sandboxes: rest.sandboxes.map(({ id }) => id) } },
+  );
+  return isAgreedTo(session, `destroy these ${count} on ${node}?`, options, without);
 }

@@ -175,14 +175,15 @@ test("a round of the reconcile that slept takes no VMID that another has settled
   const { redis, keys } = await startFleet({ workers: "none" });
   const strays = createStrays(redis, keys);
   const vmid = Vmid.parse(20_001);
-  await redis.hset(keys.strays, vmid, Date.now());
+  const entry = { node: NodeName.parse("pve1"), since: Date.now(), lookAt: Date.now() };
+  await strays.note(vmid, entry);
   expect(await strays.lease(vmid)).toBe(true);
   expect(await strays.lease(vmid)).toBe(true); // after a failure, in the next round
   await strays.forget(vmid);
   expect(await strays.lease(vmid)).toBe(false);
   expect(await redis.exists(keys.vmids, keys.strays)).toBe(0);
   await redis.hset(keys.vmids, vmid, "sbx_somebody");
-  await redis.hset(keys.strays, vmid, Date.now());
+  await strays.note(vmid, entry);
   expect(await strays.lease(vmid)).toBe(false);
   await redis.del(keys.vmids, keys.strays);
 });

@@ -2,6 +2,7 @@
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
 import { NodeName, Vmid } from "../../../shared/ids.ts";
 import { slotOf } from "../../../shared/state/slots.ts";
+import { createStrays } from "../../../shared/state/strays.ts";
 import { clearStaleLock } from "../../../workers/sandbox/stale-lock.ts";
 import { type Bed, containerOf, provisionOne, run, startBed, until, within } from "./harness.ts";
 
@@ -39,7 +40,8 @@ test("a clone that comes after its sandbox's end is removed, a restored backup i
   restore(late.vmid, withOtherMac(late.config));
   restore(restored.vmid, restored.config);
   await until(() => containerOf(bed, late.vmid) === undefined, "the removal of the late clone", 30_000);
-  const left = async () => Number(await bed.redis.hget(bed.keys.strays, String(restored.vmid))) < 0;
+  const strays = createStrays(bed.redis, bed.keys);
+  const left = async () => (await strays.list()).get(Vmid.parse(restored.vmid))?.verdict === "later";
   await until(left, "the word that it is left", 30_000);
   expect(containerOf(bed, restored.vmid)).toBeDefined();
   bed.pve.faults.vanish(restored.vmid);

@@ -2,7 +2,7 @@
 import { expect, test } from "vitest";
 import { NodeName, newOperationId, newSandboxId, TeamId, Vmid } from "../../../shared/ids.ts";
 import type { OperationRecord, SandboxRecord, SandboxState } from "../../../shared/state/records.ts";
-import { judge, type Memory, type Verdict } from "../../../workers/control/reconcile.ts";
+import { judge, type Memory, type Verdict } from "../../../workers/control/judge.ts";
 import type { LxcConfig } from "../../../workers/pve/api.ts";
 
 const place = { node: NodeName.parse("pve1"), vmid: Vmid.parse(20_001) };
@@ -38,8 +38,13 @@ const sandboxOf = (state: SandboxState, at: Partial<typeof place> = {}): Sandbox
 });
 const operationOf = (status: OperationRecord["status"]) => ({ status }) as OperationRecord; // judged by its status alone
 
-/** What Redis tells. */
-const known = (losses: number[], more: Partial<Memory> = {}) => ({ losses, origin: "here", retentionMs, ...more });
+/** What Redis tells: it was away from then on, for some seconds. */
+const known = (losses: number[], more: Partial<Memory> = {}, awayMs = 5_000) => ({
+  losses: losses.map((from) => ({ from, until: from + awayMs })),
+  origin: "here",
+  retentionMs,
+  ...more,
+});
 
 test.each<[string, SandboxRecord | null, OperationRecord["status"] | null, number[] | Memory, Verdict]>([
   ["its record lost its lease only", sandboxOf("running", place), "succeeded", [], "own"],
@@ -60,13 +65,13 @@ test.each<[string, SandboxRecord | null, OperationRecord["status"] | null, numbe
     [],
     "remove",
   ],
-  ["its record lost where it stands", sandboxOf("running", { node: place.node }), "succeeded", [], "leave"],
+  ["its record lost where it stands", sandboxOf("running", { node: place.node }), "succeeded", [], "keep"],
   [
     "its sandbox has been destroyed, and a backup of it restored",
     { ...sandboxOf("destroyed", place), hwaddr: MAC },
     "succeeded",
     [],
-    "leave",
+    "later",
   ],
   [
     "a clone that came late, when its sandbox had been made and destroyed",
@@ -75,25 +80,34 @@ test.each<[string, SandboxRecord | null, OperationRecord["status"] | null, numbe
     [],
     "remove",
   ],
-  ["accepted elsewhere, by a fleet of the same prefix", null, null, known([AT - 500], { origin: "there" }), "leave"],
-  ["accepted in a lost second of long ago", null, null, known([AT - 500], { retentionMs: 60_000 }), "leave"],
-  ["nothing is known of it, and nothing was lost", null, null, [], "leave"],
+  ["accepted elsewhere, by a fleet of the same prefix", null, null, known([AT - 500], { origin: "there" }), "keep"],
+  ["accepted in a lost second of long ago", null, null, known([AT - 500], { retentionMs: 60_000 }), "later"],
+  ["accepted after the copy from which Redis was restored", null, null, known([AT - 60_000], {}, 120_000), "keep"],
+  ["accepted right after that copy, which is hours old", null, null, known([AT - 500], {}, 7_200_000), "keep"],
+  ["nothing is known of it, and nothing was lost", null, null, [], "later"],
   ["accepted in a lost second", null, null, [AT - 90_000, AT - 500], "remove"],
   ["accepted just before the last beat", null, null, [AT + 900], "remove"],
-  ["accepted long before a loss: an old one, or a restored backup", null, null, [AT + 60_000], "leave"],
-  ["accepted long after a loss", null, null, [AT - 60_000], "leave"],
+  ["accepted long before a loss: an old one, or a restored backup", null, null, [AT + 60_000], "later"],
+  ["accepted long after a loss", null, null, [AT - 60_000], "later"],
 ])("%s", (_, sandbox, status, lost, verdict) => {
   const operation = status === null ? null : operationOf(status);
   const memory = Array.isArray(lost) ? known(lost) : lost;
-  expect(judge({ place, stamp, config }, { operation, sandbox }, memory, now)).toBe(verdict);
+  expect(judge({ place, stamp, config }, { operation, sandbox }, memory, now).verdict).toBe(verdict);
 });
 
 test.each<[string, SandboxRecord | null, number[], Verdict]>([
-  ["accepted in a lost second", null, [AT - 500], "leave"],
-  ["its sandbox has been destroyed, or was never taken in to the end", sandboxOf("failed", place), [], "leave"],
-  ["its sandbox stands elsewhere", sandboxOf("running", { ...place, vmid: Vmid.parse(20_002) }), [], "leave"],
+  ["accepted in a lost second", null, [AT - 500], "keep"],
+  ["its sandbox has been destroyed, or was never taken in to the end", sandboxOf("failed", place), [], "keep"],
+  ["its sandbox stands elsewhere", sandboxOf("running", { ...place, vmid: Vmid.parse(20_002) }), [], "keep"],
   ["its record lost its lease only", sandboxOf("running", place), [], "own"],
 ])("one that was adopted is never removed: %s", (_, sandbox, losses, verdict) => {
   const adopted = { place, stamp: { ...stamp, adopted: true as const }, config };
-  expect(judge(adopted, { operation: null, sandbox }, known(losses), now)).toBe(verdict);
+  expect(judge(adopted, { operation: null, sandbox }, known(losses), now).verdict).toBe(verdict);
+});
+
+test("a template is never removed, whatever is known of it", () => {
+  const template = { place, stamp, config: { ...config, template: true } };
+  expect(judge(template, { operation: null, sandbox: sandboxOf("destroyed", place) }, known([AT]), now).verdict).toBe(
+    "keep",
+  );
 });
