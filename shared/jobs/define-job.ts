@@ -31,6 +31,8 @@ export interface JobSpec<Input extends z.ZodType = z.ZodType, Output extends z.Z
   frees?: true | Readonly<Record<string, readonly string[]>>;
   /** While it is open, and for `idleSeconds` after its end, its sandbox is not idle. */
   uses?: true;
+  /** What it sends to its container must not be sent twice, unless this field of its input is true. */
+  onceUnless?: string;
   /** Names of input fields that are sealed in Redis and never stored with the record. */
   secret?: readonly string[];
 }

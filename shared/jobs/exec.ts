@@ -51,6 +51,7 @@ export const exec = defineJob({
   }),
   queue: "exec",
   uses: true,
+  onceUnless: "idempotent",
   quotas: "execs",
   attempts: 6,
   timeoutMs: 87_000_000,

@@ -152,7 +152,16 @@ export interface Sealed {
 }
 
 export type Claim =
-  | { outcome: "claimed"; writer: Writer; operation: OperationRecord; sandbox: SandboxRecord; sealed: Sealed }
+  | {
+      outcome: "claimed";
+      writer: Writer;
+      /** Without a step that the claim itself has recorded. */
+      operation: OperationRecord;
+      sandbox: SandboxRecord;
+      sealed: Sealed;
+      /** It is on record as sent already: nothing is left to do before that. */
+      sent: boolean;
+    }
   | { outcome: "ended"; operation: OperationRecord }
   | { outcome: "unknown" }
   /** It is at the end of the line now, and needs a job there. */
@@ -273,7 +282,7 @@ function canonical(value: unknown): string {
 const InspectReply = z.tuple([z.string(), z.number(), z.array(z.tuple([OperationId, z.enum(["jobless", "parked"])]))]);
 /** Operations that are looked at in one step. */
 const INSPECTED = 500;
-const SealedReply = z.tuple([z.string().nullable(), z.string().nullable()]);
+const SealedReply = z.tuple([z.string().nullable(), z.string().nullable(), z.number()]);
 const AcceptReply = z.tuple([z.string(), OperationId, SandboxId], z.string());
 
 export function createOperationStore(redis: RedisConnection, keys: Keys, options: StoreOptions): OperationStore {
@@ -312,13 +321,14 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
       if (outcome === "claimed") {
         const record = decodeOperation(toHash(operation));
         const writer = { id, fence, revision: record.revision };
-        const [own, owner] = SealedReply.parse(sealed);
+        const [own, owner, sent] = SealedReply.parse(sealed);
         return {
           outcome,
           writer,
-          operation: record,
+          operation: sent === 1 ? { ...record, step: undefined } : record,
           sandbox: decodeSandbox(toHash(sandbox)),
           sealed: { operation: own, sandbox: owner },
+          sent: sent === 1,
         };
       }
       if (outcome === "ended") return { outcome, operation: decodeOperation(toHash(operation)) };
@@ -576,7 +586,7 @@ const PRIORITY = { interactive: 1, batch: 2, pool: 3 };
 
 /** What does not depend on which operation it becomes: the script adds the ids. */
 function toAcceptArgs(request: ItemGroup["request"], now: number, keyring: readonly Buffer[]) {
-  const spec = jobs[request.kind];
+  const spec: JobSpec = jobs[request.kind];
   const lane = request.newSandbox?.pool == null ? (request.batch ? "batch" : "interactive") : "pool";
   const hashes = hashInput(request.kind, request.input, request.secrets, keyring);
   const priority = spec.queue !== "place" ? 0 : PRIORITY[lane];
@@ -610,6 +620,7 @@ function toAcceptArgs(request: ItemGroup["request"], now: number, keyring: reado
     trace: request.trace,
     hashes,
     uses: spec.uses === true,
+    once: spec.onceUnless !== undefined && AnyFields.safeParse(request.input).data?.[spec.onceUnless] !== true,
     instance: request.newSandbox?.instanceId,
     ttl: toAskedTtl(request),
     now,

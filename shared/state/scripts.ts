@@ -539,6 +539,7 @@ set('class', r.class)
 set('idempotency', idem)
 set('batch', batch)
 set('item', batch and r.item.index)
+set('once', r.once and 1)
 set('parked', line and 1 or 0)
 set('order', line)
 set('waitingFor', line and EARLIER)
@@ -624,12 +625,9 @@ flush()
 return out
 `);
 
-/**
- * ARGV: id, fence, job, now, lock key, lock token, lock ms → [outcome] or ['claimed', operation hash, sandbox hash, what is
- * sealed for each of them].
- * `again`: it needs another job, behind those that are ready.
- * BullMQ's lock is checked and renewed in the same step, so a run that slept past its lock can't claim over its successor.
- */
+/** Of a command with its input: however it is quoted, it fits into one argument. */
+const AT_ONCE_BYTES = 30_000;
+
 /** What this version knows: kinds, with how new an operation of each may be, and states of sandboxes. */
 const KNOWN = `
 local VERSIONS = {${Object.entries<JobSpec>(jobs)
@@ -638,6 +636,12 @@ local VERSIONS = {${Object.entries<JobSpec>(jobs)
 local STATES = ${luaSet(SANDBOX_STATES)}
 `;
 
+/**
+ * ARGV: id, fence, job, now, lock key, lock token, lock ms → [outcome] or ['claimed', operation hash, sandbox hash, what is
+ * sealed for each of them, 1 where it is on record as sent from here on].
+ * `again`: it needs another job, behind those that are ready.
+ * BullMQ's lock is checked and renewed in the same step, so a run that slept past its lock can't claim over its successor.
+ */
 export const CLAIM = withPrelude(`${KNOWN}
 local id, fence, job, now, lock = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 if lock ~= '' then
@@ -645,21 +649,20 @@ if lock ~= '' then
   redis.call('PEXPIRE', lock, ARGV[8])
 end
 local key = opKey(id)
-local status, current, parked, batch = unpack(redis.call('HMGET', key, 'status', 'job', 'parked', 'batch'))
+local status, current, parked, batch, holder, kind, version, sandbox, lane, queue, step, abort, once =
+  unpack(redis.call('HMGET', key, 'status', 'job', 'parked', 'batch', 'fence', 'kind', 'version', 'sandbox', 'lane', 'queue', 'step', 'abort', 'once'))
 if not status then return {'unknown'} end
 if ENDED[status] then return {'ended', redis.call('HGETALL', key)} end
 if job ~= '' and current ~= job then return {'stale'} end
 -- Without a job only what stands still may be claimed: parked, or nothing begun.
-if job == '' and parked ~= '1' and redis.call('HEXISTS', key, 'step') == 1 then return {'stale'} end
-local kind, version, sandbox = unpack(redis.call('HMGET', key, 'kind', 'version', 'sandbox'))
-local state = redis.call('HGET', sbxKey(sandbox), 'state')
+if job == '' and parked ~= '1' and step then return {'stale'} end
+local state, node, address = unpack(redis.call('HMGET', sbxKey(sandbox), 'state', 'node', 'address'))
 if (VERSIONS[kind] or 0) < tonumber(version or 1) or (state and not STATES[state]) then
   redis.call('HSET', key, 'waitingFor', 'a newer worker')
   return {'newer', kind, version or '1', state or ''}
 end
 -- Back from aside, or from a node, it waits for a turn first: many that come back together would take one after the other.
-local lane, queue = unpack(redis.call('HMGET', key, 'lane', 'queue'))
-if lane and queue == 'place' and job ~= '' and redis.call('HEXISTS', key, 'step') + redis.call('HEXISTS', key, 'abort') == 0 then
+if lane and queue == 'place' and job ~= '' and not step and not abort then
   local had, has = hasTurn(id), standInLine(id)
   if not had and (not has or othersWait(key)) then
     redis.call('HSET', key, 'job', id..'.'..redis.call('HINCRBY', key, 'seq', 1))
@@ -670,7 +673,10 @@ redis.call('HSET', key, 'fence', fence)
 redis.call('HINCRBY', key, 'revision', 1)
 if batch then
   local stop, reason = unpack(redis.call('HMGET', batchKey(batch), 'stop', 'reason'))
-  if stop and (status == 'queued' or stop ~= 'stop') then redis.call('HSETNX', key, 'abort', reason) end
+  if stop and (status == 'queued' or stop ~= 'stop') then
+    redis.call('HSETNX', key, 'abort', reason)
+    abort = reason
+  end
 end
 -- Waiting for a node is no run: it counts neither as a crash nor against the time limit.
 if queue ~= 'place' then
@@ -679,8 +685,16 @@ if queue ~= 'place' then
   redis.call('HSETNX', key, 'startedAt', now)
   redis.call('HDEL', key, 'waitingFor')
 end
+local own = redis.call('GET', P..':secret:'..id)
+-- A command that must not be sent twice is on record as sent from here on where nothing is left to do before it is: it
+-- stands in the queue of its node, its address is known, and what it says needs no files. The same claim again, after a
+-- lost reply, has recorded that itself.
+local fresh = once and job ~= '' and not abort and (not step or holder == fence or not string.find(step, '"sent"', 1, true))
+local sends = fresh and state == 'running' and node and address and queue == 'exec-'..node
+  and redis.call('HSTRLEN', key, 'input') + (own and #own or 0) < ${AT_ONCE_BYTES}
+if sends then redis.call('HSET', key, 'step', '{"name":"sent","at":'..now..'}') end
 return {'claimed', redis.call('HGETALL', key), redis.call('HGETALL', sbxKey(sandbox)),
-  redis.call('GET', P..':secret:'..id), redis.call('GET', P..':secret:'..sandbox)}
+  own, redis.call('GET', P..':secret:'..sandbox), sends and 1 or 0}
 `);
 
 /** Adds to a write what follows from the sandbox as it stands, so that two at once lose nothing; false: too much metadata. */

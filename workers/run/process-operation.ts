@@ -79,6 +79,7 @@ export async function processOperation(
     operation: claim.operation,
     sandbox: claim.sandbox,
     sealed: claim.sealed,
+    sent: claim.sent,
   });
   const { claims, attempts, step, team, batch } = run.operation;
   annotate({
@@ -173,6 +174,7 @@ async function fail(
   );
   switch (decision.next) {
     case "yield":
+      if (error.code === "shutting_down") await run.unsend();
       return yieldJob(error, carrier);
     case "replace":
       return replace(run, handler, error, decision.delayMs);

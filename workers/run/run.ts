@@ -64,6 +64,8 @@ export interface Run<N extends JobName = JobName> extends AsyncDisposable {
   leaveSource(): Promise<OperationId[]>;
   /** Records what is begun, before it is begun. */
   begin(step: string, write?: Write & { open?: boolean; upid?: string; node?: NodeName }): Promise<void>;
+  /** Takes back what the claim recorded as sent, where that was not begun. */
+  unsend(): Promise<void>;
   /**
    * The step's task has ended well. Not written: the next step's record says it, and until then a later run that finds
    * the step open learns the same from PVE at once.
@@ -107,6 +109,7 @@ export function startRun<N extends JobName>(
     operation: OperationRecord;
     sandbox: SandboxRecord;
     sealed: Sealed;
+    sent: boolean;
     claimedAt: number;
   },
 ): Run<N> {
@@ -220,6 +223,8 @@ export function startRun<N extends JobName>(
     await slots.release(name, writer);
   };
   const call: Call = { signal: stop.signal, guard: check };
+  /** On record, and not begun: whatever else is written first takes it back. */
+  let sentAhead = claim.sent;
   let lastWrite: Promise<unknown> = Promise.resolve();
   /** Writes build on one another, so each waits for the one before, whatever became of it. */
   const inOrder = async <T>(write: () => Promise<T>): Promise<T> => {
@@ -257,10 +262,16 @@ export function startRun<N extends JobName>(
       return sandbox;
     },
     check,
-    write: (write) =>
+    write: ({ operation: fields, ...write }) =>
       inOrder(async () => {
-        const released = await store.write(writer, { ...write, holds: [...holding] });
-        operation = { ...operation, ...withoutNulls(write.operation) };
+        const step = sentAhead ? (operation.step ?? null) : undefined;
+        const released = await store.write(writer, {
+          ...write,
+          operation: { step, ...fields },
+          holds: [...holding],
+        });
+        sentAhead = false;
+        operation = { ...operation, ...withoutNulls(fields) };
         sandbox = { ...sandbox, ...withoutNulls(write.sandbox) };
         return released;
       }),
@@ -296,8 +307,17 @@ export function startRun<N extends JobName>(
         return released;
       }),
     async begin(step, { open, upid, node, ...write } = {}) {
+      if (sentAhead && step === "sent") {
+        check();
+        sentAhead = false;
+        operation = { ...operation, step: { name: step, at: Date.now() } };
+        return;
+      }
       const record = { name: step, at: Date.now(), open, upid, node };
       await run.write({ ...write, operation: { ...write.operation, step: record } });
+    },
+    async unsend() {
+      if (sentAhead) await run.write({});
     },
     close() {
       const { step } = operation;
