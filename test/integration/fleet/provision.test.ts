@@ -1,5 +1,9 @@
 /** A provision that works: what its caller gets, and what stands in PVE afterwards. */
+import { once } from "node:events";
+import { get } from "node:http";
+import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { startDnsmasq } from "../../dnsmasq.ts";
 import { type Bed, containerOf, provisionOne, run, startBed, until } from "./harness.ts";
 
 let bed: Bed;
@@ -128,21 +132,22 @@ function cloneParams(vmid: number): Record<string, string> {
 }
 
 test("gives service URLs that answer", async () => {
-  const { sandboxId, services, address } = await provisionOne(bed.fleet, {
+  const { sandboxId, services, hostname, address } = await provisionOne(bed.fleet, {
     services: [{ name: "web", port: 8_123 }],
     setup: ["echo from-the-sandbox > index.html"],
   });
   const serve = `${process.execPath} -e 'require("http").createServer((q,r)=>r.end(require("fs").readFileSync("index.html"))).listen(8123,process.env.SANDBOX_ADDRESS)'`;
   await run(bed.fleet, "exec", { sandboxId, command: `nohup ${serve} >/dev/null 2>&1 &` });
-  const url = services[0]?.level === "lan_address" ? services[0].url : `http://${address}:8123`;
-  const body = await until(
-    () =>
-      fetch(url).then(
-        (reply) => reply.text(),
-        () => null,
-      ),
-    `an answer at ${url}`,
-  );
+  const { url = "", level } = services[0] ?? {};
+  expect([level, url]).toEqual(["lan_name", `http://${hostname}.lan:8123`]);
+  // The DNS server of a LAN knows the names of its DHCP clients.
+  await using dnsmasq = await startDnsmasq({ [`${hostname}.lan`]: address });
+  const look = async () => {
+    const asked = get(url, { agent: false, lookup: dnsmasq.lookup });
+    const [response] = await once(asked, "response");
+    return text(response);
+  };
+  const body = await until(() => look().catch(() => null), `an answer at ${url}`);
   expect(body.trim()).toBe("from-the-sandbox");
 });
 

@@ -12,6 +12,9 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { LINK_COOKIE } from "../../../shared/links.ts";
 import { type Gate, startGate } from "../../../workers/gate/gate.ts";
 import { type Caddy, startCaddy } from "../../caddy.ts";
+import { startDnsmasq } from "../../dnsmasq.ts";
+import { startPebble } from "../../pebble.ts";
+import { freePort } from "../../server-process.ts";
 import { type Bed, provisionOne, run, startBed, until } from "../fleet/harness.ts";
 import { type Asked, type Reply, seen, startEcho } from "./rig.ts";
 
@@ -68,8 +71,9 @@ async function fleet(words: string[], env: Record<string, string> = {}): Promise
 
 const target = (servername: string) => ({ host: "127.0.0.1", port: caddy.port, servername, ca: caddy.authority() });
 
-async function ask(host: string, { path = "/", method = "GET", headers = {}, body = "" }: Asked = {}, name = host) {
-  const sent = request({ ...target(name), path, method, agent: false, headers: { host, ...headers } });
+async function ask(host: string, asked: Asked = {}, name = host, to = target(name)) {
+  const { path = "/", method = "GET", headers = {}, body = "" } = asked;
+  const sent = request({ ...to, path, method, agent: false, headers: { host, ...headers } });
   sent.end(body);
   const [response] = await once(sent, "response");
   let text = "";
@@ -180,6 +184,24 @@ test("a stopped sandbox wakes, and the body that was on its way comes whole", as
   const body = "y".repeat(1_000_000);
   const reply = await ask(hostOf("open"), { method: "POST", body });
   expect([reply.status, seen(reply).body === body]).toEqual([200, true]);
+});
+
+test("on demand, an ACME authority certifies a host that is exposed, once it has looked there, and no other", async () => {
+  const [port, httpPort] = [await freePort(), await freePort()];
+  await using dnsmasq = await startDnsmasq({ [DOMAIN]: "127.0.0.1" });
+  await using pebble = await startPebble({ dns: dnsmasq.server, tlsPort: port, httpPort });
+  const { directory, caFile } = pebble;
+  const text = await fleet(["proxy", "caddy", "--tls", "on-demand", "--gate", new URL(gate.url).host]);
+  const global = `\thttp_port ${httpPort}\n\tacme_ca ${directory}\n\tacme_ca_root ${caFile}\n`;
+  await using _ = await startCaddy(text, SECRET, { port, global });
+  const ca = await pebble.root();
+  const at = (servername: string) => ({ host: "127.0.0.1", port, servername, ca });
+  expect((await ask(hostOf("open"), {}, "", at(hostOf("open")))).status).toBe(200);
+  await run(bed.fleet, "hide", { sandboxId: box.sandboxId, name: "open" });
+  expect((await ask(hostOf("open"), {}, "", at(hostOf("open")))).status).toBe(404);
+  for (const host of [hostOf("nobody"), "open-1.sandbox.test", `x.${hostOf("linked")}`])
+    await expect(ask(host, {}, "", at(host))).rejects.toThrow(/alert internal error|tlsv1 alert/);
+  await run(bed.fleet, "expose", { sandboxId: box.sandboxId, name: "open", port: PORT, auth: "none" });
 });
 
 test("--check finds nothing wrong, and says what is", async () => {
