@@ -55,7 +55,8 @@ function checkInput(input: BranchInput): z.output<typeof Input> {
 }
 
 function toCopy(source: SandboxRecord, snapshotId: string): JobInput<"provision"> {
-  const { team, metadata, services, ttlSeconds, ttlAction, idleSeconds, idleAction, wakeOnHttp } = source;
+  const { team, metadata, services, ttlSeconds, ttlAction, ttlExtendOnUse, idleSeconds, idleAction, wakeOnHttp } =
+    source;
   return {
     template: snapshotId,
     clone: "linked_or_full",
@@ -64,6 +65,7 @@ function toCopy(source: SandboxRecord, snapshotId: string): JobInput<"provision"
     metadata,
     services: services.map(({ name, port, auth }) => ({ name, port, auth })),
     ttlAction,
+    ttlExtendOnUse,
     idleAction,
     wakeOnHttp,
     ...(idleSeconds === undefined ? {} : { idleSeconds }),

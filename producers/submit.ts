@@ -137,9 +137,19 @@ function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, un
   const begin = { team, state: "placing" as const, createdAt: parts.now() };
   switch (kind) {
     case "provision": {
-      const { instanceId, template, metadata, ttlSeconds, ttlAction, idleSeconds, idleAction, wakeOnHttp, priority } =
-        input as ParsedInput<"provision">; // just parsed as that kind
-      const kept = { metadata, ttlSeconds, ttlAction, idleSeconds, idleAction, wakeOnHttp };
+      const {
+        instanceId,
+        template,
+        metadata,
+        ttlSeconds,
+        ttlAction,
+        ttlExtendOnUse,
+        idleSeconds,
+        idleAction,
+        wakeOnHttp,
+        priority,
+      } = input as ParsedInput<"provision">; // just parsed as that kind
+      const kept = { metadata, ttlSeconds, ttlAction, ttlExtendOnUse, idleSeconds, idleAction, wakeOnHttp };
       const given = { instanceId, template: String(template), ...kept };
       return { team, sandbox: undefined, batch: priority === "batch", newSandbox: { ...begin, ...given } };
     }

@@ -26,6 +26,7 @@ import type { WorkerContext } from "./context.ts";
 import { startAborts } from "./control/aborts.ts";
 import { settleBatch } from "./control/batches.ts";
 import { assertNodeLimits, assertPlaceLimit, startClockwork } from "./control/clockwork.ts";
+import { startExpiry } from "./control/expire.ts";
 import { createExecd } from "./exec/execd.ts";
 import { handlerOf } from "./handlers/index.ts";
 import { createCollector } from "./inventory/collect.ts";
@@ -127,6 +128,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   const live: LiveRuns = new Set();
   const workers = createQueueWorkers(context, live);
   if (works) stack.use(startAborts(context, live));
+  if (works) stack.use(startExpiry(context));
   const webhooks = works ? stack.use(await startWebhooks(context)) : null;
   if (works) {
     nodes.startProbing(

@@ -81,6 +81,9 @@ export function toSandboxRow(sandbox: SandboxRecord, now: number, paint: Paint):
 const toIdle = ({ idleSeconds = 0, idleAction }: SandboxRecord): string =>
   `${idleAction} after ${formatDuration(idleSeconds * 1_000)}`;
 
+const toEnd = ({ ttlAction, ttlExtendOnUse }: SandboxRecord, at: number): string =>
+  `${formatTime(at)} (${ttlAction}${ttlExtendOnUse ? ", later with each use" : ""})`;
+
 export function toSandboxFacts(sandbox: SandboxRecord, paint: Paint): [string, string][] {
   return [
     ["sandbox", sandbox.id],
@@ -93,7 +96,7 @@ export function toSandboxFacts(sandbox: SandboxRecord, paint: Paint): [string, s
     ["hostname", sandbox.hostname ?? NONE],
     ["address", sandbox.address ?? NONE],
     ["created", formatTime(sandbox.createdAt)],
-    ["expires", sandbox.expiresAt === undefined ? NONE : `${formatTime(sandbox.expiresAt)} (${sandbox.ttlAction})`],
+    ["expires", sandbox.expiresAt === undefined ? NONE : toEnd(sandbox, sandbox.expiresAt)],
     ["idle", sandbox.idleSeconds === undefined ? NONE : toIdle(sandbox)],
     ["wake on HTTP", sandbox.wakeOnHttp ? "yes" : "no"],
     ["operation", sandbox.operation],
@@ -169,6 +172,8 @@ function toDetail(event: FleetEvent, paint: Paint): string {
       return event.data.fields.join(", ");
     case "container.removed":
       return `${event.data.vmid} on ${event.data.node}: ${event.data.reason}`;
+    case "sandbox.expiring":
+      return paint("yellow", `${event.data.action} at ${formatTime(event.data.expiresAt)}`);
     case "operation.accepted":
       return event.data.kind;
     case "operation.failed":

@@ -35,6 +35,7 @@ export interface ProvisionOptions extends ResourceOptions {
   service?: NamedPort[];
   ttl?: number;
   ttlAction?: TtlAction;
+  ttlExtendOnUse?: boolean;
   idle?: number;
   idleAction?: IdleAction;
   wakeOnHttp?: boolean;
@@ -84,6 +85,7 @@ export function toProvisionInput(
       services: options.service,
       ttlSeconds: options.ttl,
       ttlAction: options.ttlAction,
+      ttlExtendOnUse: options.ttlExtendOnUse,
       idleSeconds: options.idle,
       idleAction: options.idleAction,
       wakeOnHttp: options.wakeOnHttp,

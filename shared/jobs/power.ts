@@ -16,6 +16,8 @@ export const power = defineJob({
     allowStop: z.boolean().default(false),
     /** For `pause` and `stop`: only where nobody has used it for so long; else nothing changes. */
     ifIdleSeconds: IdleSeconds.optional(),
+    /** For `pause` and `stop`: only where its TTL is over; else nothing changes. */
+    ifExpired: z.boolean().optional(),
     /** For shutdown and reboot: seconds that the guest gets. */
     graceSec: z.number().int().min(1).max(600).default(30),
     /** For shutdown: stop hard when the guest did not obey in time. */

@@ -111,6 +111,8 @@ export const ProvisionInput = z
     /** Seconds from `running` until `ttlAction`, and again from each start after its stop or pause; as workers are set when absent. */
     ttlSeconds: TtlSeconds.optional(),
     ttlAction: TtlAction.default("destroy"),
+    /** `ttlSeconds` count from the last request through the gate, command, transfer or start; never less than they were. */
+    ttlExtendOnUse: z.boolean().default(false),
     /** After so long without a request through the gate, a command or a transfer `idleAction` follows; absent: never. */
     idleSeconds: IdleSeconds.optional(),
     idleAction: IdleAction.default("pause"),

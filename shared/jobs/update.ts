@@ -18,15 +18,19 @@ export const update = defineJob({
       /** Only ever later: `ttlSeconds` that would end before the time that is set, or where none is set, changes nothing. */
       extend: z.boolean().default(false),
       ttlAction: TtlAction.optional(),
+      /** Whether each use moves the end to `ttlSeconds` after it. */
+      ttlExtendOnUse: z.boolean().optional(),
       /** Counted from now; null: it may be idle for ever. */
       idleSeconds: IdleSeconds.nullable().optional(),
       idleAction: IdleAction.optional(),
       wakeOnHttp: z.boolean().optional(),
     })
     .refine(
-      ({ metadata, ttlSeconds, ttlAction, idleSeconds, idleAction, wakeOnHttp }) =>
-        [metadata, ttlSeconds, ttlAction, idleSeconds, idleAction, wakeOnHttp].some((one) => one !== undefined),
-      { error: "must change something: give metadata, ttlSeconds, ttlAction, idleSeconds, idleAction or wakeOnHttp" },
+      ({ sandboxId, replaceMetadata, extend, ...changes }) => Object.values(changes).some((one) => one !== undefined),
+      {
+        error:
+          "must change something: give metadata, ttlSeconds, ttlAction, ttlExtendOnUse, idleSeconds, idleAction or wakeOnHttp",
+      },
     )
     .refine(({ metadata, replaceMetadata }) => metadata !== undefined || !replaceMetadata, {
       path: ["replaceMetadata"],
@@ -40,6 +44,7 @@ export const update = defineJob({
   output: z.object({
     metadata: Metadata,
     ttlAction: TtlAction,
+    ttlExtendOnUse: z.boolean().default(false),
     expiresAt: z.number().nullable(),
     idleSeconds: IdleSeconds.nullable().default(null),
     idleAction: IdleAction.default("pause"),

@@ -2,6 +2,7 @@
 import { z } from "zod";
 import { FleetError } from "../errors.ts";
 import { BatchId, OperationId, SandboxId, TeamId } from "../ids.ts";
+import { TtlAction } from "../jobs/fields.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import type { Keys } from "./keys.ts";
 import { SANDBOX_STATES } from "./records.ts";
@@ -48,6 +49,13 @@ export const FleetEventSchema = z.discriminatedUnion("type", [
       node: z.string().optional(),
       vmid: z.number().optional(),
     }),
+  }),
+  /** Its TTL is over soon; again where it was extended. `operation`: the one that made it. `expiresAt`: ms since the epoch. */
+  z.object({
+    type: z.literal("sandbox.expiring"),
+    ...base,
+    operation: OperationId,
+    data: z.object({ expiresAt: z.number(), action: TtlAction }),
   }),
   /** What is kept of it beside its state: `fields` of metadata, ttl, idle, wakeOnHttp. */
   z.object({

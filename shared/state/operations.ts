@@ -28,6 +28,7 @@ import {
 import {
   ABORT,
   ACCEPT,
+  ACCEPT_ALL,
   ACCEPT_ITEMS,
   ADD_OUTPUT,
   CLAIM,
@@ -173,6 +174,8 @@ export type Claim =
 export interface OperationStore {
   /** Stores an operation once. Throws `idempotency_conflict`, `quota_exceeded`, `sandbox_not_found` or `sandbox_gone`. */
   accept(request: AcceptRequest): Promise<Accepted>;
+  /** As many, in few steps; what was refused is an error in its place. */
+  acceptAll(requests: readonly AcceptRequest[]): Promise<(Accepted | FleetError)[]>;
   /** Stores items of a batch, in order and in one round trip, each once. Throws nothing that is about one item. */
   acceptItems(batch: BatchId, groups: readonly ItemGroup[]): Promise<ItemAcceptance[]>;
   /**
@@ -295,12 +298,16 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
   const keyring = options.keyring ?? [];
 
   return {
-    async accept(request) {
-      const { id, sandbox, idempotencyKey: key } = request;
-      // Hashed, since a caller's key may hold anything and becomes part of a Redis key.
-      const idempotency = key === undefined ? undefined : createHash("sha256").update(key).digest("base64url");
-      const args = { ...toAcceptArgs(request, now(), keyring), id, sandbox, idempotency };
-      return toAccepted(await run(ACCEPT, JSON.stringify(args)));
+    accept: async (request) => toAccepted(await run(ACCEPT, JSON.stringify(toOneAcceptArgs(request, now(), keyring)))),
+
+    async acceptAll(requests) {
+      const all = requests.map((request) => toOneAcceptArgs(request, now(), keyring));
+      const steps = Array.from({ length: Math.ceil(all.length / STEP) }, (_, at) => [
+        keys.prefix,
+        JSON.stringify(all.slice(at * STEP, (at + 1) * STEP)),
+      ]);
+      const replies = await runScripts(redis, ACCEPT_ALL, [keys.open], steps);
+      return replies.flat().map(toAcceptedOrNot);
     },
 
     async acceptItems(batch, groups) {
@@ -468,8 +475,14 @@ const ItemReplies = z.array(z.array(z.string()));
 
 /** Of ACCEPT's reply. Throws what it was refused for. */
 function toAccepted(reply: unknown): Accepted {
+  const accepted = toAcceptedOrNot(reply);
+  if (accepted instanceof FleetError) throw accepted;
+  return accepted;
+}
+
+function toAcceptedOrNot(reply: unknown): Accepted | FleetError {
   const [outcome, id, sandbox, ...facets] = AcceptReply.parse(reply);
-  if (outcome !== "accepted" && outcome !== "existing") throw toNotAccepted(outcome, { id, sandbox, facets });
+  if (outcome !== "accepted" && outcome !== "existing") return toNotAccepted(outcome, { id, sandbox, facets });
   const [parked, queue, priority, team] = Facets.parse(facets);
   const existing = outcome === "existing";
   return { id, sandbox, team, existing, needsJob: !existing && parked === "0" && queue === PLACE, queue, priority };
@@ -627,6 +640,13 @@ function toAcceptArgs(request: ItemGroup["request"], now: number, keyring: reado
     operationSet: encodeFields(operation).set,
     sandboxSet: encodeFields(request.newSandbox ?? {}).set,
   };
+}
+
+function toOneAcceptArgs(request: AcceptRequest, now: number, keyring: readonly Buffer[]) {
+  const { id, sandbox, idempotencyKey: key } = request;
+  // Hashed, since a caller's key may hold anything and becomes part of a Redis key.
+  const idempotency = key === undefined ? undefined : createHash("sha256").update(key).digest("base64url");
+  return { ...toAcceptArgs(request, now, keyring), id, sandbox, idempotency };
 }
 
 const AnyFields = z.record(z.string(), z.unknown());

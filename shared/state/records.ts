@@ -174,6 +174,8 @@ export const SandboxRecord = z.object({
   metadata: Metadata.default({}),
   ttlSeconds: z.number().int().optional(),
   ttlAction: TtlAction.default("destroy"),
+  /** Each use moves the end to `ttlSeconds` after it. */
+  ttlExtendOnUse: z.boolean().default(false),
   /** Absent: never, or a stop or pause was its end. */
   expiresAt: z.number().optional(),
   /** Absent: it may be idle for ever. */

@@ -21,6 +21,7 @@ const STAMPED = [
   "metadata",
   "ttlSeconds",
   "ttlAction",
+  "ttlExtendOnUse",
   "expiresAt",
   "idleSeconds",
   "idleAction",
@@ -159,8 +160,9 @@ local function leaveLine(id, out)
 end
 local function setting(name) return tonumber(redis.call('HGET', P..':limits', name) or nil) end
 -- \`at\` nil: never. A warning comes some time before it, and never in the first half of what is left.
-local function setEnd(id, at)
-  redis.call('SADD', P..':restamp', id)
+local function setEnd(id, at, byUse)
+  -- Uses move it all the time: a rebuild gives such a sandbox all of its TTL again.
+  if not byUse then redis.call('SADD', P..':restamp', id) end
   if not at then
     redis.call('HDEL', sbxKey(id), 'expiresAt')
     redis.call('ZREM', P..':expiries', id)
@@ -176,16 +178,21 @@ local function setEnd(id, at)
 end
 local function endOf(id) return tonumber(redis.call('HGET', sbxKey(id), 'expiresAt') or nil) end
 -- Moves an end that is set, and only to a later time. → the end as it is now, and whether it was moved
-local function extendEnd(id, at)
+local function extendEnd(id, at, byUse)
   local known = endOf(id)
   if not known or at <= known then return known, false end
-  setEnd(id, at)
+  setEnd(id, at, byUse)
   return at, true
+end
+-- A use at some time, where its TTL counts from the last one.
+local function extendByUse(id, at)
+  local seconds, extends = unpack(redis.call('HMGET', sbxKey(id), 'ttlSeconds', 'ttlExtendOnUse'))
+  if seconds and extends == 'true' then extendEnd(id, at + seconds * 1000, true) end
 end
 -- Its TTL begins as it comes up, for the first time or after the TTL's own stop or pause.
 local function startTtl(id, op)
   local seconds, at = unpack(redis.call('HMGET', sbxKey(id), 'ttlSeconds', 'expiresAt'))
-  if at then return end
+  if at then return extendByUse(id, nowMs()) end
   if not seconds and redis.call('HGET', opKey(op), 'kind') == 'provision' then
     seconds = setting('ttlDefaultSeconds')
     if seconds then redis.call('HSET', sbxKey(id), 'ttlSeconds', seconds) end
@@ -193,9 +200,11 @@ local function startTtl(id, op)
   -- The maximum may have been lowered since it was asked for.
   if seconds then setEnd(id, nowMs() + math.min(seconds, setting('ttlMaxSeconds') or seconds) * 1000) end
 end
--- Its last use is now, which matters only where it may not be idle for ever.
+-- Its last use is now, which matters only where it may not be idle for ever, or its TTL counts from there.
 local function use(sandbox, now)
-  if redis.call('HEXISTS', sbxKey(sandbox), 'idleSeconds') == 1 then redis.call('HSET', P..':uses', sandbox, now) end
+  local idles, extends = unpack(redis.call('HMGET', sbxKey(sandbox), 'idleSeconds', 'ttlExtendOnUse'))
+  if idles then redis.call('HSET', P..':uses', sandbox, now) end
+  if extends == 'true' then extendByUse(sandbox, nowMs()) end
 end
 -- Whether a sandbox is idle is looked at while it runs.
 local function watchIdle(sandbox, state, seconds, now)
@@ -572,19 +581,33 @@ return {'accepted', r.id, r.sandbox, parked and '1' or '0', queue, queue == 'war
 end
 `;
 
+const ACCEPT_WITH_JOB = `
+local function acceptWithJob(r)
+  local reply = accept(r)
+  local outcome, id, sandbox, parked, queue, _, team = unpack(reply)
+  if outcome == 'accepted' and parked == '0' and queue ~= 'place' then
+    addJob(queue, id, r.kind, {operation = id, sandbox = sandbox, team = team}, r.now, r.trace)
+  end
+  return reply
+end
+`;
+
 /**
  * ARGV: request JSON → [outcome, operation, sandbox], and for accepted and existing: parked, queue, priority, team.
  * What may go at once has its job with this step; only those for \`place\`, which have a priority, are left to who asked.
  */
-export const ACCEPT = withQuotas(`${JOB_LUA}${ACCEPT_ONE}
-local r = cjson.decode(ARGV[2])
-local reply = accept(r)
-local outcome, id, sandbox, parked, queue, _, team = unpack(reply)
-if outcome == 'accepted' and parked == '0' and queue ~= 'place' then
-  addJob(queue, id, r.kind, {operation = id, sandbox = sandbox, team = team}, r.now, r.trace)
-end
+export const ACCEPT = withQuotas(`${JOB_LUA}${ACCEPT_ONE}${ACCEPT_WITH_JOB}
+local reply = acceptWithJob(cjson.decode(ARGV[2]))
 flush()
 return reply
+`);
+
+/** The same for many. ARGV: JSON of requests → what ACCEPT says of each. */
+export const ACCEPT_ALL = withQuotas(`${JOB_LUA}${ACCEPT_ONE}${ACCEPT_WITH_JOB}
+local out = {}
+for at, r in ipairs(cjson.decode(ARGV[2])) do out[at] = acceptWithJob(r) end
+flush()
+return out
 `);
 
 /**

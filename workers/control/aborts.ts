@@ -1,6 +1,6 @@
 /**
  * Aborts: a flag in the record, and a message that tells of it at once. A message may be lost, so every process also looks
- * by itself; not as a job of `control`, since the worker that has it may just have died.
+ * by itself.
  */
 
 import { type FleetError, fromErrorRecord } from "../../shared/errors.ts";
@@ -11,6 +11,7 @@ import type { Command } from "../../shared/state/operations.ts";
 import { isEnded, type SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
 import { addJob, addReleased, findSeat, type LiveRuns } from "../run/process-operation.ts";
+import { startEvery } from "./every.ts";
 import { forEachRecord } from "./for-each-record.ts";
 import { withLock } from "./lock.ts";
 
@@ -40,20 +41,11 @@ export function startAborts(context: WorkerContext, live: LiveRuns): Disposable 
   const off = wake.on((kind, subject) => {
     if (kind === "abort") hear(subject).catch(tell);
   });
-  let looking = false; // while Redis is away one look waits, not many
-  const timer = setInterval(() => {
-    if (looking) return;
-    looking = true;
-    look()
-      .catch(tell)
-      .finally(() => {
-        looking = false;
-      });
-  }, LOOK_MS);
+  const looking = startEvery(LOOK_MS, look, tell);
   return {
     [Symbol.dispose]() {
       ended = true;
-      clearInterval(timer);
+      looking[Symbol.dispose]();
       off();
     },
   };

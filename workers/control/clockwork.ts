@@ -11,8 +11,8 @@ import { admitWaiting } from "./admit.ts";
 import { closeAbandoned, settleBatches } from "./batches.ts";
 import { settleBranches } from "./branches.ts";
 import { runErrands } from "./errands.ts";
+import { startEvery } from "./every.ts";
 import { evictFromBadNodes } from "./evict.ts";
-import { expireSandboxes } from "./expire.ts";
 import { expireSnapshots } from "./expire-snapshots.ts";
 import { restIdle } from "./idle.ts";
 import { withLock } from "./lock.ts";
@@ -32,7 +32,6 @@ const TASKS = {
   expire: {
     everyMs: 1_000,
     run: async (context) => {
-      await expireSandboxes(context);
       await expireSnapshots(context);
       await restIdle(context);
     },
@@ -135,21 +134,12 @@ export async function startClockwork(
   );
   worker.on("failed", (job, error) => log.warn({ task: job?.name, err: error }, "control task failed; it runs again"));
 
-  let beating = false; // while Redis is away one beat waits, not one for each second
-  const beat = () => {
-    if (beating) return;
-    beating = true;
-    context.strays
-      .beat()
-      .catch((error: unknown) => {
-        if (!stop.signal.aborted) log.warn({ err: error }, "could not write the beat");
-      })
-      .finally(() => {
-        beating = false;
-      });
+  const beat = () => context.strays.beat();
+  const tellBeat = (error: unknown) => {
+    if (!stop.signal.aborted) log.warn({ err: error }, "could not write the beat");
   };
-  if (works) beat();
-  const pulse = works ? setInterval(beat, BEAT_MS) : undefined;
+  if (works) beat().catch(tellBeat);
+  const pulse = works ? startEvery(BEAT_MS, beat, tellBeat) : undefined;
 
   let looking: Promise<void> = Promise.resolve();
   const look = async () => {
@@ -166,7 +156,7 @@ export async function startClockwork(
   return {
     async [Symbol.asyncDispose]() {
       clearInterval(timer);
-      clearInterval(pulse);
+      pulse?.[Symbol.dispose]();
       stop.abort(new Error("closing"));
       await looking;
       await worker.close();

@@ -17,7 +17,7 @@ export async function expireSnapshots(context: WorkerContext, now: () => number 
       const asked = sandbox && (await ask(context, sandbox, { ...why, kind: "delete_snapshot", input }));
       if (!asked) await redis.zrem(keys.snapshotExpiries, id);
     } finally {
-      // As in expire.ts.
+      // A crash before this finds the same due time, hence the same key again.
       await runScript(redis, POSTPONE, [keys.snapshotExpiries], [id, dueAt, now() + ASK_AGAIN_MS]);
     }
   });

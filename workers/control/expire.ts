@@ -1,51 +1,122 @@
 /**
  * Sandboxes whose time is up are destroyed, stopped or paused: by an operation like any other, asked for until it has
- * taken place. The end of that operation ends the TTL, too.
+ * taken place. The end of that operation ends the TTL, too. All processes look, and share what is due among them.
  */
 import { isDeepStrictEqual } from "node:util";
+import { z } from "zod";
 import { FleetError } from "../../shared/errors.ts";
-import { OperationId, SandboxId } from "../../shared/ids.ts";
+import { OperationId, SandboxId, TeamId } from "../../shared/ids.ts";
+import { TtlAction } from "../../shared/jobs/fields.ts";
 import { type JobName, parseInput } from "../../shared/jobs/index.ts";
 import { defineScript, runScript } from "../../shared/redis/script.ts";
 import { isEnded, type SandboxRecord } from "../../shared/state/records.ts";
+import { withPrelude } from "../../shared/state/scripts.ts";
 import type { WorkerContext } from "../context.ts";
-import { askOperation } from "../run/ask-operation.ts";
-import { forEachRecord } from "./for-each-record.ts";
+import { askOperation, askOperations } from "../run/ask-operation.ts";
+import { startEvery } from "./every.ts";
 
+const LOOK_MS = 250;
+/** In one step of Redis; there may be thousands, and others wait for it. */
 export const PAGE = 200;
 /** An operation may fail for good (its node is down): after this long it is asked for again. */
 export const ASK_AGAIN_MS = 300_000;
+/** Whoever has taken a sandbox and died has it no longer than this. */
+const TAKEN_MS = 5_000;
 
-/** Unless it was ended or given another time meanwhile. KEYS: sorted set. ARGV: sandbox, time as it was, time to be. */
+/** Unless it was ended or given another time meanwhile. KEYS: sorted set. ARGV for each: member, time as it was, time to be. */
 export const POSTPONE = defineScript(`
-if redis.call('ZSCORE', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1]) end
+for i = 1, #ARGV, 3 do
+  if redis.call('ZSCORE', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('ZADD', KEYS[1], ARGV[i + 2], ARGV[i]) end
+end
 return 1
 `);
 
-export async function expireSandboxes(context: WorkerContext, now: () => number = Date.now): Promise<void> {
-  const { redis, keys } = context;
-  const due = await redis.zrangebyscore(keys.expiries, "-inf", now(), "WITHSCORES", "LIMIT", 0, PAGE);
-  const entries = due.flatMap((id, at) => (at % 2 === 0 ? [{ id, dueAt: due[at + 1] ?? "" }] : []));
-  await forEachRecord(context, entries, async ({ id, dueAt }) => {
-    try {
-      if (!(await expire(context, id, dueAt))) await redis.zrem(keys.expiries, id);
-    } finally {
-      // A crash before this finds the same due time, hence the same key again; a record that can't be read makes way for
-      // those behind it.
-      await runScript(redis, POSTPONE, [keys.expiries], [id, dueAt, now() + ASK_AGAIN_MS]);
-    }
-  });
+/**
+ * Tells of ends that come near, and takes a page of sandboxes whose time is up and for which nothing has been asked yet.
+ * ARGV: page, ms that they are taken for, ms until what is under way is looked at again, now or '' for this server's clock →
+ * [whether there may be more, [sandbox, due at, taken until, team, action]…].
+ */
+const TAKE_DUE = withPrelude(`
+local page, again = ARGV[2], tonumber(ARGV[4])
+local now = tonumber(ARGV[5]) or nowMs()
+local untilMs = string.format('%.0f', now + ARGV[3])
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P..':expiring', '-inf', now, 'LIMIT', 0, page)) do
+  redis.call('ZREM', P..':expiring', id)
+  local state, team, maker, action = unpack(redis.call('HMGET', sbxKey(id), 'state', 'team', 'operation', 'ttlAction'))
+  local at = endOf(id)
+  if state and not GONE[state] and at and at > now then
+    emit('sandbox.expiring', string.format('%.0f', now), maker, id, team, cjson.encode({expiresAt = at, action = action or 'destroy'}))
+  end
+end
+local function isUsed(id)
+  for _, op in ipairs(redis.call('SMEMBERS', P..':users:'..id)) do
+    local status = redis.call('HGET', opKey(op), 'status')
+    if status and not ENDED[status] then return true end
+  end
+  return false
+end
+-- The same again would only stand in line behind it.
+local function isUnderWay(id, action)
+  for _, op in ipairs(redis.call('LRANGE', P..':changes:'..id, 0, -1)) do
+    local status, kind, input = unpack(redis.call('HMGET', opKey(op), 'status', 'kind', 'input'))
+    if status and not ENDED[status] and (kind == 'destroy' or kind == 'power' and cjson.decode(input).action == action) then return true end
+  end
+  return false
+end
+local due, out = redis.call('ZRANGEBYSCORE', P..':expiries', '-inf', now, 'WITHSCORES', 'LIMIT', 0, page), {}
+for i = 1, #due, 2 do
+  local id = due[i]
+  local state, team, action, seconds, extends =
+    unpack(redis.call('HMGET', sbxKey(id), 'state', 'team', 'ttlAction', 'ttlSeconds', 'ttlExtendOnUse'))
+  action = action or 'destroy'
+  if not team or GONE[state] then redis.call('ZREM', P..':expiries', id)
+  elseif extends == 'true' and seconds and isUsed(id) then extendEnd(id, now + seconds * 1000, true)
+  elseif isUnderWay(id, action) then redis.call('ZADD', P..':expiries', string.format('%.0f', now + again), id)
+  else
+    redis.call('ZADD', P..':expiries', untilMs, id)
+    out[#out+1] = {id, due[i + 1], untilMs, team, action}
+  end
+end
+return {#due == 2 * page and 1 or 0, out}
+`);
+
+const TakenOne = z.tuple([SandboxId, z.string(), z.string(), TeamId, TtlAction]);
+const Taken = z.tuple([z.number(), z.array(TakenOne)]);
+
+export function startExpiry(context: WorkerContext): Disposable {
+  return startEvery(
+    LOOK_MS,
+    () => expireSandboxes(context),
+    (error) => context.log.warn({ err: error }, "could not look for sandboxes whose time is up yet"),
+  );
 }
 
-/** False: there is nothing to end any more. */
-async function expire(context: WorkerContext, id: string, dueAt: string): Promise<boolean> {
-  const sandbox = await context.store.loadSandbox(SandboxId.parse(id));
-  if (!sandbox || sandbox.endedAt !== undefined) return false;
-  const why = { idempotencyKey: `ttl ${sandbox.id} ${dueAt}`, why: "its time is up" };
-  const { ttlAction: action } = sandbox;
-  if (action === "destroy") return destroySandbox(context, sandbox, why);
-  const input = parseInput("power", { sandboxId: sandbox.id, action, allowStop: true });
-  return ask(context, sandbox, { ...why, kind: "power", input });
+/** `now`: in place of Redis' clock, by which the ends were set. */
+export async function expireSandboxes(context: WorkerContext, now?: () => number): Promise<void> {
+  const { redis, keys } = context;
+  const settings = [keys.prefix, PAGE, TAKEN_MS, ASK_AGAIN_MS];
+  for (let more = 1; more === 1; ) {
+    const reply = await runScript(redis, TAKE_DUE, [keys.open], [...settings, now?.() ?? ""]);
+    const [rest, taken] = Taken.parse(reply);
+    const asked = await askOperations(context, taken.map(toEnd));
+    const done = taken.flatMap(([id, , until], at) => {
+      const { log } = context;
+      const accepted = asked[at];
+      if (accepted === undefined || accepted instanceof FleetError) return []; // it has ended meanwhile
+      log.info({ sandbox: id, operation: accepted.id, why: "its time is up" }, "the clockwork asks for its end");
+      return [id, until, Number(until) - TAKEN_MS + ASK_AGAIN_MS];
+    });
+    // A crash before this finds it under way.
+    if (done.length > 0) await runScript(redis, POSTPONE, [keys.expiries], done);
+    more = rest;
+  }
+}
+
+function toEnd([id, dueAt, , team, action]: z.output<typeof TakenOne>) {
+  const kind: JobName = action === "destroy" ? "destroy" : "power";
+  const rest = action === "destroy" ? {} : { action, allowStop: true, ifExpired: true };
+  const input = parseInput(kind, { sandboxId: id, ...rest });
+  return { sandbox: { id, team }, kind, input, idempotencyKey: `ttl ${id} ${dueAt}` };
 }
 
 export interface Reason {

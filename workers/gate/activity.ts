@@ -1,7 +1,8 @@
-/** When sandboxes that may not be idle for ever were last used through this gate; written down every few seconds at most. */
+/** When sandboxes that may not be idle for ever, or whose TTL counts from there, were last used through this gate; written down every few seconds at most. */
 import type { Logger } from "pino";
-import { defineScript, runScript } from "../../shared/redis/script.ts";
+import { runScript } from "../../shared/redis/script.ts";
 import type { SandboxRecord } from "../../shared/state/records.ts";
+import { withPrelude } from "../../shared/state/scripts.ts";
 import type { WorkerContext } from "../context.ts";
 
 /** Well below the shortest `idleSeconds`. */
@@ -11,11 +12,12 @@ export interface Activity extends AsyncDisposable {
   touch(sandbox: SandboxRecord): void;
 }
 
-/** Of those that are looked at; a later time stays. KEYS: uses. ARGV: sandbox, time… */
-const TOUCH = defineScript(`
-for i = 1, #ARGV, 2 do
-  local known = redis.call('HGET', KEYS[1], ARGV[i])
-  if known and tonumber(known) < tonumber(ARGV[i + 1]) then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+/** Of those that are looked at; a later time stays. ARGV: prefix, then for each: sandbox, time. */
+const TOUCH = withPrelude(`
+for i = 2, #ARGV, 2 do
+  local known = redis.call('HGET', P..':uses', ARGV[i])
+  if known and tonumber(known) < tonumber(ARGV[i + 1]) then redis.call('HSET', P..':uses', ARGV[i], ARGV[i + 1]) end
+  extendByUse(ARGV[i], ARGV[i + 1])
 end
 return 1
 `);
@@ -27,7 +29,7 @@ export function startActivity({ redis, keys, log }: Pick<WorkerContext, "redis" 
   const write = (entries: Iterable<readonly [string, number]>) => {
     const args = [...entries].flat();
     if (args.length === 0) return;
-    writing = runScript(redis, TOUCH, [keys.uses], args).catch((error: unknown) =>
+    writing = runScript(redis, TOUCH, [keys.uses], [keys.prefix, ...args]).catch((error: unknown) =>
       log.debug({ err: error }, "could not write down which sandboxes are used"),
     );
   };
@@ -39,8 +41,8 @@ export function startActivity({ redis, keys, log }: Pick<WorkerContext, "redis" 
     used.clear();
   }, EVERY_MS);
   return {
-    touch({ id, idleSeconds }) {
-      if (idleSeconds === undefined) return;
+    touch({ id, idleSeconds, ttlExtendOnUse }) {
+      if (idleSeconds === undefined && !ttlExtendOnUse) return;
       const now = Date.now();
       // The first use in a while is written at once: its time may be just about up.
       if (written.has(id)) used.set(id, now);

@@ -17,8 +17,9 @@ export const power: Handler<"power"> = {
   async run(run) {
     const { place, lxc } = await ownContainer(run);
     const { status } = await lxc.status(run.call);
-    if (run.operation.step === undefined && (await isStillUsed(run)))
-      return { result: { state: "running", changed: false } };
+    const { state } = run.sandbox;
+    if (run.operation.step === undefined && state !== "stopped" && (await isUncalledFor(run)))
+      return { result: { state: state === "paused" ? state : "running", changed: false } };
     const action = asPossible(run, status);
     if (action !== "pause" && action !== "resume") return drive(run, { place, lxc }, { action, status });
     try {
@@ -33,12 +34,20 @@ export const power: Handler<"power"> = {
   undo: tellStanding,
 };
 
-/** It was to end only what nobody uses, and between the look and now somebody has. */
-async function isStillUsed({ context, input, sandbox }: Run<"power">): Promise<boolean> {
-  const { ifIdleSeconds: seconds, action } = input;
-  if (seconds === undefined || sandbox.state !== "running" || (action !== "pause" && action !== "stop")) return false;
+/** It was to end only what nobody uses, or what is out of time, and between the look and now that has changed. */
+async function isUncalledFor({ context, input, sandbox }: Run<"power">): Promise<boolean> {
+  const { ifIdleSeconds: seconds, ifExpired, action } = input;
+  if (action !== "pause" && action !== "stop") return false;
+  if (ifExpired) return (sandbox.expiresAt ?? Number.POSITIVE_INFINITY) > (await toRedisTime(context));
+  if (seconds === undefined || sandbox.state !== "running") return false;
   const since = await unusedSince(context, sandbox);
   return since === null || Date.now() - since < seconds * 1_000;
+}
+
+/** ms since the epoch by the clock that set its end. */
+async function toRedisTime({ redis }: Run["context"]): Promise<number> {
+  const [seconds = 0, micros = 0] = await redis.time();
+  return seconds * 1_000 + micros / 1_000;
 }
 
 /**

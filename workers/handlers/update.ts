@@ -14,8 +14,16 @@ export const update: Handler<"update"> = {
     if (run.operation.step?.name !== "written") await run.begin("written", toWrite(run));
     const sandbox = await run.context.store.loadSandbox(id);
     if (!sandbox) throw gone;
-    const { metadata, ttlAction, expiresAt = null, idleSeconds = null, idleAction, wakeOnHttp } = sandbox;
-    return { result: { metadata, ttlAction, expiresAt, idleSeconds, idleAction, wakeOnHttp } };
+    const {
+      metadata,
+      ttlAction,
+      ttlExtendOnUse,
+      expiresAt = null,
+      idleSeconds = null,
+      idleAction,
+      wakeOnHttp,
+    } = sandbox;
+    return { result: { metadata, ttlAction, ttlExtendOnUse, expiresAt, idleSeconds, idleAction, wakeOnHttp } };
   },
 };
 
@@ -26,15 +34,16 @@ function toWrite({ input }: Run<"update">): Write {
     ttlSeconds,
     extend,
     ttlAction,
+    ttlExtendOnUse,
     idleSeconds,
     idleAction,
     wakeOnHttp,
   } = input;
-  const ttl = [ttlSeconds, ttlAction].some((one) => one !== undefined);
+  const ttl = [ttlSeconds, ttlAction, ttlExtendOnUse].some((one) => one !== undefined);
   const idle = [idleSeconds, idleAction].some((one) => one !== undefined);
   const changed = { metadata: metadata !== undefined, ttl, idle, wakeOnHttp: wakeOnHttp !== undefined };
   return {
-    sandbox: { ttlAction, idleSeconds, idleAction, wakeOnHttp, ...(extend ? {} : { ttlSeconds }) },
+    sandbox: { ttlAction, ttlExtendOnUse, idleSeconds, idleAction, wakeOnHttp, ...(extend ? {} : { ttlSeconds }) },
     patch: {
       metadata,
       replace,

@@ -1,20 +1,38 @@
+import type { FleetError } from "../../shared/errors.ts";
 import { newOperationId } from "../../shared/ids.ts";
 import type { JobName } from "../../shared/jobs/index.ts";
-import type { Accepted } from "../../shared/state/operations.ts";
+import type { Accepted, AcceptRequest } from "../../shared/state/operations.ts";
 import type { SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
 import { addJob } from "./process-operation.ts";
 
-/**
- * Asks for an operation on the fleet's own account: it counts for no quota. The same key again is the same operation.
- * Throws `sandbox_not_found` or `sandbox_gone`.
- */
+/** On the fleet's own account: it counts for no quota. The same key again is the same operation. */
+interface Asked {
+  sandbox: Pick<SandboxRecord, "id" | "team">;
+  kind: JobName;
+  input: unknown;
+  idempotencyKey: string;
+}
+
+/** Asks for an operation. Throws `sandbox_not_found` or `sandbox_gone`. */
 export async function askOperation(
   context: WorkerContext,
-  sandbox: SandboxRecord,
-  { kind, input, idempotencyKey }: { kind: JobName; input: unknown; idempotencyKey: string },
+  sandbox: Asked["sandbox"],
+  what: Omit<Asked, "sandbox">,
 ): Promise<Accepted> {
-  const accepted = await context.store.accept({
+  const accepted = await context.store.accept(toRequest({ sandbox, ...what }));
+  const operation = accepted.needsJob ? await context.store.load(accepted.id) : null;
+  if (operation) await addJob(context, operation);
+  return accepted;
+}
+
+/** For many, of kinds that are about a sandbox; what was refused is an error in its place. */
+export async function askOperations(context: WorkerContext, all: readonly Asked[]): Promise<(Accepted | FleetError)[]> {
+  return context.store.acceptAll(all.map(toRequest));
+}
+
+function toRequest({ sandbox, kind, input, idempotencyKey }: Asked): AcceptRequest {
+  return {
     id: newOperationId(),
     kind,
     sandbox: sandbox.id,
@@ -26,8 +44,5 @@ export async function askOperation(
     batch: false,
     onQuota: "ignore",
     newSandbox: undefined,
-  });
-  const operation = accepted.needsJob ? await context.store.load(accepted.id) : null;
-  if (operation) await addJob(context, operation);
-  return accepted;
+  };
 }

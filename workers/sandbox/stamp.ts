@@ -25,6 +25,7 @@ const Facts = z.object({
   metadata: z.record(z.string(), z.string()),
   ttlSeconds: z.number().optional(),
   ttlAction: TtlAction,
+  ttlExtendOnUse: z.boolean().default(false),
   expiresAt: z.number().optional(),
   idleSeconds: z.number().optional(),
   idleAction: IdleAction,
@@ -55,8 +56,18 @@ const Stamp = z.object({
 export type Stamp = z.output<typeof Stamp>;
 
 export function toFacts(sandbox: SandboxRecord, inputHash?: string): StampFacts {
-  const { template, instanceId, metadata, ttlSeconds, ttlAction, expiresAt, idleSeconds, idleAction, wakeOnHttp } =
-    sandbox;
+  const {
+    template,
+    instanceId,
+    metadata,
+    ttlSeconds,
+    ttlAction,
+    ttlExtendOnUse,
+    expiresAt,
+    idleSeconds,
+    idleAction,
+    wakeOnHttp,
+  } = sandbox;
   // In one order, so that the same facts are the same text.
   const services = [...sandbox.services].sort((a, b) => (a.name < b.name ? -1 : 1));
   return {
@@ -67,6 +78,7 @@ export function toFacts(sandbox: SandboxRecord, inputHash?: string): StampFacts 
     metadata: Object.fromEntries(Object.entries(metadata).sort(([a], [b]) => (a < b ? -1 : 1))),
     ttlSeconds,
     ttlAction,
+    ttlExtendOnUse,
     expiresAt,
     idleSeconds,
     idleAction,

@@ -126,6 +126,7 @@ interface UpdateOptions {
   ttl?: number | false;
   extend?: number;
   ttlAction?: TtlAction;
+  ttlExtendOnUse?: boolean;
   idle?: number | false;
   idleAction?: IdleAction;
   wakeOnHttp?: boolean;
@@ -148,6 +149,8 @@ export function addUpdate(program: Command, cli: Cli): void {
         .conflicts("ttl"),
     )
     .addOption(ttlActionOption())
+    .option("--ttl-extend-on-use", "each use moves its end to the length of its TTL after it")
+    .option("--no-ttl-extend-on-use", "uses do not move its end")
     .option("--idle <duration>", "it is idle after so long without requests, commands and transfers", parseDurationSec)
     .option("--no-idle", "it may be idle for ever")
     .addOption(idleActionOption())
@@ -173,6 +176,7 @@ function toUpdate({
   ttl,
   extend,
   ttlAction,
+  ttlExtendOnUse,
   idle,
   idleAction,
   wakeOnHttp,
@@ -185,6 +189,7 @@ function toUpdate({
     ttlSeconds: ttl === false ? null : (ttl ?? extend),
     extend: extend === undefined ? undefined : true,
     ttlAction,
+    ttlExtendOnUse,
     idleSeconds: idle === false ? null : idle,
     idleAction,
     wakeOnHttp,

@@ -121,6 +121,7 @@ function addContentOptions(command: Command, { env }: Cli): void {
     .option("--service <name:port>", "expose a port under a name; repeatable", collectServices)
     .option("--ttl <duration>", "destroy this long after it runs", parseDurationSec)
     .addOption(ttlActionOption())
+    .option("--ttl-extend-on-use", "count --ttl from the last request, command, transfer or start")
     .option("--idle <duration>", "pause it after so long without requests, commands and transfers", parseDurationSec)
     .addOption(idleActionOption())
     .option("--wake-on-http", "requests to its services wake it when it is paused or stopped");

@@ -1,6 +1,7 @@
 /** How long sandboxes live: what workers allow, extensions, warnings, and ends that come in time. */
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { type Bed, failure, provisionOne, run, startBed } from "./harness.ts";
+import { nodeQueue } from "../../../shared/queues.ts";
+import { type Bed, containerOf, failure, provisionOne, run, startBed, until } from "./harness.ts";
 
 let bed: Bed;
 beforeAll(async () => {
@@ -67,4 +68,67 @@ test("an extension moves an end only later, at once, and not once the end has be
   expect((await failure(bed.fleet.sandboxes.extend(sandboxId, { seconds: 500 }), "sandbox_gone")).text).toContain(
     "has ended",
   );
+});
+
+test("a warning comes once before each end, and anew for one that was extended; followers and the CLI get it", async () => {
+  const { sandboxId } = await provisionOne(bed.fleet, { ttlSeconds: 1_000, ttlAction: "stop" });
+  const warnAt = async () => Number(await bed.redis.zscore(bed.keys.expiring, sandboxId));
+  const { expiresAt = 0 } = await bed.fleet.sandboxes.get(sandboxId);
+  expect(expiresAt - (await warnAt())).toBe(300_000);
+  const events = bed.fleet.events({ after: "$", sandbox: sandboxId, types: ["sandbox.expiring", "sandbox.updated"] });
+  const first = events.next();
+  await bed.redis.zadd(bed.keys.expiring, 1, sandboxId);
+  expect((await first).value).toMatchObject({ type: "sandbox.expiring", data: { expiresAt, action: "stop" } });
+  expect(await bed.redis.zscore(bed.keys.expiring, sandboxId)).toBeNull();
+  const later = await bed.fleet.sandboxes.extend(sandboxId, { seconds: 2_000 });
+  expect((await events.next()).value).toMatchObject({ type: "sandbox.updated" });
+  expect((later.expiresAt ?? 0) - (await warnAt())).toBe(300_000);
+  // Of an end that is near, not before half of what is left.
+  await run(bed.fleet, "update", { sandboxId, ttlSeconds: 40 });
+  expect((await warnAt()) - Date.now()).toBeGreaterThan(10_000);
+});
+
+test("a stop that waits for its turn lets a sandbox be that was extended meanwhile", async () => {
+  const { sandboxId, vmid } = await provisionOne(bed.fleet, { ttlSeconds: 3_600, ttlAction: "stop" });
+  const queue = bed.workers?.context.queues.get(nodeQueue("pve1")) ?? expect.fail();
+  await queue.pause();
+  await bed.redis.hset(bed.keys.sandbox(sandboxId), "expiresAt", Date.now() - 1);
+  await bed.redis.zadd(bed.keys.expiries, Date.now() - 1, sandboxId);
+  const [id = ""] = await until(async () => {
+    const asked = await bed.redis.lrange(bed.keys.changes(sandboxId), 0, -1);
+    return asked.length > 0 ? asked : null;
+  }, "the stop");
+  await bed.fleet.sandboxes.extend(sandboxId, { seconds: 500 });
+  await queue.resume();
+  const stop = await bed.fleet.operation(id);
+  expect(await stop.result({ timeoutMs: 20_000 })).toEqual({ state: "running", changed: false });
+  expect(containerOf(bed, vmid)?.status).toBe("running");
+  expect(await secondsLeft(sandboxId)).toEqual(about(500));
+});
+
+test("ttlExtendOnUse: each use gives all of the TTL again, and what is at work in it is not cut short", async () => {
+  const { sandboxId } = await provisionOne(bed.fleet, { ttlSeconds: 1_000, ttlExtendOnUse: true });
+  const setEnd = async (at: number) => {
+    await bed.redis.hset(bed.keys.sandbox(sandboxId), "expiresAt", at);
+    await bed.redis.zadd(bed.keys.expiries, at, sandboxId);
+  };
+  await setEnd(Date.now() + 100_000);
+  await run(bed.fleet, "update", { sandboxId, metadata: { a: "1" } }); // no use
+  expect(await secondsLeft(sandboxId)).toEqual(about(100));
+  const exec = await bed.fleet.exec({ sandboxId, command: "read line", stdin: "", timeoutMs: 20_000 });
+  expect(await secondsLeft(sandboxId)).toEqual(about(1_000));
+  await exec.result({ timeoutMs: 20_000 });
+  const sleep = await bed.fleet.exec({ sandboxId, command: "sleep 60", timeoutMs: 60_000 });
+  await setEnd(Date.now() - 1);
+  await until(async () => ((await secondsLeft(sandboxId)) ?? 0) > 900, "a longer life");
+  await sleep.cancel();
+  await failure(sleep.result({ timeoutMs: 20_000 }), "canceled");
+  await run(bed.fleet, "power", { sandboxId, action: "stop" });
+  await setEnd(Date.now() + 100_000);
+  await run(bed.fleet, "power", { sandboxId, action: "start" });
+  expect(await secondsLeft(sandboxId)).toEqual(about(1_000));
+  await run(bed.fleet, "update", { sandboxId, ttlExtendOnUse: false });
+  await setEnd(Date.now() + 100_000);
+  await run(bed.fleet, "exec", { sandboxId, command: "true" });
+  expect(await secondsLeft(sandboxId)).toEqual(about(100));
 });

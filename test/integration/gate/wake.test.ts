@@ -251,10 +251,15 @@ describe("a sandbox that nobody uses", () => {
 
   test("is used by requests, commands and what flows over open connections; these outlast a pause and wake it", async () => {
     const key = await web();
+    const { sandboxId } = box;
+    await run(bed.fleet, "update", { sandboxId, ttlSeconds: 900, ttlExtendOnUse: true });
+    await bed.redis.hset(bed.keys.sandbox(sandboxId), "expiresAt", Date.now() + 60_000);
     await age();
     const before = Date.now();
     await ask(key, hostOf("web"));
     await until(async () => (await usedAt()) >= before, "the use");
+    expect((await bed.fleet.sandboxes.get(sandboxId)).expiresAt).toBeGreaterThanOrEqual(before + 900_000);
+    await run(bed.fleet, "update", { sandboxId, ttlSeconds: null, ttlExtendOnUse: false });
     await age();
     const command = await bed.fleet.exec({ sandboxId: box.sandboxId, command: "sleep 30" });
     await age();

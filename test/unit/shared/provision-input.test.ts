@@ -64,6 +64,7 @@ const BAD: Record<string, [input: object, says: RegExp]> = {
   waitFor: [{ waitFor: "login" }, /one of execd, address/],
   ttlSeconds: [{ ttlSeconds: 9 }, /must be at least 10/],
   ttlAction: [{ ttlAction: "explode" }, /one of destroy, stop, pause/],
+  ttlExtendOnUse: [{ ttlExtendOnUse: "always" }, /true or false/],
   idleSeconds: [{ idleSeconds: 5 }, /10/],
   idleAction: [{ idleAction: "destroy" }, /one of pause, stop/],
   wakeOnHttp: [{ wakeOnHttp: 1 }, /must be true or false/],

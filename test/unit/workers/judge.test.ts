@@ -30,6 +30,7 @@ const sandboxOf = (state: SandboxState, at: Partial<typeof place> = {}): Sandbox
   state,
   metadata: {},
   ttlAction: "destroy",
+  ttlExtendOnUse: false,
   idleAction: "pause",
   wakeOnHttp: false,
   createdAt: AT,

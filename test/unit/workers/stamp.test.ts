@@ -82,6 +82,7 @@ const factsOf = (more: Partial<StampFacts>): StampFacts => ({
   services: [service("web")],
   metadata: {},
   ttlAction: "stop",
+  ttlExtendOnUse: true,
   idleAction: "pause",
   wakeOnHttp: false,
   ...more,
