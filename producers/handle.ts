@@ -48,7 +48,13 @@ export interface Fetching {
 
 /** What a kind's operations are held by. */
 export type HandleOf<N extends JobName> = Handle<N> &
-  (N extends "exec" ? Watchable : N extends "shell" ? Watchable & Typing : N extends "download" ? Fetching : unknown);
+  (N extends "exec" | "build"
+    ? Watchable
+    : N extends "shell"
+      ? Watchable & Typing
+      : N extends "download"
+        ? Fetching
+        : unknown);
 export type ExecHandle = HandleOf<"exec">;
 export type ShellHandle = HandleOf<"shell">;
 export type DownloadHandle = HandleOf<"download">;
@@ -78,7 +84,7 @@ export function createHandle<N extends JobName>(
   const content = (options: Wait = {}) =>
     createContent(parts, id, { ended: () => base.result(options), signal: options.signal });
   const more = () => {
-    if (kind === "exec") return { output };
+    if (kind === "exec" || kind === "build") return { output };
     if (kind === "shell") return { output, ...createTyping(parts, watch, id, aliveMs) };
     return kind === "download" ? { content } : {};
   };

@@ -1,11 +1,19 @@
 /** From an input to an accepted operation with its job in a queue. */
 import { z } from "zod";
 import { FleetError } from "../shared/errors.ts";
-import { newOperationId, newSandboxId, type OperationId, POOL_TEAM, SandboxId, TeamId } from "../shared/ids.ts";
+import {
+  type NodeName,
+  newOperationId,
+  newSandboxId,
+  type OperationId,
+  POOL_TEAM,
+  SandboxId,
+  TeamId,
+} from "../shared/ids.ts";
 import { ADOPTED } from "../shared/jobs/adopt.ts";
 import { checkRanges } from "../shared/jobs/check-ranges.ts";
 import { type JobName, type ParsedInput, parseInput } from "../shared/jobs/index.ts";
-import { loadInventory } from "../shared/state/inventory.ts";
+import { loadInventory, type Replica } from "../shared/state/inventory.ts";
 import type { Accepted, AcceptRequest, ItemGroup } from "../shared/state/operations.ts";
 import type { SecretValues } from "../shared/state/secrets.ts";
 import { currentTrace } from "../shared/trace.ts";
@@ -66,7 +74,8 @@ type Sealed = { id: OperationId; secrets: SecretValues | undefined };
 /** Throws `invalid_input` and what only the cluster or a team's scope can refuse. */
 export async function prepare(parts: Parts, kind: JobName, raw: unknown): Promise<Prepared> {
   const input: Record<string, unknown> = parseInput(kind, raw);
-  const { sandbox, ...target } = toTarget(parts, kind, input);
+  const node = kind === "build" ? await chooseBuildNode(parts, input) : undefined;
+  const { sandbox, ...target } = toTarget(parts, kind, input, node);
   await checkAgainstCluster(parts, input);
   if (kind === "adopt") await assertNode(parts, input["node"]);
   if (kind === "shell") parts.shellInputs.assertKey();
@@ -121,7 +130,7 @@ async function addJob(parts: Parts, kind: JobName, accepted: Accepted, trace: st
 }
 
 /** Which sandbox an operation is about, and for a new one the record to begin with. */
-function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, unknown>>) {
+function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, unknown>>, node?: NodeName) {
   const asked = AskedTeam.parse(input["team"]);
   if (asked !== undefined && parts.team !== undefined && asked !== parts.team) {
     throw new FleetError("invalid_input", `team: this client was made for team ${parts.team} and can name no other`, {
@@ -163,6 +172,11 @@ function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, un
       const newSandbox = { ...begin, template: source, source, version, metadata };
       return { team, sandbox: undefined, batch: false, source, newSandbox };
     }
+    case "build": {
+      const { from, version, metadata } = input as ParsedInput<"build">; // as above
+      const template = "archive" in from ? from.archive : String(from.template);
+      return { team, sandbox: undefined, batch: false, newSandbox: { ...begin, node, template, version, metadata } };
+    }
     default:
       return { team, sandbox: SandboxId.parse(input["sandboxId"]), batch: false, newSandbox: undefined };
   }
@@ -182,13 +196,43 @@ async function checkAgainstCluster(parts: Parts, input: Readonly<Record<string, 
   checkRanges({ cpuunits, node: node ?? sandbox?.node }, inventory?.nodes ?? []);
 }
 
+/** The one that was asked for, else the first that has what the build begins with; workers look at the rest. */
+async function chooseBuildNode(parts: Parts, input: Readonly<Record<string, unknown>>): Promise<NodeName> {
+  const { from, node } = input as ParsedInput<"build">; // just parsed as that kind
+  await assertNode(parts, node);
+  if (node !== undefined) return node;
+  const inventory = await parts.link.request((redis) => loadInventory(redis, parts.keys));
+  const online = inventory?.nodes.filter((one) => one.online) ?? [];
+  const isBase = ({ name, tags, vmid, owner, online: isOnline }: Replica, wanted: string | number) =>
+    isOnline &&
+    (owner === undefined || parts.team === undefined || owner.team === parts.team) &&
+    [name, ...tags, ...tags.map((tag) => tag.replace(`${name}-`, `${name}:`)), vmid, owner?.sandbox].some(
+      (one) => one === wanted,
+    );
+  const found =
+    "archive" in from
+      ? online.find(({ storages }) =>
+          storages.some(({ name, active }) => active && from.archive.startsWith(`${name}:`)),
+        )?.name
+      : inventory?.replicas.find((one) => isBase(one, from.template))?.node;
+  if (found) return found;
+  const what = "archive" in from ? `the storage of ${from.archive}` : `template ${from.template}`;
+  throw new FleetError(
+    "template_not_found",
+    `from: no node that is online has ${what}; give node, or look at fleet template ls`,
+    {
+      facts: { fields: ["from"] },
+    },
+  );
+}
+
 /** Nobody would ever serve the queue of a node that there is not. */
 async function assertNode(parts: Parts, node: unknown): Promise<void> {
   const inventory = await parts.link.request((redis) => loadInventory(redis, parts.keys));
   if (!inventory)
     throw new FleetError("node_unavailable", "no worker has read the cluster yet; start one, then ask again");
   const names = inventory.nodes.map(({ name }) => name);
-  if (names.some((name) => name === node)) return;
+  if (node === undefined || names.some((name) => name === node)) return;
   throw new FleetError("invalid_input", `node: there is no node ${String(node)}; nodes are ${names.join(", ")}`, {
     facts: { fields: ["node"] },
   });

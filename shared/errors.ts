@@ -45,6 +45,8 @@ export const POLICY = {
   template_not_found: "never",
   template_in_use: "never",
   template_unclean: "never",
+  template_exists: "never",
+  build_failed: "never",
   privileged_template: "never",
   linked_clone_unsupported: "never",
   snapshot_unsupported: "never",

@@ -2,6 +2,7 @@
 import type { z } from "zod";
 import { FleetError } from "../errors.ts";
 import { adopt } from "./adopt.ts";
+import { build } from "./build.ts";
 import { configure } from "./configure.ts";
 import { delete_snapshot } from "./delete-snapshot.ts";
 import { destroy } from "./destroy.ts";
@@ -33,6 +34,7 @@ export const jobs = {
   delete_snapshot,
   restore,
   template,
+  build,
   adopt,
   power,
   configure,

@@ -3,30 +3,32 @@ import { NodeName, OperationId, SandboxId, Vmid } from "../ids.ts";
 import { defineJob } from "./define-job.ts";
 import { Metadata, StorageName } from "./fields.ts";
 
+/** Its host name in PVE. Of several with one name the newest is provisioned. */
+export const TemplateLabel = z
+  .string()
+  .regex(
+    /^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$/,
+    "must be 1 to 63 lower-case letters, digits or inner hyphens, a letter first",
+  );
+/** With it the template carries the tag `<name>-<version>`, which provision takes, too; and NAME:VERSION. */
+export const TemplateVersion = z
+  .string()
+  .regex(/^[a-z0-9]([a-z0-9_.-]{0,30}[a-z0-9])?$/, "must be 1 to 32 lower-case letters, digits, '_', '.' or '-'");
+export const TemplateNotes = z
+  .string()
+  .max(1_024)
+  .refine((text) => !text.includes("\0"), { error: "must not hold a NUL byte" });
+
 export const template = defineJob({
   summary: "Make a PVE template from a sandbox as it stands; provision takes its id, name or VMID",
   input: z.strictObject({
     /** Goes on running, or stays stopped, as it is. */
     sandboxId: SandboxId,
-    /** Its host name in PVE. Of several with one name the newest is provisioned. */
-    name: z
-      .string()
-      .regex(
-        /^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$/,
-        "must be 1 to 63 lower-case letters, digits or inner hyphens, a letter first",
-      ),
-    /** With it the template carries the tag `<name>-<version>`, which provision takes, too. */
-    version: z
-      .string()
-      .regex(/^[a-z0-9]([a-z0-9_.-]{0,30}[a-z0-9])?$/, "must be 1 to 32 lower-case letters, digits, '_', '.' or '-'")
-      .optional(),
+    name: TemplateLabel,
+    version: TemplateVersion.optional(),
     /** Where its disks go; the storages that the sandbox's are on when absent. */
     storage: StorageName.optional(),
-    description: z
-      .string()
-      .max(1_024)
-      .refine((text) => !text.includes("\0"), { error: "must not hold a NUL byte" })
-      .optional(),
+    description: TemplateNotes.optional(),
     metadata: Metadata.default({}),
   }),
   output: z.object({

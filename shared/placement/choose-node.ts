@@ -278,7 +278,7 @@ export function findSources(
   const named = inventory.replicas.filter((one) =>
     typeof wanted === "number"
       ? one.vmid === wanted
-      : one.name === wanted || one.tags.includes(wanted) || one.owner?.sandbox === wanted,
+      : one.name === wanted || one.tags.includes(wanted) || one.owner?.sandbox === wanted || isVersion(one, wanted),
   );
   // The team's own comes before others of that name, and is no replica of theirs nor of its predecessors.
   const own = named.find(({ owner }) => owner !== undefined);
@@ -308,6 +308,11 @@ export function findSources(
     );
   }
   return sources;
+}
+
+/** NAME:VERSION, of which a template has the tag NAME-VERSION. */
+function isVersion({ name, tags }: Replica, wanted: string): boolean {
+  return wanted.startsWith(`${name}:`) && tags.includes(wanted.replace(":", "-"));
 }
 
 function notFound(wanted: ProvisionInput["template"], inventory: Inventory): FleetError {

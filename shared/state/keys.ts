@@ -18,6 +18,8 @@ export interface Keys {
   readonly limits: string;
   /** Hash of what is there for a branch alone, a snapshot's or template's id, and of which batch that is. */
   readonly branches: string;
+  /** Templates that newer ones have taken the place of: they go once nothing is linked to them. */
+  readonly retired: string;
   /** Running sandboxes with `idleSeconds`, by when to look whether they are idle. */
   readonly idle: string;
   /** Hash of when each of these was last used, as far as it is written down; open exchanges and operations are not. */
@@ -139,6 +141,7 @@ export function createKeys(prefix: string): Keys {
     expiring: key("expiring"),
     limits: key("limits"),
     branches: key("branches"),
+    retired: key("retired"),
     idle: key("idle"),
     uses: key("uses"),
     instances: key("instances"),

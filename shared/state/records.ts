@@ -90,6 +90,8 @@ export const OperationRecord = z.object({
     .optional(),
   /** Of `restore`: what its sandbox did before. */
   before: z.enum(["running", "paused", "stopped"]).optional(),
+  /** Of `build`: how many of its files and commands are done. */
+  done: z.number().int().optional(),
   /** Of `template`: the networks that the copy gets again once it is cleaned, by key of its config. */
   networks: z.record(z.string(), z.string()).optional(),
   timings: z.record(z.string(), z.number()).default({}),

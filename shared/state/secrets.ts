@@ -12,6 +12,7 @@ import {
 } from "node:crypto";
 import { z } from "zod";
 import { FleetError } from "../errors.ts";
+import { BuildFile } from "../jobs/build.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import type { Keys } from "./keys.ts";
 import type { Command } from "./operations.ts";
@@ -22,6 +23,8 @@ const Sealed = z.object({
   /** What a command reads, in base64. */
   stdin: z.string().optional(),
   execToken: z.string().optional(),
+  /** Of a build: see `shared/jobs/build.ts`. */
+  files: z.array(BuildFile).optional(),
 });
 export type SecretValues = z.output<typeof Sealed>;
 

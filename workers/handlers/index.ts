@@ -1,6 +1,7 @@
 /** One handler a kind; a kind without one does not compile. */
 import type { JobName } from "../../shared/jobs/index.ts";
 import { adopt } from "./adopt.ts";
+import { build } from "./build.ts";
 import { configure } from "./configure.ts";
 import { delete_snapshot } from "./delete-snapshot.ts";
 import { destroy } from "./destroy.ts";
@@ -32,6 +33,7 @@ const handlers = {
   delete_snapshot,
   restore,
   template,
+  build,
   adopt,
   power,
   configure,

@@ -1,20 +1,16 @@
 import { FleetError } from "../../shared/errors.ts";
-import { reserve } from "../../shared/placement/reservation.ts";
 import { nodeQueue } from "../../shared/queues.ts";
 import { isBefore, isGone, type SandboxRecord } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
-import { toTemplateCommand } from "../../shared/state/templates.ts";
-import { toReplica } from "../inventory/collect.ts";
 import type { Call } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import { clean, wayToClean } from "../sandbox/clean.ts";
-import { convertToTemplate, dressForCleaning, toDescription, undress } from "../sandbox/convert.ts";
+import { convertToTemplate, dressForCleaning, finishTemplate, toDescription, undress } from "../sandbox/convert.ts";
 import { clearSource, copySource, leaveSource, loadSource } from "../sandbox/copy-source.ts";
-import { mayHaveCloned, ownContainer } from "../sandbox/look.ts";
+import { mayHaveCloned } from "../sandbox/look.ts";
 import { shutDownContainer, startContainer } from "../sandbox/power.ts";
 import { destroyContainer, releaseCommands } from "../sandbox/release.ts";
-import { toReservation } from "../sandbox/reservation.ts";
-import { type Ending, type Handler, Reroute } from "./handler.ts";
+import { type Handler, Reroute } from "./handler.ts";
 
 export const template: Handler<"template"> = {
   async run(run) {
@@ -30,7 +26,7 @@ export const template: Handler<"template"> = {
       await undress(run);
       await convertToTemplate(run);
     });
-    return finish(run);
+    return finishTemplate(run);
   },
 
   async undo(run) {
@@ -45,12 +41,12 @@ export const template: Handler<"template"> = {
   },
 };
 
-const CLEANED = "cleaned";
+export const CLEANED = "cleaned";
 /** Steps that come after it, failed ones too; a copy that is started anew is cleaned anew. */
-const isCleaned = ({ operation: { step }, sandbox: { state } }: Run): boolean =>
+export const isCleaned = ({ operation: { step }, sandbox: { state } }: Run): boolean =>
   state === "readying" && /^(cleaned|shutdown|undress|convert)( failed)?$/.test(step?.name ?? "");
 
-function onNode<T>(run: Run, work: () => Promise<T>, call?: Call): Promise<T> {
+export function onNode<T>(run: Run, work: () => Promise<T>, call?: Call): Promise<T> {
   return run.withSlot(slotOf.node(run.sandbox.node ?? ""), run.context.config.FLEET_NODE_SLOTS, work, call);
 }
 
@@ -69,7 +65,7 @@ async function goToSource(run: Run<"template">): Promise<SandboxRecord | null> {
   return record;
 }
 
-function checkStorage({ input: { storage }, sandbox: { node }, context }: Run<"template">): void {
+export function checkStorage({ input: { storage }, sandbox: { node }, context }: Run<"template" | "build">): void {
   if (storage === undefined) return;
   const storages = context.inventory.current().nodes.find(({ name }) => name === node)?.storages ?? [];
   if (storages.some(({ name, active, rootdir }) => name === storage && active && rootdir)) return;
@@ -98,33 +94,4 @@ async function build(run: Run<"template">, source: SandboxRecord | null, way: "s
   if (isBefore(run.sandbox.state, "starting")) await dressForCleaning(run, way);
   await startContainer(run, { state: "starting" });
   await run.write({ sandbox: { state: "readying" } });
-}
-
-async function finish(run: Run<"template">): Promise<Ending<"template">> {
-  const { keys, inventory } = run.context;
-  const { id, team, address, leasedIp } = run.sandbox;
-  const { place, config } = await ownContainer(run);
-  const { name, version } = run.input;
-  const replica = { ...toReplica(place, {}, config, inventory.current().nodes), locked: false };
-  return {
-    result: {
-      templateId: id,
-      snapshotId: id,
-      operationId: run.id,
-      name,
-      ...(version === undefined ? {} : { version }),
-      ...place,
-      timings: run.timings,
-    },
-    write: {
-      sandbox: { state: "template", address: null, leasedIp: null },
-      also: [
-        toTemplateCommand(keys, team, { id, createdAt: Date.now(), replica }),
-        ...reserve(keys, place.node, id, toReservation({ ...config, template: true })),
-        ["DEL", keys.secret(id)],
-        ...(address === undefined ? [] : [["HDEL", keys.addresses, address]]),
-        ...(leasedIp === undefined ? [] : [["HDEL", keys.ips, leasedIp]]),
-      ],
-    },
-  };
 }

@@ -22,6 +22,9 @@ export interface CloneParams {
   bwlimit?: number;
 }
 
+/** A container from an OS template archive. Keys of its config besides, such as `net0`. */
+export type CreateParams = Params & { vmid: Vmid; ostemplate: string; hostname: string; description: string };
+
 export interface FirewallOptions {
   enable?: boolean;
   ipfilter?: boolean;

@@ -1,13 +1,13 @@
 import { z } from "zod";
 import { FleetError } from "../../shared/errors.ts";
 import type { NodeName, Vmid } from "../../shared/ids.ts";
-import { createLxcApi, type LxcApi, type Send } from "./api-lxc.ts";
+import { type CreateParams, createLxcApi, type LxcApi, type Send } from "./api-lxc.ts";
 import { placeOf } from "./errors.ts";
 import type { Call, Params, PveHttp } from "./http.ts";
 import * as replies from "./replies.ts";
 import { LxcEntry } from "./replies-lxc.ts";
 import { Nothing } from "./reply-fields.ts";
-import { parseUpid, type Upid } from "./upid.ts";
+import { parseUpid, Upid } from "./upid.ts";
 import { encodeSegment } from "./wire.ts";
 
 export type { CloneParams, LxcApi } from "./api-lxc.ts";
@@ -59,6 +59,10 @@ export interface PveApi {
   /** All containers of a node that the token may see. */
   list(node: NodeName, call: Call): Promise<LxcEntry[]>;
   lxc(node: NodeName, vmid: Vmid): LxcApi;
+  /** Until its task ends the config holds `lock: create` alone, unlike a clone's. */
+  createLxc(node: NodeName, params: CreateParams, call: Call): Promise<Upid>;
+  /** Ids of what a storage holds, such as `local:vztmpl/debian-12.tar.zst`. */
+  volumes(node: NodeName, storage: string, content: "vztmpl" | "backup", call: Call): Promise<string[]>;
   readonly tasks: TasksApi;
 }
 
@@ -103,6 +107,13 @@ export function createPveApi(http: PveHttp): PveApi {
     },
     list: (node, call) => getOf(node, "/lxc", LxcEntry.array(), call),
     lxc: (node, vmid) => createLxcApi(send, node, vmid),
+    createLxc: (node, params, call) =>
+      send({ method: "POST", path: `${nodePath(node)}/lxc`, node, params }, Upid, call),
+    volumes: async (node, storage, content, call) => {
+      const path = `${nodePath(node)}/storage/${encodeSegment(storage)}/content`;
+      const found = await send({ method: "GET", path, node, params: { content } }, replies.Volume.array(), call);
+      return found.map(({ volid }) => volid);
+    },
     tasks: createTasksApi(send),
   };
 }

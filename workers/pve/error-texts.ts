@@ -53,6 +53,8 @@ const TEXT_RULES: readonly TextRule[] = [
     onClone: "template_not_found",
   }),
 
+  rule("template_not_found", /volume '(?<archive>[^']*:vztmpl\/[^']*)' does not exist/),
+
   // What can't be done.
   rule("linked_clone_unsupported", /(?:Linked clone|Template) feature (?:for '(?<volume>[^']+)' )?is not available/),
   rule("linked_clone_unsupported", /can't clone CT to node '(?<target>[^']+)' \(CT uses local storage\)/),

@@ -95,6 +95,8 @@ export const StorageConfig = loose({
 });
 export type StorageConfig = z.infer<typeof StorageConfig>;
 
+export const Volume = loose({ volid: text });
+
 export const Pool = loose({ poolid: text, comment: text.optional() });
 export type Pool = z.infer<typeof Pool>;
 

@@ -2,6 +2,10 @@
 
 import { FleetError } from "../../shared/errors.ts";
 import { reserve } from "../../shared/placement/reservation.ts";
+import type { Command } from "../../shared/state/operations.ts";
+import { toTemplateCommand } from "../../shared/state/templates.ts";
+import type { Ending } from "../handlers/handler.ts";
+import { toReplica } from "../inventory/collect.ts";
 import type { Params } from "../pve/api.ts";
 import { formatNet, formatTags, type NetConfig, parseNet } from "../pve/config-format.ts";
 import { isTaskSuccess, taskError } from "../pve/errors.ts";
@@ -15,7 +19,10 @@ import { toReservation } from "./reservation.ts";
 import { formatDescription, toFacts } from "./stamp.ts";
 import { failedStep, wasRefused } from "./task.ts";
 
-export function toDescription({ sandbox, context, operation, input }: Run<"template">, { vmid }: Place): string {
+/** What becomes a template. */
+export type Maker = Run<"template"> | Run<"build">;
+
+export function toDescription({ sandbox, context, operation, input }: Maker, { vmid }: Place): string {
   const { source, version } = sandbox;
   const stamp = {
     fleet: context.config.FLEET_PREFIX,
@@ -25,7 +32,7 @@ export function toDescription({ sandbox, context, operation, input }: Run<"templ
     team: sandbox.team,
     at: operation.acceptedAt,
     origin: context.origin,
-    ...(source === undefined ? {} : { template: { source, ...(version === undefined ? {} : { version }) } }),
+    template: { ...(source === undefined ? {} : { source }), ...(version === undefined ? {} : { version }) },
     facts: toFacts(sandbox),
   };
   return formatDescription(stamp, { token: null, text: input.description });
@@ -56,19 +63,19 @@ export async function dressForCleaning(run: Run<"template">, way: "ssh" | "execd
 }
 
 /** What it needed for its cleaning goes, and what could only be true of its source. */
-export async function undress(run: Run<"template">): Promise<void> {
+export async function undress(run: Maker): Promise<void> {
   const own = await ownContainer(run);
   if (own.config.template === true) return;
   await run.begin("undress");
   await put(run, own, {
     ...commonParams(run),
-    ...run.operation.networks,
+    ...(run.operation.networks ?? mapNetworks(own.config, toTemplateNet)),
     description: toDescription(run, own.place),
   });
 }
 
 /** Protected it could not be undone; its source's tags say what that one was made from. */
-const commonParams = ({ input: { name, version } }: Run<"template">): Params => ({
+const commonParams = ({ input: { name, version } }: Maker): Params => ({
   onboot: false,
   protection: false,
   ...(version === undefined ? {} : { tags: formatTags([`${name}-${version}`]) }),
@@ -113,6 +120,37 @@ const offline = (net: NetConfig): NetConfig => ({
   ...(net.ip6 === undefined ? {} : { ip6: "manual" }),
   linkDown: true,
 });
+
+/** Ends the operation of a container that has become a template. */
+export async function finishTemplate(run: Maker, also: readonly Command[] = []): Promise<Ending<"template" | "build">> {
+  const { keys, inventory } = run.context;
+  const { id, team, address, leasedIp } = run.sandbox;
+  const { place, config } = await ownContainer(run);
+  const { name, version } = run.input;
+  const replica = { ...toReplica(place, {}, config, inventory.current().nodes), locked: false };
+  return {
+    result: {
+      templateId: id,
+      snapshotId: id,
+      operationId: run.id,
+      name,
+      ...(version === undefined ? {} : { version }),
+      ...place,
+      timings: run.timings,
+    },
+    write: {
+      sandbox: { state: "template", address: null, leasedIp: null },
+      also: [
+        toTemplateCommand(keys, team, { id, createdAt: Date.now(), replica }),
+        ...reserve(keys, place.node, id, toReservation({ ...config, template: true })),
+        ["DEL", keys.secret(id)],
+        ...(address === undefined ? [] : [["HDEL", keys.addresses, address]]),
+        ...(leasedIp === undefined ? [] : [["HDEL", keys.ips, leasedIp]]),
+        ...also,
+      ],
+    },
+  };
+}
 
 const POLL_MS = 250;
 const PATIENCE_MS = 60_000;

@@ -47,7 +47,7 @@ const Stamp = z.object({
   /** Of the Redis that it was accepted in; see `Strays.origin`. */
   origin: z.string().optional(),
   /** Of a template. */
-  template: z.object({ version: z.string().optional(), source: SandboxId }).optional(),
+  template: z.object({ version: z.string().optional(), source: SandboxId.optional() }).optional(),
   /** It was there before the fleet: never removed but by a destroy that somebody asked for. */
   adopted: z.literal(true).optional(),
   /** As the record was some seconds ago. Those of another version are none, and the stamp holds all the same. */

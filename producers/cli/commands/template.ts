@@ -1,11 +1,14 @@
 /** Templates made of sandboxes. */
 import type { Command } from "commander";
+import type { JobInput } from "../../index.ts";
+import { loadBuildSpec } from "../build-spec.ts";
 import { formatBytes, NONE } from "../describe.ts";
-import { collectPairs } from "../parse-values.ts";
+import { collectPairs, parseNumber } from "../parse-values.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
-import type { Cli, GlobalOptions } from "../session.ts";
+import type { Cli, GlobalOptions, Session } from "../session.ts";
 import { formatTable } from "../terminal.ts";
 import { change, destroyAll, SANDBOX } from "./changes.ts";
+import { show } from "./exec.ts";
 import { addWaitOptions, toSubmitOptions, type WaitOptions, withoutUndefined } from "./shared-options.ts";
 
 const HEAD = ["TEMPLATE", "NAME", "VERSION", "NODE", "VMID", "STORAGE", "DISK", "TEAM", "MADE OF"] as const;
@@ -13,6 +16,7 @@ const HEAD = ["TEMPLATE", "NAME", "VERSION", "NODE", "VMID", "STORAGE", "DISK", 
 export function addTemplate(program: Command, cli: Cli): void {
   const command = program.command("template").description("Make templates of sandboxes, list them, delete them.");
   addCreate(command, cli);
+  addBuild(command, cli);
   const ls = command
     .command("ls")
     .description("List what can be provisioned: templates that the fleet made first, then PVE's own.")
@@ -77,3 +81,72 @@ function addCreate(parent: Command, cli: Cli): void {
       });
     });
 }
+
+interface BuildOptions extends WaitOptions {
+  version?: string;
+  node?: string;
+  replace?: boolean;
+  keepVersions?: number;
+}
+
+const SPEC_HELP = `
+SPEC is YAML, fields as fleet.build has them; a file is { path, source } (relative to SPEC) or { path, content }:
+
+  name: my-app
+  version: "3"
+  from: { archive: local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst }   # or { template: cmux-base }
+  diskGib: 8
+  files: [{ path: /etc/my-app.conf, source: my-app.conf, mode: "0600" }]
+  setup: [apt-get update, apt-get install -y git]
+  test: git --version
+
+Archives are what pveam list STORAGE shows on a node; their commands go over SSH to the node.`;
+
+function addBuild(parent: Command, cli: Cli): void {
+  const command = addWaitOptions(parent.command("build"))
+    .summary("build a template from a specification")
+    .description(
+      "Build a template from an OS template archive or another template: files, commands and a test as SPEC says. Output is " +
+        "shown as it comes, on stderr. A build that fails leaves nothing.",
+    )
+    .argument("<spec>", "a YAML file")
+    .option("--version <version>", "in place of the specification's")
+    .option("--node <node>", "where it is built")
+    .option("--replace", "take the place of a template with this name and version")
+    .option("--keep-versions <count>", "destroy older versions than so many of the newest", parseNumber)
+    .addHelpText("after", SPEC_HELP)
+    .action(async (file: string) => {
+      const { version, node, replace, keepVersions, ...options } = command.optsWithGlobals<BuildOptions>();
+      await cli.run(options, async (session) => {
+        const over = withoutUndefined({ version, node, replace, keepVersions });
+        const input = { ...(await loadBuildSpec(file)), ...over };
+        return follow(session, input, options);
+      });
+    });
+}
+
+async function follow(session: Session, input: JobInput<"build">, options: WaitOptions): Promise<undefined> {
+  const { operations, print, terminal, json } = session;
+  const handle = await operations.begin(() => session.fleet.build(input, toSubmitOptions(options)));
+  if (!options.wait) {
+    print({ operationId: handle.id, sandboxId: handle.sandboxId }, `${handle.id}\n`);
+    return;
+  }
+  const stop = new AbortController();
+  // What it made goes to stdout, so its output goes beside it.
+  const shown = json
+    ? Promise.resolve()
+    : show({ ...terminal, out: terminal.err }, handle.output({ signal: stop.signal })).catch(() => {});
+  try {
+    const result = await operations.quietResult(handle, options.waitTimeout);
+    await shown;
+    print(result, `${result.templateId}\n`);
+  } catch (error) {
+    const patience = setTimeout(() => stop.abort(), LEAVING_MS);
+    await shown;
+    clearTimeout(patience);
+    throw error;
+  }
+}
+
+const LEAVING_MS = 2_000;

@@ -144,6 +144,10 @@ const PAIRS: { [N in Exclude<JobName, "shell">]: [JobInput<N>, JobInput<N>] } = 
     { sandboxId: "", snapshotId: "snap_0000000000000001" },
     { sandboxId: "", snapshotId: "snap_0000000000000002" },
   ],
+  build: [
+    { name: "one", from: { template: "cmux-base" } },
+    { name: "two", from: { template: "cmux-base" } },
+  ],
   restore: [
     { sandboxId: "", snapshotId: "snap_0000000000000001" },
     { sandboxId: "", snapshotId: "snap_0000000000000002" },

@@ -51,6 +51,7 @@ const KINDS: { [N in Exclude<JobName, "shell">]: () => Promise<Handle<JobName>> 
     return bed.fleet.restore({ ...sandbox, snapshotId });
   },
   template: async () => bed.fleet.template({ ...(await one()), name: "once" }),
+  build: async () => bed.fleet.build({ name: "built", from: { template: "cmux-base" } }),
   adopt: async () => {
     bed.pve.faults.occupy(20_900);
     return bed.fleet.adopt({ node: "pve1", vmid: 20_900 });

@@ -59,11 +59,12 @@ async function create(call: Call): Promise<string> {
   await sleep(world.latency(10, 16), world.closing);
   await new Promise((resolve) => setImmediate(resolve));
   const container = claim(call, vmid);
-  fill(call, container, unprivileged);
+  // PVE::LXC::Config::create_and_lock_config: all else comes once the archive is unpacked, unlike with a clone.
+  container.config.set("lock", "create");
   if (call.noWorker) throw refuse("got no worker upid - start worker failed");
   const facts = { type: "vzcreate", id: vmid, node, by, arrivedAt: call.arrivedAt, target: vmid };
   const root = rootfs.includes(":") ? rootfs : /^\d/.test(rootfs) ? `${storage}:${rootfs}` : `${storage}:4`;
-  return world.fork(facts, (task) => build(call, task, container, root)).upid;
+  return world.fork(facts, (task) => build(call, task, { container, root, unprivileged })).upid;
 }
 
 function allowCreate(call: Call, vmid: number): void {
@@ -105,11 +106,13 @@ function fill(call: Call, container: Container, unprivileged: string): void {
       config.set(key, printNetwork(network));
     } else config.set(key, key === "tags" ? uniqueTags(value) : value);
   }
-  config.set("lock", "create");
-  world.see(container);
 }
 
-async function build(call: Call, task: Task, container: Container, root: string): Promise<void> {
+async function build(
+  call: Call,
+  task: Task,
+  { container, root, unprivileged }: { container: Container; root: string; unprivileged: string },
+): Promise<void> {
   const { world, node, guests, params } = call;
   const { config, vmid } = container;
   try {
@@ -124,6 +127,7 @@ async function build(call: Call, task: Task, container: Container, root: string)
     }
     task.log("Creating filesystem with 262144 4k blocks and 65536 inodes");
     await task.spend(world.takes(world.timings.create), node.load);
+    fill(call, container, unprivileged);
     if (params["pool"] !== undefined) world.pools.get(params["pool"])?.members.add(vmid);
     config.set("lock", undefined);
     world.see(container);

@@ -340,7 +340,12 @@ describe("ends of tasks", () => {
     ["vzsnapshot", "100", "snapshot feature is not available", "snapshot_unsupported"],
     ["vzsnapshot", "211", "snapshot name 's1' already used", "snapshot_exists", { snapshot: "s1" }],
     ["vzrollback", "211", "snapshot 'nope' does not exist", "snapshot_not_found", { snapshot: "nope" }],
-    ["vzcreate", "301", "unable to create CT 301 - volume 'local:vztmpl/none.tar.gz' does not exist", "task_failed"],
+    [
+      "vzcreate",
+      "301",
+      "unable to create CT 301 - volume 'local:vztmpl/none.tar.gz' does not exist",
+      "template_not_found",
+    ],
     ["vzclone", "9001", "clone failed: interrupted by signal", "task_failed", { interrupted: true, source: 9001 }],
     [
       "vzclone",

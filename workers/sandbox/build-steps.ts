@@ -1,0 +1,110 @@
+/** What a build does inside its container: files are put in place, commands run, and the test says whether it is good. */
+import { FleetError } from "../../shared/errors.ts";
+import { quoteWord } from "../../shared/shell-quote.ts";
+import type { StreamName } from "../../shared/state/output.ts";
+import type { SecretValues } from "../../shared/state/secrets.ts";
+import { createLiveOutput } from "../exec/live-output.ts";
+import { toScript } from "../exec/shell.ts";
+import type { Run } from "../run/run.ts";
+import { containerOf } from "./look.ts";
+import { awaitReady } from "./ready.ts";
+
+export type Way = "execd" | "ssh";
+
+/** A command is one argument of bash for execd, which Linux takes 128 KiB of (execve(2)). */
+const PIECE = 65_536;
+const TIMEOUT_MS = 3_600_000;
+
+interface Item {
+  /** In the output and in errors; says nothing of what is in it. */
+  name: string;
+  scripts: string[];
+}
+
+/** A later run goes on with the one that was cut short, from its beginning. The output is streamed as a command's. */
+export async function fill(run: Run<"build">, way: Way, token: string | null): Promise<void> {
+  const address = await awaitReady(run, token);
+  const items = toItems(run, await run.context.secrets.get(run.id));
+  const live = createLiveOutput(run.addOutput);
+  try {
+    for (const [index, { name, scripts }] of items.entries()) {
+      if (index < (run.operation.done ?? 0)) continue;
+      await run.begin(name, { operation: { done: index } });
+      live.add("stdout", `==> ${name}\n`);
+      await run.timed(name.replace(/ .*/, ""), async () => {
+        for (const script of scripts) {
+          const code = await runScript(run, { way, address, token, script, hear: live.add });
+          if (code !== 0) throw failed(name, index, code);
+        }
+      });
+    }
+    await run.write({ operation: { done: items.length } });
+  } finally {
+    const rest = await live.close();
+    if (rest.length > 0) await run.addOutput(rest).catch(() => {}); // a run that lost its lock is refused
+  }
+}
+
+const failed = (name: string, index: number, exitCode: number): FleetError =>
+  new FleetError("build_failed", `${name} ended with exit code ${exitCode}`, {
+    facts: { step: name, index, exitCode },
+  });
+
+function toItems({ input }: Run<"build">, { files = [], env = {} }: SecretValues): Item[] {
+  const { setup, test } = input;
+  return [
+    ...files.map((file, at) => ({ name: `file ${at + 1} of ${files.length}`, scripts: toFileScripts(file) })),
+    ...setup.map((command, at) => ({
+      name: `setup ${at + 1} of ${setup.length}`,
+      scripts: [toScript(command, { env })],
+    })),
+    ...(test === undefined ? [] : [{ name: "test", scripts: [toScript(test, { env })] }]),
+  ];
+}
+
+/** Whole or not at all. FLEET_GUEST_ROOT is for guests that are a folder. */
+function toFileScripts({ path, content, mode = "0644", owner }: NonNullable<SecretValues["files"]>[number]): string[] {
+  const head = `set -e; path="\${FLEET_GUEST_ROOT:-}"${quoteWord(path)}; new="$path.fleet-new"`;
+  const pieces = content.match(new RegExp(`.{1,${PIECE}}`, "g")) ?? [];
+  const owned = owner === undefined ? "" : `chown -- ${quoteWord(owner)} "$new"; `;
+  return [
+    `${head}; mkdir -p -- "\${path%/*}"; : >"$new"`,
+    ...pieces.map((piece) => `${head}; base64 -d >>"$new" <<"END"\n${piece}\nEND`),
+    `${head}; ${owned}chmod ${mode} "$new"; mv -f -T -- "$new" "$path"`,
+  ];
+}
+
+interface Call {
+  way: Way;
+  address: string;
+  token: string | null;
+  script: string;
+  hear: (stream: StreamName, chunk: string | Buffer) => void;
+}
+
+async function runScript(run: Run<"build">, { way, address, token, script, hear }: Call): Promise<number> {
+  const { execd, shell } = run.context;
+  const { node, vmid } = containerOf(run).place;
+  if (way === "execd") {
+    const call = { address, token: token ?? "", script, timeoutMs: 0, keepBytes: 0, signal: run.signal };
+    return (await execd.exec({ ...call, guard: run.check, onOutput: hear })).exitCode;
+  }
+  if (shell === null) throw noWay(run);
+  const command = { verb: "exec", vmid, script, timeoutMs: TIMEOUT_MS } as const;
+  const call = { signal: run.signal, guard: run.check, keepBytes: 0, onOutput: hear };
+  return (await shell.run(node, command, call)).code ?? 137;
+}
+
+/** As asked for; else templates of the fleet have the exec daemon, and archives have not. */
+export function wayOf(run: Run<"build">): Way {
+  const way = run.input.exec ?? ("template" in run.input.from ? "execd" : "ssh");
+  if (way === "ssh" && run.context.shell === null) throw noWay(run);
+  return way;
+}
+
+const noWay = ({ input }: Run<"build">): FleetError =>
+  new FleetError(
+    "unsupported",
+    `${"archive" in input.from ? "an archive has no exec daemon, so that its" : "its"} commands need SSH to the nodes: set FLEET_SSH_KEY`,
+    { facts: { variables: ["FLEET_SSH_KEY"] } },
+  );
