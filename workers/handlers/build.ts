@@ -1,6 +1,6 @@
 import { FleetError } from "../../shared/errors.ts";
-import { execQueue } from "../../shared/queues.ts";
 import { reserve } from "../../shared/placement/reservation.ts";
+import { execQueue } from "../../shared/queues.ts";
 import type { Command } from "../../shared/state/operations.ts";
 import { isBefore } from "../../shared/state/records.ts";
 import { loadTemplates, type Template } from "../../shared/state/templates.ts";
