@@ -22,7 +22,7 @@ import {
 const TemplateName = z.string().regex(/^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}(:[a-z0-9_.-]{1,32})?$/);
 const Template = z.union([Vmid, SnapshotId, SandboxId, TemplateName], {
   error:
-    "must be a template's name, NAME:VERSION or tag, a VMID as a number (100 or more), or the id of a snapshot or template",
+    "must be a template's name or tag, a VMID as a number (100 or more), or the id of a snapshot or template",
 });
 
 export const ProvisionInput = z
