@@ -9,7 +9,7 @@ import { parseReservation } from "../shared/placement/reservation.ts";
 import { toTeamInventory } from "../shared/placement/team-inventory.ts";
 import { loadInventory, type PlacementLimits } from "../shared/state/inventory.ts";
 import { toObstacles } from "../shared/state/nodes.ts";
-import { loadTemplates } from "../shared/state/templates.ts";
+import { loadCopies, loadTemplates } from "../shared/state/templates.ts";
 import type { Parts } from "./parts.ts";
 
 /**
@@ -27,9 +27,10 @@ export async function capacity(parts: Parts, raw: JobInput<"provision">): Promis
     throw new FleetError("node_unreachable", "no worker has told of the cluster yet; start one");
   const input = withDefaults(provision, { PVE_NODE: limits.node, PVE_STORAGE: limits.storage });
   const wanted = SnapshotId.safeParse(input.template);
-  const [snapshot, templates, states, loads, supplies] = await Promise.all([
+  const [snapshot, templates, copies, states, loads, supplies] = await Promise.all([
     wanted.success ? link.request(() => parts.store.loadSnapshot(wanted.data)) : null,
     team === undefined ? [] : link.request((redis) => loadTemplates(redis, keys, team)),
+    link.request((redis) => loadCopies(redis, keys)),
     link.request(() => parts.nodeStates.load()),
     loadLoads(
       parts,
@@ -43,7 +44,7 @@ export async function capacity(parts: Parts, raw: JobInput<"provision">): Promis
     });
   }
   const facts = { loads, obstacles: toObstacles(states), settings: states.settings };
-  return howMany({ input, snapshot }, toTeamInventory(inventory, templates), facts, limits, supplies);
+  return howMany({ input, snapshot }, toTeamInventory(inventory, templates, { copies, team }), facts, limits, supplies);
 }
 
 /** What each node has promised; not what waits in its queue. */

@@ -77,7 +77,7 @@ export async function prepare(parts: Parts, kind: JobName, raw: unknown): Promis
   const node = kind === "build" ? await chooseBuildNode(parts, input) : undefined;
   const { sandbox, ...target } = toTarget(parts, kind, input, node);
   await checkAgainstCluster(parts, input);
-  if (kind === "adopt") await assertNode(parts, input["node"]);
+  if (kind === "adopt" || kind === "replicate") await assertNode(parts, input["node"]);
   if (kind === "shell") parts.shellInputs.assertKey();
   const { stored, secrets } = splitSecrets(kind, input);
   return { request: { ...target, kind, scope: parts.team, input: stored, secrets }, sandbox };
@@ -171,6 +171,10 @@ function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, un
       const { sandboxId: source, version, metadata } = input as ParsedInput<"template">; // as above
       const newSandbox = { ...begin, template: source, source, version, metadata };
       return { team, sandbox: undefined, batch: false, source, newSandbox };
+    }
+    case "replicate": {
+      const { node: to, template } = input as ParsedInput<"replicate">; // as above
+      return { team, sandbox: undefined, batch: false, newSandbox: { ...begin, node: to, template: String(template) } };
     }
     case "build": {
       const { from, version, metadata } = input as ParsedInput<"build">; // as above

@@ -1,7 +1,7 @@
 /** What can be provisioned: PVE's templates, and those that the fleet made of sandboxes. */
 import type { NodeName, SandboxId, TeamId, Vmid } from "../shared/ids.ts";
 import { loadInventory, type Replica } from "../shared/state/inventory.ts";
-import { loadTemplates } from "../shared/state/templates.ts";
+import { loadCopies, loadTemplates } from "../shared/state/templates.ts";
 import type { Parts } from "./parts.ts";
 import type { Sandboxes } from "./sandboxes.ts";
 
@@ -23,6 +23,8 @@ export interface TemplateView {
   team: TeamId | undefined;
   /** The sandbox that it was made of. */
   source: SandboxId | undefined;
+  /** VMID of the template that the fleet made it a replica of. */
+  copyOf: Vmid | undefined;
   /** ms since the epoch. */
   createdAt: number | undefined;
 }
@@ -46,6 +48,7 @@ export function createTemplates(parts: Parts, sandboxes: Sandboxes): Templates {
       const templates = await parts.link.request((redis) =>
         Promise.all(teams.map((team) => loadTemplates(redis, parts.keys, team))),
       );
+      const copies = await parts.link.request((redis) => loadCopies(redis, parts.keys));
       const seen = inventory?.replicas ?? [];
       const made = own.flatMap((sandbox): TemplateView[] => {
         const template = templates.flat().find(({ id }) => id === sandbox.id);
@@ -54,12 +57,18 @@ export function createTemplates(parts: Parts, sandboxes: Sandboxes): Templates {
         const replica = seen.find(({ owner }) => owner?.sandbox === id) ?? template.replica;
         return [{ ...toView(replica), id, team, version, source, createdAt: template.createdAt }];
       });
-      return [...made, ...seen.filter(({ owner }) => owner === undefined).map(toView)];
+      const copied = own.flatMap((sandbox): TemplateView[] => {
+        const copy = copies.find(({ id }) => id === sandbox.id);
+        if (!copy) return [];
+        const replica = seen.find(({ owner }) => owner?.sandbox === sandbox.id) ?? copy.replica;
+        return [{ ...toView(replica), id: sandbox.id, team: sandbox.team, createdAt: copy.createdAt }];
+      });
+      return [...made, ...copied, ...seen.filter(({ owner }) => owner === undefined).map(toView)];
     },
   };
 }
 
-function toView({ name, tags, node, vmid, storage, diskBytes, memoryMib, online }: Replica): TemplateView {
+function toView({ name, tags, node, vmid, storage, diskBytes, memoryMib, online, copyOf }: Replica): TemplateView {
   const unknown = { id: undefined, version: undefined, team: undefined, source: undefined, createdAt: undefined };
-  return { ...unknown, name, tags, node, vmid, storage, diskBytes, memoryMib, online };
+  return { ...unknown, name, tags, node, vmid, storage, diskBytes, memoryMib, online, copyOf: copyOf?.vmid };
 }

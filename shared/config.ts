@@ -220,6 +220,8 @@ const WorkerEnv = SharedEnv.extend({
   /** The furthest end that may be asked for. */
   FLEET_TTL_MAX_SECONDS: integer(10, 31_536_000).optional(),
   FLEET_TTL_WARNING_SECONDS: integer(0, 31_536_000).default(300),
+  /** Replicas that the fleet made go so long after something was last cloned from them; 0: never. */
+  FLEET_REPLICA_IDLE_HOURS: integer(0, 87_600).default(168),
   FLEET_STRAY_GRACE_SECONDS: integer(0, 86_400).default(60),
   FLEET_PLACEMENT: z.enum(["spread", "pack"]).default("spread"),
   FLEET_NODE_SANDBOXES: integer(1, 100_000).optional(),

@@ -14,6 +14,7 @@ import { link } from "./link.ts";
 import { power } from "./power.ts";
 import { sayIssue, toProblems } from "./problems.ts";
 import { findRootOnly, provision } from "./provision.ts";
+import { replicate } from "./replicate.ts";
 import { restore } from "./restore.ts";
 import { shell } from "./shell.ts";
 import { snapshot } from "./snapshot.ts";
@@ -35,6 +36,7 @@ export const jobs = {
   restore,
   template,
   build,
+  replicate,
   adopt,
   power,
   configure,

@@ -20,14 +20,13 @@ import {
 
 /** A template's name, name and version (NAME:VERSION) or tag in PVE. A number is a VMID, `snap_…` and `sbx_…` a snapshot and a template of the fleet's own. */
 const TemplateName = z.string().regex(/^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}(:[a-z0-9_.-]{1,32})?$/);
-const Template = z.union([Vmid, SnapshotId, SandboxId, TemplateName], {
-  error:
-    "must be a template's name or tag, a VMID as a number (100 or more), or the id of a snapshot or template",
+export const TemplateRef = z.union([Vmid, SnapshotId, SandboxId, TemplateName], {
+  error: "must be a template's name or tag, a VMID as a number (100 or more), or the id of a snapshot or template",
 });
 
 export const ProvisionInput = z
   .strictObject({
-    template: Template,
+    template: TemplateRef,
     /** Linked shares the template's disk; `linked_or_full` falls back where the storage can't. */
     clone: z.enum(["linked", "full", "linked_or_full"]).default("linked"),
     /** A PVE snapshot of the source to clone from (always a full clone). */

@@ -262,6 +262,7 @@ export type Source = Pick<
   | "online"
   | "locked"
   | "configHash"
+  | "copyOf"
 > & {
   linkable: boolean;
 };
@@ -275,14 +276,16 @@ export function findSources(
   const { input, snapshot } = request;
   if (snapshot) return [sourceOfSnapshot(snapshot, inventory)];
   const wanted = input.template;
-  const named = inventory.replicas.filter((one) =>
+  const originals = inventory.replicas.filter((one) => one.copyOf === undefined || isLast(one, inventory));
+  const named = originals.filter((one) =>
     typeof wanted === "number"
       ? one.vmid === wanted
       : one.name === wanted || one.tags.includes(wanted) || one.owner?.sandbox === wanted || isVersion(one, wanted),
   );
   // The team's own comes before others of that name, and is no replica of theirs nor of its predecessors.
   const own = named.find(({ owner }) => owner !== undefined);
-  const replicas = own === undefined ? named : [own];
+  const chosen = own === undefined ? named : [own];
+  const replicas = [...chosen, ...copiesOf(chosen, inventory)];
   if (replicas.length === 0) throw notFound(wanted, inventory);
   const allowed = replicas.filter(({ unprivileged }) => unprivileged || limits.allowPrivileged);
   if (allowed.length === 0) {
@@ -309,6 +312,19 @@ export function findSources(
   }
   return sources;
 }
+
+/** Replicas that the fleet made of these, as they are now: of one that has changed they are of no use. */
+function copiesOf(originals: readonly Replica[], inventory: Inventory): Replica[] {
+  const isCurrent = ({ copyOf }: Replica) =>
+    originals.some(
+      ({ vmid, configHash }) => copyOf?.vmid === vmid && (configHash === undefined || configHash === copyOf.configHash),
+    );
+  return inventory.replicas.filter((one) => isCurrent(one) && !originals.includes(one));
+}
+
+/** What it was made of has gone, and it stands for that. */
+const isLast = ({ copyOf }: Replica, { replicas }: Inventory): boolean =>
+  !replicas.some(({ vmid }) => vmid === copyOf?.vmid);
 
 /** NAME:VERSION, of which a template has the tag NAME-VERSION. */
 function isVersion({ name, tags }: Replica, wanted: string): boolean {

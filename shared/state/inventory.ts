@@ -38,6 +38,8 @@ export const Replica = z.object({
   node: NodeName,
   /** The fleet made it, for one team; see `templates.ts`. */
   owner: z.object({ sandbox: SandboxId, team: TeamId }).optional(),
+  /** The fleet made it as a replica of this one, as that was then; `team`: whose that is, where it is not everybody's. */
+  copyOf: z.object({ vmid: Vmid, configHash: z.string(), team: TeamId.optional() }).optional(),
   storage: z.string(),
   /** Its storage is shared, so it can be cloned to every node that has the storage. */
   shared: z.boolean(),

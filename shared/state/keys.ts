@@ -20,6 +20,9 @@ export interface Keys {
   readonly branches: string;
   /** Templates that newer ones have taken the place of: they go once nothing is linked to them. */
   readonly retired: string;
+  /** Hash of replicas of templates that the fleet made, by sandbox id; and when each was last cloned, by VMID. */
+  readonly replicas: string;
+  readonly replicaUses: string;
   /** Running sandboxes with `idleSeconds`, by when to look whether they are idle. */
   readonly idle: string;
   /** Hash of when each of these was last used, as far as it is written down; open exchanges and operations are not. */
@@ -142,6 +145,8 @@ export function createKeys(prefix: string): Keys {
     limits: key("limits"),
     branches: key("branches"),
     retired: key("retired"),
+    replicas: key("replicas"),
+    replicaUses: key("replica-uses"),
     idle: key("idle"),
     uses: key("uses"),
     instances: key("instances"),

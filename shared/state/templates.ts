@@ -22,6 +22,20 @@ export const toTemplateCommand = (keys: Keys, team: TeamId, template: Template):
   JSON.stringify(template),
 ];
 
+/** For the write that ends the operation that made a replica. */
+export const toCopyCommand = (keys: Keys, copy: Template): Command => [
+  "HSET",
+  keys.replicas,
+  copy.id,
+  JSON.stringify(copy),
+];
+
+/** Replicas that the fleet made, of all teams' templates: whoever may use the one may use the other. */
+export async function loadCopies(redis: RedisConnection, keys: Keys): Promise<Template[]> {
+  const texts = await redis.hvals(keys.replicas);
+  return texts.map((text) => Template.parse(JSON.parse(text)));
+}
+
 export async function loadTemplates(redis: RedisConnection, keys: Keys, team: TeamId): Promise<Template[]> {
   const texts = await redis.hvals(keys.templates(team));
   return texts.map((text) => Template.parse(JSON.parse(text)));

@@ -20,6 +20,7 @@ import { destroyMissing } from "./missing.ts";
 import { tendPools } from "./pools.ts";
 import { reapSlots } from "./reap-slots.ts";
 import { restamp } from "./restamp.ts";
+import { retireReplicas } from "./retire-replicas.ts";
 import { retireTemplates } from "./retire-templates.ts";
 import { reconcile } from "./round.ts";
 import { sweepOperations } from "./sweep.ts";
@@ -43,6 +44,7 @@ const TASKS = {
       await settleBatches(context, signal);
       await settleBranches(context);
       await retireTemplates(context);
+      await retireReplicas(context);
     },
   },
   admit: { everyMs: 1_000, run: admitWaiting },

@@ -13,6 +13,7 @@ import { hide } from "./hide.ts";
 import { link } from "./link.ts";
 import { power } from "./power.ts";
 import { provision } from "./provision.ts";
+import { replicate } from "./replicate.ts";
 import { restore } from "./restore.ts";
 import { shell } from "./shell.ts";
 import { snapshot } from "./snapshot.ts";
@@ -34,6 +35,7 @@ const handlers = {
   restore,
   template,
   build,
+  replicate,
   adopt,
   power,
   configure,

@@ -251,7 +251,7 @@ function toStorage(resource: ClusterResource, before: readonly Storage[]): Stora
 }
 
 /** Without what changes while it is cloned, and what people write. */
-function hashConfig({ digest: _, lock: __, description: ___, ...config }: LxcConfig): string {
+export function hashConfig({ digest: _, lock: __, description: ___, ...config }: LxcConfig): string {
   const text = JSON.stringify(Object.entries(config).sort(([a], [b]) => (a < b ? -1 : 1)));
   return createHash("sha256").update(text).digest("base64url").slice(0, 12);
 }
@@ -271,6 +271,7 @@ export function toReplica(
   return {
     ...place,
     ...(stamp === null ? {} : { owner: { sandbox: stamp.sandbox, team: stamp.team } }),
+    ...(stamp?.copyOf === undefined ? {} : { copyOf: stamp.copyOf }),
     name: resource.name ?? config.hostname ?? String(place.vmid),
     tags: parseTags(resource.tags ?? config.tags ?? ""),
     storage,

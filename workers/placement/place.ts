@@ -8,7 +8,7 @@ import { type Reservation, reserve, unreserve } from "../../shared/placement/res
 import { toTeamInventory } from "../../shared/placement/team-inventory.ts";
 import { nodeQueue, PLACE } from "../../shared/queues.ts";
 import type { Inventory } from "../../shared/state/inventory.ts";
-import { loadTemplates } from "../../shared/state/templates.ts";
+import { loadCopies, loadTemplates } from "../../shared/state/templates.ts";
 import { Reroute } from "../handlers/handler.ts";
 import { NotYet } from "../run/not-yet.ts";
 import type { Run } from "../run/run.ts";
@@ -174,7 +174,10 @@ async function decideOn(run: Run<"provision">, request: PlacementRequest): Promi
 }
 
 /** The cluster as the team of a provision may use it. */
-export async function teamInventory({ context, operation }: Run<"provision">): Promise<Inventory> {
-  const templates = await loadTemplates(context.redis, context.keys, operation.team);
-  return toTeamInventory(context.inventory.current(), templates);
+export async function teamInventory({ context, operation }: Run): Promise<Inventory> {
+  const [templates, copies] = await Promise.all([
+    loadTemplates(context.redis, context.keys, operation.team),
+    loadCopies(context.redis, context.keys),
+  ]);
+  return toTeamInventory(context.inventory.current(), templates, { copies, team: operation.team });
 }

@@ -83,6 +83,9 @@ async function cloneFrom(run: Run<"provision">, place: Place, token: string | nu
           hostname: params.hostname ?? null,
           ...(run.sandbox.pool === undefined ? {} : { madeOf: toMadeOf(source) }),
         },
+        ...(source.copyOf === undefined
+          ? {}
+          : { also: [["HSET", run.context.keys.replicaUses, source.vmid, Date.now()]] }),
       },
       start: () => run.context.pve.lxc(source.node, source.vmid).clone(params, run.writing),
       ...(source.node === place.node ? { meanwhile: () => readConfig().catch(() => {}) } : { node: source.node }),

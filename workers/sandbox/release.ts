@@ -55,5 +55,7 @@ export async function releaseCommands(run: Run): Promise<Command[]> {
     ]),
     ["DEL", keys.sandboxSnapshots(id)],
     ["HDEL", keys.templates(team), id],
+    ["HDEL", keys.replicas, id],
+    ...(vmid === undefined ? [] : [["HDEL", keys.replicaUses, vmid]]),
   ];
 }

@@ -48,6 +48,8 @@ const Stamp = z.object({
   origin: z.string().optional(),
   /** Of a template. */
   template: z.object({ version: z.string().optional(), source: SandboxId.optional() }).optional(),
+  /** It is a replica of this template, as that was then. */
+  copyOf: z.object({ vmid: Vmid, configHash: z.string(), team: TeamId.optional() }).optional(),
   /** It was there before the fleet: never removed but by a destroy that somebody asked for. */
   adopted: z.literal(true).optional(),
   /** As the record was some seconds ago. Those of another version are none, and the stamp holds all the same. */

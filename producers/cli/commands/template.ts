@@ -3,7 +3,7 @@ import type { Command } from "commander";
 import type { JobInput } from "../../index.ts";
 import { loadBuildSpec } from "../build-spec.ts";
 import { formatBytes, NONE } from "../describe.ts";
-import { collectPairs, parseNumber } from "../parse-values.ts";
+import { collectPairs, parseNumber, parseTemplate } from "../parse-values.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
 import type { Cli, GlobalOptions, Session } from "../session.ts";
 import { formatTable } from "../terminal.ts";
@@ -17,6 +17,7 @@ export function addTemplate(program: Command, cli: Cli): void {
   const command = program.command("template").description("Make templates of sandboxes, list them, delete them.");
   addCreate(command, cli);
   addBuild(command, cli);
+  addReplicate(command, cli);
   const ls = command
     .command("ls")
     .description("List what can be provisioned: templates that the fleet made first, then PVE's own.")
@@ -32,7 +33,7 @@ export function addTemplate(program: Command, cli: Cli): void {
           one.storage || NONE,
           formatBytes(one.diskBytes),
           one.team ?? NONE,
-          one.source ?? NONE,
+          one.source ?? (one.copyOf === undefined ? NONE : `replica of ${one.copyOf}`),
         ]);
         print(templates, formatTable(HEAD, rows));
         return undefined;
@@ -150,3 +151,24 @@ async function follow(session: Session, input: JobInput<"build">, options: WaitO
 }
 
 const LEAVING_MS = 2_000;
+
+function addReplicate(parent: Command, cli: Cli): void {
+  type Options = WaitOptions & { node: string; storage?: string };
+  const command = addWaitOptions(parent.command("replicate"))
+    .summary("make a replica of a template on another node")
+    .description(
+      "Make a replica of a template on another node, so that sandboxes are cloned there, too. It goes by itself when it was not " +
+        "used for long, or when the template has changed; also with fleet template rm.",
+    )
+    .argument("<template>", "name, NAME:VERSION, tag, VMID or id", parseTemplate)
+    .requiredOption("--node <node>", "where it is to be")
+    .option("--storage <storage>", "a shared storage that both nodes have")
+    .action(async (template: string | number) => {
+      const { node, storage, ...options } = command.optsWithGlobals<Options>();
+      await cli.run(options, async (session) => {
+        const input = { template, node, ...withoutUndefined({ storage }) };
+        const ask = () => session.fleet.replicate(input, toSubmitOptions(options));
+        return change(session, options, ask, ({ replicaId }) => replicaId);
+      });
+    });
+}

@@ -236,7 +236,7 @@ test("a command that waits for its sandbox", async () => {
 
 /** One that can wait, of each kind that is about a sandbox; an upload waits as a download does. */
 const INPUTS: {
-  [N in Exclude<JobName, "provision" | "adopt" | "build" | "upload">]: (sandboxId: string) => JobInput<N>;
+  [N in Exclude<JobName, "provision" | "adopt" | "build" | "replicate" | "upload">]: (sandboxId: string) => JobInput<N>;
 } = {
   exec: (sandboxId) => ({ sandboxId, command: "true" }),
   shell: (sandboxId) => ({ sandboxId }),
@@ -264,7 +264,8 @@ test("each kind, in its queue and parked behind another, also where a worker die
   const methods: JobMethods = bed.fleet;
   const handles: Handle<JobName>[] = [];
   for (const kind of JOB_NAMES) {
-    if (kind === "provision" || kind === "adopt" || kind === "upload" || kind === "build") continue;
+    if (kind === "provision" || kind === "adopt" || kind === "upload") continue;
+    if (kind === "build" || kind === "replicate") continue;
     const { sandboxId } = kind === "destroy" ? doomed : changed;
     for (let count = 0; count < 2; count++) handles.push(await methods[kind](INPUTS[kind](sandboxId) as never)); // its own kind's
   }

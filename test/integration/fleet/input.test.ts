@@ -148,6 +148,10 @@ const PAIRS: { [N in Exclude<JobName, "shell">]: [JobInput<N>, JobInput<N>] } = 
     { name: "one", from: { template: "cmux-base" } },
     { name: "two", from: { template: "cmux-base" } },
   ],
+  replicate: [
+    { template: "one", node: "pve1" },
+    { template: "two", node: "pve1" },
+  ],
   restore: [
     { sandboxId: "", snapshotId: "snap_0000000000000001" },
     { sandboxId: "", snapshotId: "snap_0000000000000002" },
