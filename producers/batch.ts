@@ -3,8 +3,8 @@ import { type ErrorRecord, FleetError, type FleetErrorCode, fromErrorRecord } fr
 import type { BatchId, OperationId, SandboxId, TeamId } from "../shared/ids.ts";
 import type { JobName, JobOutput } from "../shared/jobs/index.ts";
 import { batchNotFound, type ItemEnd, toItemEnd } from "../shared/state/batches.ts";
-import type { BatchPolicy, BatchRecord } from "../shared/state/records.ts";
-import { type BatchWatch, type EndedOperation, type EndWatch, loadEnded, toUnknown, type Wait } from "./end-watch.ts";
+import type { BatchPolicy, BatchRecord, EndedOperation } from "../shared/state/records.ts";
+import { type BatchWatch, type EndWatch, loadEnded, toUnknown, type Wait } from "./end-watch.ts";
 import { toResult } from "./handle.ts";
 import type { Parts } from "./parts.ts";
 

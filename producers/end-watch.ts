@@ -1,29 +1,20 @@
 /**
  * Waits for ends of operations: one connection for any number of waiters, open while somebody waits and a while longer.
- * The record is the truth; messages only say when to look, and a slow re-read makes up for those that are lost.
+ * The record is the truth; messages say when to look, or to who asked for the operation what stands there now; a slow
+ * re-read makes up for those that are lost.
  */
 import { setTimeout as pause } from "node:timers/promises";
-import type { z } from "zod";
+import { z } from "zod";
 import { type Deferred, defer } from "../shared/deferred.ts";
 import { FleetError } from "../shared/errors.ts";
+import { newListenerId } from "../shared/ids.ts";
 import { decodeHash } from "../shared/state/codec.ts";
-import { isEnded, OperationRecord } from "../shared/state/records.ts";
+import { ENDED_FIELDS, EndedOperation, isEnded } from "../shared/state/records.ts";
 import { closedError } from "./link.ts";
 import type { Parts } from "./parts.ts";
 
-/** What of a record its waiters need; the input may be long and is not among it. */
-const EndedOperation = OperationRecord.pick({
-  id: true,
-  kind: true,
-  team: true,
-  sandbox: true,
-  status: true,
-  result: true,
-  error: true,
-  output: true,
-});
-export type EndedOperation = z.output<typeof EndedOperation>;
-const FIELDS = Object.keys(EndedOperation.shape);
+/** As its end tells it to who asked for the operation: the fields of the record, as they are stored. */
+const Told = z.array(z.union([z.string(), z.literal(false)]));
 
 /** Who waits for one after the other would else open a connection for each, which costs more than a command. */
 const LINGER_MS = 6_000;
@@ -41,6 +32,7 @@ export interface Wait {
 }
 
 type Waiter = Deferred<EndedOperation>;
+type Values = readonly (string | null | false)[];
 
 /** Wakes who follows a batch. Begun before one looks: what comes between the look and the wait is not missed. */
 export interface BatchWatch extends Disposable {
@@ -53,6 +45,7 @@ export class EndWatch {
   readonly #waiting = new Map<string, Set<Waiter>>();
   readonly #watchers = new Map<string, Set<() => void>>();
   readonly #closing = new AbortController();
+  readonly #id = newListenerId();
   #listening: Disposable | undefined;
 
   constructor(parts: Parts) {
@@ -79,6 +72,11 @@ export class EndWatch {
       signal?.removeEventListener("abort", onAbort);
       this.#unregister(id, waiter);
     }
+  }
+
+  /** Whom the end of an operation may tell what it was, where somebody listens already. */
+  get listener(): string | undefined {
+    return this.#listening && this.#id;
   }
 
   watchBatch(id: string): BatchWatch {
@@ -146,7 +144,10 @@ export class EndWatch {
   #listen(): void {
     if (this.#listening) return;
     const { channels, keys } = this.#parts;
-    const heard = channels.listen(keys.wake, (message) => this.#hear(message));
+    const heard = [
+      channels.listen(keys.wake, (message) => this.#hear(message)),
+      channels.listen(keys.told(this.#id), (message) => this.#hearEnd(message)),
+    ];
     let idleMs = 0;
     const timer = setInterval(() => {
       idleMs = this.#waiting.size + this.#watchers.size > 0 ? 0 : idleMs + REREAD_MS;
@@ -157,7 +158,7 @@ export class EndWatch {
     this.#listening = {
       [Symbol.dispose]() {
         clearInterval(timer);
-        heard[Symbol.dispose]();
+        for (const one of heard) one[Symbol.dispose]();
       },
     };
   }
@@ -180,6 +181,14 @@ export class EndWatch {
     if (word === "batch") this.#wakeWatchers(id);
   }
 
+  /** Saves the look. What is no longer waited for, or was not yet, is found by one. */
+  #hearEnd(message: string | undefined): void {
+    if (message === undefined) return; // `wake` has us look
+    const values = Told.parse(JSON.parse(message));
+    const [id] = values;
+    if (typeof id === "string" && this.#waiting.has(id)) this.#settle(id, values);
+  }
+
   #wakeWatchers(id: string): void {
     for (const wake of this.#watchers.get(id) ?? []) wake();
   }
@@ -196,9 +205,11 @@ export class EndWatch {
     }
   }
 
-  #settle(id: string, values: readonly (string | null)[]): void {
+  #settle(id: string, values: Values): void {
     const settle = (how: (waiter: Waiter) => void) => {
-      for (const waiter of this.#waiting.get(id) ?? []) how(waiter);
+      const waiters = this.#waiting.get(id) ?? [];
+      this.#waiting.delete(id); // the same end may come in two messages
+      for (const waiter of waiters) how(waiter);
     };
     try {
       const record = decodeEnded(id, values);
@@ -223,12 +234,12 @@ export async function loadEnded(parts: Parts, ids: readonly string[]): Promise<E
 }
 
 /** No pipeline for many: commands of one turn are written together all the same, and ioredis needs long to make one. */
-const loadFields = ({ link, keys }: Parts, id: string): Promise<(string | null)[]> =>
-  link.request((redis) => redis.hmget(keys.operation(id), ...FIELDS));
+const loadFields = ({ link, keys }: Parts, id: string): Promise<Values> =>
+  link.request((redis) => redis.hmget(keys.operation(id), ...ENDED_FIELDS));
 
-function decodeEnded(id: string, values: readonly (string | null)[]): EndedOperation | null {
+function decodeEnded(id: string, values: Values): EndedOperation | null {
   const hash: Record<string, string> = {};
-  for (const [index, field] of FIELDS.entries()) {
+  for (const [index, field] of ENDED_FIELDS.entries()) {
     const value = values[index];
     if (typeof value === "string") hash[field] = value;
   }

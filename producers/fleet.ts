@@ -165,7 +165,7 @@ function createMethods(parts: Parts, watch: EndWatch): JobMethods & Pick<Fleet, 
   ): Promise<HandleOf<N>> => {
     const span = { kind: SpanKind.PRODUCER, attributes: { "fleet.kind": kind } };
     const { id, sandbox } = await spanned(`fleet.${kind}`, span, async (asked) => {
-      const accepted = await submit(parts, kind, input, options, content);
+      const accepted = await submit(parts, kind, input, { ...options, listener: watch.listener }, content);
       const { id: operation, team } = accepted;
       asked.setAttributes({ "fleet.operation": operation, "fleet.sandbox": accepted.sandbox, "fleet.team": team });
       return accepted;

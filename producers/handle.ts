@@ -2,8 +2,9 @@
 import { FleetError, fromErrorRecord } from "../shared/errors.ts";
 import type { OperationId, SandboxId } from "../shared/ids.ts";
 import { type JobName, type JobOutput, jobs } from "../shared/jobs/index.ts";
+import type { EndedOperation } from "../shared/state/records.ts";
 import { type Content, createContent } from "./content.ts";
-import { type EndedOperation, type EndWatch, toUnknown, type Wait } from "./end-watch.ts";
+import { type EndWatch, toUnknown, type Wait } from "./end-watch.ts";
 import { type OutputChunk, watchOutput } from "./output.ts";
 import type { Parts } from "./parts.ts";
 import { createTyping, type Typing } from "./shell.ts";

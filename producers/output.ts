@@ -4,7 +4,8 @@ import { createBell } from "../shared/bell.ts";
 import { FleetError } from "../shared/errors.ts";
 import { jobs } from "../shared/jobs/index.ts";
 import { readOutput, type StoredEntry, type StreamName, toOutputMark } from "../shared/state/output.ts";
-import type { EndedOperation, EndWatch, Wait } from "./end-watch.ts";
+import type { EndedOperation } from "../shared/state/records.ts";
+import type { EndWatch, Wait } from "./end-watch.ts";
 import type { Parts } from "./parts.ts";
 
 /** What was printed, or what happened to it. */

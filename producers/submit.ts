@@ -46,7 +46,7 @@ export async function submit<N extends JobName>(
   parts: Parts,
   kind: N,
   raw: unknown,
-  options: SubmitOptions,
+  options: SubmitOptions & { listener?: string | undefined },
   content?: ContentSource,
 ): Promise<Accepted> {
   const idempotencyKey = checkIdempotencyKey(options.idempotencyKey);
@@ -55,7 +55,7 @@ export async function submit<N extends JobName>(
   const request = { ...prepared.request, ...newIds(prepared) };
   await sealSecrets(parts, request);
   const trace = currentTrace();
-  const asked = { ...request, idempotencyKey, onQuota, trace };
+  const asked = { ...request, idempotencyKey, onQuota, trace, listener: options.listener };
   const forget = () => forgetSecrets(parts, request);
   const accepted = await (kind === "upload" ? acceptUpload(parts, asked, content) : accept(parts, asked, forget));
   if (accepted.needsJob) await addJob(parts, kind, accepted, trace);

@@ -112,4 +112,5 @@ export const newBatchId = (): BatchId => BatchId.parse(`batch_${randomId()}`);
 export const newSandboxId = (): SandboxId => SandboxId.parse(`sbx_${randomId()}`);
 export const newSnapshotId = (): SnapshotId => SnapshotId.parse(`snap_${randomId()}`);
 /** A run's fencing token: compared for equality only. */
+export const newListenerId = (): string => randomId();
 export const newFence = (): string => randomId();

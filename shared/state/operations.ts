@@ -93,6 +93,8 @@ export interface AcceptRequest {
   /** What was sealed apart from it; tells requests apart like the rest of the input. */
   secrets: unknown;
   idempotencyKey: string | undefined;
+  /** Who is told what its end was, see `keys.told`. */
+  listener?: string | undefined;
   /** Waits behind interactive work. */
   batch: boolean;
   /** Where a quota of the team has no room; refused with `quota_exceeded` when absent. */
@@ -643,10 +645,10 @@ function toAcceptArgs(request: ItemGroup["request"], now: number, keyring: reado
 }
 
 function toOneAcceptArgs(request: AcceptRequest, now: number, keyring: readonly Buffer[]) {
-  const { id, sandbox, idempotencyKey: key } = request;
+  const { id, sandbox, idempotencyKey: key, listener } = request;
   // Hashed, since a caller's key may hold anything and becomes part of a Redis key.
   const idempotency = key === undefined ? undefined : createHash("sha256").update(key).digest("base64url");
-  return { ...toAcceptArgs(request, now, keyring), id, sandbox, idempotency };
+  return { ...toAcceptArgs(request, now, keyring), id, sandbox, idempotency, listener };
 }
 
 const AnyFields = z.record(z.string(), z.unknown());

@@ -107,6 +107,20 @@ export const OperationRecord = z.object({
 });
 export type OperationRecord = z.output<typeof OperationRecord>;
 
+/** What of an ended record its waiters need; the input may be long and is not among it. */
+export const EndedOperation = OperationRecord.pick({
+  id: true,
+  kind: true,
+  team: true,
+  sandbox: true,
+  status: true,
+  result: true,
+  error: true,
+  output: true,
+});
+export type EndedOperation = z.output<typeof EndedOperation>;
+export const ENDED_FIELDS: readonly string[] = Object.keys(EndedOperation.shape);
+
 export const isEnded = (status: OperationStatus): status is "succeeded" | "failed" | "canceled" =>
   status !== "queued" && status !== "running";
 

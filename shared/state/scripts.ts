@@ -11,8 +11,9 @@ import { defineScript } from "../redis/script.ts";
 import { JOB_LUA } from "./job-lua.ts";
 import { OUTPUT_KEPT_BYTES, OUTPUT_KEPT_ENTRIES, SHELL_OUTPUT_SEC } from "./output.ts";
 import { QUOTA_LUA } from "./quota-lua.ts";
-import { GONE_STATES, PROVISIONAL_STATES, SANDBOX_STATES, type SandboxRecord } from "./records.ts";
+import { ENDED_FIELDS, GONE_STATES, PROVISIONAL_STATES, SANDBOX_STATES, type SandboxRecord } from "./records.ts";
 
+const luaList = (names: readonly string[]) => names.map((name) => `'${name}'`).join(",");
 const luaSet = (names: readonly string[]) => `{${names.map((name) => `['${name}']=true`).join(",")}}`;
 
 const STAMPED = [
@@ -549,6 +550,7 @@ set('idempotency', idem)
 set('batch', batch)
 set('item', batch and r.item.index)
 set('once', r.once and 1)
+set('listener', r.listener)
 set('parked', line and 1 or 0)
 set('order', line)
 set('waitingFor', line and EARLIER)
@@ -841,6 +843,9 @@ if holder ~= fence or ENDED[status] then return -1 end
 return addOutput(id, fence, cjson.decode(ARGV[4]), ARGV[5])
 `);
 
+/** Of results that go out with the message of their end; who gets none reads the record. */
+const TOLD_BYTES = 16_384;
+
 /**
  * The end of an operation and its event, in one step → [outcome, released operation…].
  * ARGV as WRITE, with write.status, write.event and write.output (the rest of the live output) besides.
@@ -849,10 +854,9 @@ export const END = withQuotas(`${PATCH}
 local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 local w = cjson.decode(ARGV[4])
 local key = opKey(id)
-local sandbox, team, kind, class, idem, batch, item, source =
-  unpack(redis.call('HMGET', key, 'sandbox', 'team', 'kind', 'class', 'idempotency', 'batch', 'item', 'source'))
+local sandbox, team, kind, class, idem, batch, item, source, listener, abort = unpack(redis.call('HMGET', key,
+  'sandbox', 'team', 'kind', 'class', 'idempotency', 'batch', 'item', 'source', 'listener', 'abort'))
 -- Who was told that it will be canceled is told the truth; a destroy that has begun goes on to its end.
-local abort = redis.call('HGET', key, 'abort')
 if abort and w.status == 'succeeded' and kind ~= 'destroy' then return {'aborted', abort} end
 if not mayTake(w, sandbox) then return {'taken'} end
 if not patch(w, sandbox) then return {'full'} end
@@ -879,7 +883,9 @@ elseif kind == 'download' then
   redis.call('ZADD', P..':contents', now, id)
 end
 -- Results are kept within a byte bound as well: the oldest go first.
-local size = redis.call('HSTRLEN', key, 'result') + redis.call('HSTRLEN', key, 'input') + 1024
+local result = redis.call('HSTRLEN', key, 'result')
+local told = result < ${TOLD_BYTES}
+local size = result + redis.call('HSTRLEN', key, 'input') + 1024
 if redis.call('HEXISTS', key, 'output') == 1 then
   size = size + (redis.call('MEMORY', 'USAGE', outputKey(id)) or 0)
   -- What a terminal showed is for who watched it.
@@ -913,6 +919,7 @@ if batch then
 end
 tell(w, sandbox, id, now)
 emit('operation.'..w.status, now, id, sandbox, team, cjson.encode(w.event))
+if listener and told then redis.call('PUBLISH', P..':told:'..listener, cjson.encode(redis.call('HMGET', key, ${luaList(ENDED_FIELDS)}))) end
 redis.call('PUBLISH', P..':wake', 'ended '..id..(batch and ' '..batch or ''))
 release(sandbox, out)
 if source then leave(id, source, out) end

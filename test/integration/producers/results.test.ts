@@ -2,6 +2,7 @@ import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { FleetError } from "../../../shared/errors.ts";
+import { closeRedis, connectRedis } from "../../../shared/redis/connect.ts";
 import { type RedisServer, startRedis } from "../../redis.ts";
 import { caught, createRig, toProvisioned } from "./rig.ts";
 
@@ -29,6 +30,37 @@ test("a result arrives when the operation ends", async () => {
   await rig.readers(1);
   await rig.succeed(handle.id, toProvisioned(handle.id, handle.sandboxId));
   await expect(result).resolves.toEqual(toProvisioned(handle.id, handle.sandboxId));
+});
+
+test("who listens already when it asks is told the end itself; what is long it reads", async () => {
+  await using rig = createRig(server);
+  const sandboxId = await rig.running();
+  const ask = () => rig.fleet.exec({ sandboxId, command: "echo hi" });
+  const listenerOf = (id: string) => rig.redis.hget(rig.keys.operation(id), "listener");
+  const first = await ask();
+  expect(await listenerOf(first.id)).toBeNull();
+  const firstResult = first.result();
+  await rig.readers(1);
+  await rig.succeed(first.id, exited);
+  await firstResult;
+
+  const handles = [await ask(), await ask(), await ask()] as const;
+  const listener = (await listenerOf(handles[0].id)) ?? "";
+  const results = handles.map((handle) => handle.result());
+  const heard: string[] = [];
+  const ear = connectRedis(server.url);
+  ear.on("message", (_channel, message) => void heard.push(message));
+  await ear.subscribe(rig.keys.told(listener));
+  const long = { ...exited, stdout: "x".repeat(20_000) };
+  await rig.succeed(handles[0].id, exited);
+  await rig.succeed(handles[1].id, long);
+  expect(await Promise.all([results[0], results[1]])).toEqual([exited, long]);
+  expect(heard.map((text) => JSON.parse(text)[0])).toEqual([handles[0].id]);
+  // The record says nothing of an end yet, so no look can have found it.
+  const told: unknown[] = JSON.parse(heard[0] ?? "");
+  await rig.redis.publish(rig.keys.told(listener), JSON.stringify([handles[2].id, ...told.slice(1)]));
+  expect(await results[2]).toEqual(exited);
+  await closeRedis(ear);
 });
 
 test("asked late, it is there at once, without a second connection", async () => {
