@@ -3,6 +3,7 @@ import type { Finding } from "../../shared/state/errands.ts";
 import type { WorkerContext } from "../context.ts";
 import type { ClusterResource } from "../pve/api.ts";
 import { settleOrphans } from "./orphans.ts";
+import { rebuild } from "./rebuild.ts";
 
 export interface RoundOptions {
   signal: AbortSignal;
@@ -10,6 +11,8 @@ export interface RoundOptions {
   dryRun?: boolean;
   /** An operator's word: containers in quarantine go now, also those that no rule would remove. */
   removeOrphans?: boolean;
+  /** An operator's word: records are made anew of containers with our stamp that have none. */
+  rebuild?: boolean;
   /** Called as the work goes on. */
   onProgress?: () => void;
 }
@@ -28,7 +31,9 @@ export async function reconcile(context: WorkerContext, options: RoundOptions): 
   const begun = performance.now();
   const guests = await pve.clusterResources({}, options);
   const round: Round = { dryRun: false, removeOrphans: false, ...options, now: Date.now(), guests };
-  const findings = await settleOrphans(context, round);
+  // What is taken in is an orphan no more.
+  const restored = options.rebuild ? await rebuild(context, round) : [];
+  const findings = [...restored, ...(options.rebuild ? [] : await settleOrphans(context, round))];
   metrics.roundEnded((performance.now() - begun) / 1_000);
   return findings;
 }
