@@ -21,7 +21,7 @@ import { usableAddresses } from "../sandbox/address.ts";
 import { rootfsGib } from "../sandbox/configure-clone.ts";
 import type { Place } from "../sandbox/look.ts";
 import { toReservation } from "../sandbox/reservation.ts";
-import { readToken } from "../sandbox/stamp.ts";
+import { readToken, type StampFacts } from "../sandbox/stamp.ts";
 import { readContainerState } from "../ssh/node-tools.ts";
 import type { Round } from "./round.ts";
 import { readStray, type Stray, unleased } from "./strays.ts";
@@ -139,6 +139,7 @@ async function read(context: WorkerContext, { place, stamp, config }: Stray, rou
       metadata: facts?.metadata ?? {},
       ttlSeconds: facts?.ttlSeconds,
       ttlAction: facts?.ttlAction ?? "destroy",
+      ttlExtendOnUse: facts?.ttlExtendOnUse ?? false,
       idleSeconds: facts?.idleSeconds,
       idleAction: facts?.idleAction ?? "pause",
       wakeOnHttp: facts?.wakeOnHttp ?? false,
@@ -148,9 +149,15 @@ async function read(context: WorkerContext, { place, stamp, config }: Stray, rou
     },
     vmid: place.vmid,
     inputHash: facts?.inputHash,
-    expiresAt: facts?.expiresAt === undefined ? undefined : Math.max(facts.expiresAt, now + TTL_AT_LEAST_MS),
+    expiresAt: facts && endOf(facts, now),
     also,
   };
+}
+
+/** A use does not change the stamp, so the time from the last one begins anew. */
+function endOf({ expiresAt, ttlSeconds = 0, ttlExtendOnUse }: StampFacts, now: number): number | undefined {
+  if (expiresAt === undefined) return undefined;
+  return Math.max(expiresAt, now + (ttlExtendOnUse ? ttlSeconds * 1_000 : TTL_AT_LEAST_MS));
 }
 
 interface Standing {
