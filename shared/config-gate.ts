@@ -55,7 +55,7 @@ export const GATE_SETTINGS = {
     .string()
     .min(32, "must have at least 32 characters; make one with: openssl rand -hex 32")
     .optional(),
-  /** Networks of the proxies in front: they may ask which hosts there are. */
+  /** Networks of the proxies in front: they may ask which hosts there are, and are believed whom they tell of. */
   GATE_TRUSTED_PROXIES: Cidrs.prefault("127.0.0.0/8,::1/128"),
   /** How long a request waits for a sandbox that it wakes, and for its service, before it is told to come again. */
   GATE_WAKE_SECONDS: z.coerce.number({ error: "must be a number" }).int("must be whole").min(1).max(300).default(30),

@@ -5,13 +5,14 @@
 import { timingSafeEqual } from "node:crypto";
 import { once } from "node:events";
 import { type Agent, createServer, type IncomingMessage, type ServerResponse } from "node:http";
-import { type AddressInfo, BlockList, isIP, type Socket } from "node:net";
+import type { AddressInfo, Socket } from "node:net";
 import { createProxyServer, proxyUpgrade } from "httpxy";
 import { connectRedis } from "../../shared/redis/connect.ts";
 import { parseHostHeader } from "../../shared/url-pattern.ts";
 import type { WorkerContext } from "../context.ts";
 import { startActivity } from "./activity.ts";
 import { leave, say, toAnswer } from "./answers.ts";
+import { clientOf, createTrust } from "./client-address.ts";
 import { createEnter, type Enter } from "./enter.ts";
 import { startExchanges } from "./exchanges.ts";
 import { CLEARED, toMark } from "./first-visit.ts";
@@ -78,6 +79,7 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
     return outcome;
   };
   const relocate = createRelocate(context, registry, closing.signal);
+  const isTrusted = createTrust(config.GATE_TRUSTED_PROXIES);
   const marks = new WeakMap<IncomingMessage, string>();
   const proxy = createProxyServer({ xfwd: false });
   proxy.on("proxyRes", ({ headers }, request) => {
@@ -111,7 +113,7 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   const answerProxy = async (request: IncomingMessage, response: ServerResponse) => {
     const { "x-forwarded-method": method = "GET", "x-forwarded-uri": target = "/" } = request.headers;
     const asked = { method: String(method), target: String(target), upgrade: isUpgrade(request) };
-    const outcome = await enter(request, asked, String(request.headers["x-forwarded-for"] ?? ""));
+    const outcome = await enter(request, asked, clientOf(request, null, isTrusted));
     if (outcome.is !== "forward") return say(request, response, toAnswer(outcome));
     const { route } = outcome;
     const mark = toMark({ method: asked.method, headers: request.headers }, route);
@@ -135,12 +137,13 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
     }
     const host = parseHostHeader(request.headers.host);
     if ((host === null || !registry.isOurs(host)) && (await ownPage(request, response))) return;
-    const outcome = await enter(request, askedOf(request), request.socket.remoteAddress ?? "");
+    const client = clientOf(request, request.socket.remoteAddress ?? "", isTrusted);
+    const outcome = await enter(request, askedOf(request), client);
     if (request.socket.destroyed) return; // while it waited for the sandbox
     if (outcome.is !== "forward") return say(request, response, toAnswer(outcome));
     const mark = toMark(request, outcome.route);
     if (mark !== null) marks.set(request, mark);
-    forwardHeaders(request);
+    forwardHeaders(request, client);
     if (request.headers.expect !== undefined) {
       delete request.headers.expect;
       response.writeContinue();
@@ -173,10 +176,11 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   };
 
   const upgrade = async (request: IncomingMessage, socket: Socket, head: Buffer) => {
-    const outcome = await enter(request, askedOf(request), socket.remoteAddress ?? "");
+    const client = clientOf(request, socket.remoteAddress ?? "", isTrusted);
+    const outcome = await enter(request, askedOf(request), client);
     if (outcome.is !== "forward") return leave(socket, toAnswer(outcome));
     const { route } = outcome;
-    forwardHeaders(request);
+    forwardHeaders(request, client);
     const held = open.add(route, socket);
     socket.once("close", () => held[Symbol.dispose]());
     const upstream = await proxyUpgrade(`http://${upstreamOf(route)}`, request, socket, head, { xfwd: false }).catch(
@@ -211,13 +215,6 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
     return true;
   };
   const unknownAsks = createLimiter(UNKNOWN_ASKS);
-  const trusted = toBlockList(config.GATE_TRUSTED_PROXIES);
-  const isTrusted = (address = "") => {
-    const plain = address.replace(/^::ffff:/, "");
-    const family = isIP(plain);
-    return family !== 0 && trusted.check(plain, family === 6 ? "ipv6" : "ipv4");
-  };
-
   server.on("upgrade", (request: IncomingMessage, socket: Socket, head: Buffer) => {
     socket.on("error", () => socket.destroy());
     upgrade(request, socket, head).catch((error: unknown) => {
@@ -276,20 +273,10 @@ function isFromProxy({ headers }: IncomingMessage, secret: Buffer | null): boole
 }
 
 /** What the service learns of the request's way; what clients say of it themselves does not count. */
-function forwardHeaders(request: IncomingMessage): void {
-  const { headers, socket } = request;
+function forwardHeaders({ headers }: IncomingMessage, client: string): void {
   stripCredentials(headers);
   for (const name of Object.keys(headers))
     if (name === "forwarded" || name.startsWith("x-forwarded-")) delete headers[name];
-  headers["x-forwarded-for"] = socket.remoteAddress ?? "";
+  headers["x-forwarded-for"] = client;
   headers["x-forwarded-host"] = headers.host ?? "";
-}
-
-function toBlockList(cidrs: readonly string[]): BlockList {
-  const list = new BlockList();
-  for (const cidr of cidrs) {
-    const [address = "", bits = ""] = cidr.split("/");
-    list.addSubnet(address, Number(bits), isIP(address) === 6 ? "ipv6" : "ipv4");
-  }
-  return list;
 }

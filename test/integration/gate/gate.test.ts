@@ -30,6 +30,7 @@ beforeAll(async () => {
       GATE_PORT: "0",
       GATE_PROXY_SECRET: "p".repeat(32),
       GATE_APP_ORIGINS: "https://app.example",
+      GATE_TRUSTED_PROXIES: "127.0.0.8/31",
     },
   });
   ({ context } = await bed.startWorkers({ FLEET_ROLES: "gate", REDIS_URL: bed.redisServer.urlFor("gate") }));
@@ -260,10 +261,11 @@ test("a body that was asked about and is not wanted ends its connection", async 
 test("certificates are for hosts of exposed services only", async () => {
   const { host } = new URL(gate.url);
   const asked = async (domain: string) =>
-    (await ask(host, { path: `/ask?domain=${encodeURIComponent(domain)}` })).status;
+    (await ask(host, { path: `/ask?domain=${encodeURIComponent(domain)}`, from: "127.0.0.9" })).status;
   expect(await asked(hostOf("open"))).toBe(200);
   for (const domain of [hostOf("none"), DOMAIN, `x.${hostOf("open")}`, "", "127.0.0.1", `${hostOf("open")}.`])
     expect([domain, await asked(domain)]).toEqual([domain, 404]);
+  expect((await ask(host, { path: `/ask?domain=${hostOf("open")}`, from: "127.0.0.7" })).status).toBe(403);
 });
 
 test("a browser's first response from a service clears what another left there, once; the service does not see it", async () => {
@@ -463,6 +465,18 @@ describe("what is hostile is refused with a clear status", () => {
     expect((await post("https://app.example")).status).toBe(200);
     expect((await upgrade(hostOf("linked"), { cookie, origin: `https://${hostOf("open")}` })).status).toBe(403);
     expect((await upgrade(hostOf("linked"), { cookie })).status).toBe(403);
+  });
+
+  test("who is wrong too often waits, by its own address behind a proxy, and nobody else does", async () => {
+    const guess = (client: string, from = "127.0.0.9") =>
+      ask(hostOf("linked"), { from, headers: { cookie: `${LINK_COOKIE}=x`, "x-forwarded-for": client } });
+    const guesses = await Promise.all(Array.from({ length: 60 }, () => guess("6.6.6.6, 192.0.2.1, 127.0.0.8")));
+    expect(guesses.map(({ status }) => status)).toEqual(guesses.map(() => 403));
+    const limited = await guess("7.7.7.7, 192.0.2.1");
+    expect([limited.status, limited.headers["retry-after"]]).toEqual([429, "60"]);
+    expect((await guess("192.0.2.2")).status).toBe(403);
+    // Nor does one who is no proxy choose whose turn is used up.
+    expect((await guess("192.0.2.1", "127.0.0.7")).status).toBe(403);
   });
 
   test("keys: another team's, a wrong secret, an unknown one", async () => {

@@ -39,15 +39,17 @@ export interface Asked {
   method?: string;
   headers?: Record<string, string>;
   body?: string;
+  /** Of 127.0.0.0/8: whom the gate sees it come from. */
+  from?: string;
 }
 
 export async function askGate(
   gate: Gate,
   host: string,
-  { path = "/", method = "GET", headers = {}, body = "" }: Asked = {},
+  { path = "/", method = "GET", headers = {}, body = "", from: localAddress = "127.0.0.1" }: Asked = {},
 ): Promise<Reply> {
   const { hostname, port } = new URL(gate.url);
-  const request = send({ hostname, port, path, method, agent: false, headers: { host, ...headers } });
+  const request = send({ hostname, port, path, method, agent: false, localAddress, headers: { host, ...headers } });
   if (headers["expect"] === undefined) request.end(body);
   else request.once("continue", () => request.end(body));
   const [response] = await once(request, "response");
