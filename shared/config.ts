@@ -174,7 +174,7 @@ type Role = (typeof ROLES)[number];
 /** What only workers need. */
 const WorkerEnv = SharedEnv.extend({
   FLEET_SECRET_KEY: SecretKeys,
-  FLEET_RETENTION_HOURS: integer(1, 8760).default(24),
+  FLEET_RETENTION_HOURS: z.coerce.number({ error: "must be a number" }).min(0.001).max(8_760).default(24),
   LOG_LEVEL: z.enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"]).default("info"),
   PVE_API_URL: ApiUrls,
   PVE_API_TOKEN: z

@@ -27,8 +27,9 @@ export const JOB_OPTIONS: JobsOptions = {
   // The run decides about retries and their delay (see workers/run/policy); BullMQ must never end a job by count.
   attempts: 1_000_000,
   backoff: { type: "custom" },
-  removeOnComplete: { age: 86_400, count: 10_000 },
-  removeOnFail: { age: 86_400, count: 10_000 },
+  // For the board alone: results are in records. In each queue, of which a node has two.
+  removeOnComplete: { age: 86_400, count: 1_000 },
+  removeOnFail: { age: 86_400, count: 1_000 },
 };
 
 /** Of a queue's own events, which nothing of ours reads. */

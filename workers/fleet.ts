@@ -85,7 +85,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   stack.defer(() => queues.close());
   const strays = createStrays(redis, keys);
   await strays.origin();
-  const retentionSec = config.FLEET_RETENTION_HOURS * 3_600;
+  const retentionSec = Math.ceil(config.FLEET_RETENTION_HOURS * 3_600);
   const channels = new Channels(() =>
     connectRedis(config.REDIS_URL).on("error", (error) => log.warn({ err: error }, "redis connection")),
   );

@@ -207,7 +207,7 @@ function findTroubles(
 
 /** Newest first. */
 export const readBatches = ({ redis, keys, config }: WorkerContext): Promise<BatchRecord[]> =>
-  createBatchStore(redis, keys, { retentionSec: config.FLEET_RETENTION_HOURS * 3_600 }).list();
+  createBatchStore(redis, keys, { retentionSec: Math.ceil(config.FLEET_RETENTION_HOURS * 3_600) }).list();
 
 function currentOf({ inventory }: WorkerContext): Inventory | null {
   try {
