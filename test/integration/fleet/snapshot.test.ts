@@ -133,7 +133,8 @@ describe("restore", () => {
     expect(await run(bed.fleet, "restore", { sandboxId, snapshotId })).toMatchObject({ vmid, state: "running" });
     expect(await readLog(sandboxId)).toBe("one\n");
     expect(containerOf(bed, vmid)?.config).toMatchObject({ memory: "512" });
-    expect(await bed.redis.hget(bed.keys.reserved("pve1"), sandboxId)).toMatch(/^512 /);
+    const reserved = await bed.redis.hget(bed.keys.reserved("pve1"), sandboxId);
+    expect(JSON.parse(reserved ?? "{}")).toMatchObject({ memoryMib: 512 });
     expect(await bed.fleet.sandboxes.get(sandboxId)).toMatchObject({ state: "running" });
   });
 
