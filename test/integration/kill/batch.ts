@@ -13,7 +13,7 @@ import { startPve, type Timings } from "../../pve/index.ts";
 import { FAST } from "../fleet/harness.ts";
 import type { DoomedCommand, DoomedFleet, DoomedMessage } from "./doomed-process.ts";
 import type { Boundary } from "./edges.ts";
-import type { Killed, KillFleet } from "./kill-fleet.ts";
+import { KILLED, type Killed, type KillFleet } from "./kill-fleet.ts";
 
 const DOOMED = fileURLToPath(new URL("./doomed-process.ts", import.meta.url));
 const RANGE = 20;
@@ -32,10 +32,24 @@ export async function begin({ fleet, killed, template }: KillFleet, armed = () =
     armed();
     return fleet.provision({ template: template.name });
   }
-  const provision = await fleet.provision({ template: template.name });
+  if (killed === "build") {
+    armed();
+    return fleet.build({
+      name: "built",
+      version: "1",
+      from: { template: template.name },
+      setup: ["true"],
+      test: "true",
+    });
+  }
+  const { sandboxId, ...provision } = await fleet.provision({ template: template.name });
   await provision.result({ timeoutMs: 30_000 });
+  if (killed === "restore") {
+    const { snapshotId } = await (await fleet.snapshot({ sandboxId })).result({ timeoutMs: 30_000 });
+    return fleet.restore({ sandboxId, snapshotId });
+  }
   armed();
-  return fleet.destroy({ sandboxId: provision.sandboxId });
+  return fleet.destroy({ sandboxId });
 }
 
 /** Jobs that are waited for or worked on in any queue but the clockwork's. */
@@ -135,7 +149,7 @@ export async function startBatch(
     else edges.push(message.edge);
   });
   const doomed = fleets.map(({ env, prefix, killed }, at): DoomedFleet => {
-    return { name: prefix, env, nth: killed === "provision" ? 1 : 2, hold: plans[at]?.hold ?? null, scope };
+    return { name: prefix, env, nth: KILLED[killed], hold: plans[at]?.hold ?? null, scope };
   });
   const say = (command: DoomedCommand) => child.send(command);
   say({ type: "start", fleets: doomed });

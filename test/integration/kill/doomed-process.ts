@@ -7,7 +7,7 @@ import { type Boundary, runWatched, type Watch, wrapEdges } from "./edges.ts";
 export interface DoomedFleet {
   name: string;
   env: Record<string, string>;
-  nth: 1 | 2;
+  nth: number;
   hold: Boundary | null;
   scope: "fleet" | "run";
 }

@@ -21,8 +21,8 @@ export interface Boundary {
 /** One fleet of the process and what is watched of it. */
 export interface WatchedFleet {
   readonly name: string;
-  /** The operation whose edges count: the first that a run of the fleet claims, or the second. */
-  readonly nth: 1 | 2;
+  /** The operation whose edges count, by when a run of the fleet claims it: the first, the second, …. */
+  readonly nth: number;
   /** Where it is held; null to list the edges. */
   readonly hold: Boundary | null;
   /** What is held: all of the fleet in this process, or the run alone that came to the edge. */

@@ -2,8 +2,9 @@
 import type { Fleet } from "../../../producers/index.ts";
 import type { Pve } from "../../pve/index.ts";
 
-/** What is killed: the first operation of a fleet, or the destroy after it. */
-export type Killed = "provision" | "destroy";
+/** What is killed, and which operation of its fleet that is: others come before it. */
+export const KILLED = { provision: 1, destroy: 2, build: 1, restore: 3 } as const;
+export type Killed = keyof typeof KILLED;
 
 /** A fleet of the batch: its own prefix, template and VMIDs, so that no two meet. */
 export interface KillFleet {

@@ -9,6 +9,8 @@ import { boundariesOf, isPveChange, type KillCase, type Strike, strikeAt } from 
 
 /** Fleets at a time: each takeover waits for a lock to run out, so many of them cost little more than one. */
 const BATCH = 30;
+/** Boundaries of the kinds that are tried at some only. */
+const SOME = 8;
 const redisUrl = inject("redisUrl");
 const boundaries: KillCase[] = [];
 
@@ -29,6 +31,16 @@ async function strikeAll(how: Strike, cases: readonly KillCase[]): Promise<void>
   console.log(`${how} at ${cases.length} boundaries`);
   expect(problems).toEqual([]);
 }
+
+describe("at the boundaries of what takes many steps besides", { timeout: 600_000 }, () => {
+  test.each(["build", "restore"] as const)("killed: each %s ends well, once", async (killed) => {
+    const all = await boundariesOf(redisUrl, killed);
+    await strikeAll(
+      "kill",
+      all.filter((_, at) => at % Math.ceil(all.length / SOME) === 0),
+    );
+  });
+});
 
 // One after the other: each runs dozens of fleets.
 describe("at the boundaries of a provision and a destroy", { timeout: 600_000 }, () => {

@@ -5,7 +5,7 @@ import { readEvents } from "../../../shared/state/events.ts";
 import { createKeys } from "../../../shared/state/keys.ts";
 import type { LogEntry } from "../../pve/index.ts";
 import { leaksOfFleet } from "../fleet/leaks.ts";
-import { isOf, type KillFleet } from "./kill-fleet.ts";
+import { isOf, type Killed, type KillFleet } from "./kill-fleet.ts";
 
 export interface Aftermath {
   one: KillFleet;
@@ -20,7 +20,7 @@ export async function brokenPromises({ one, handle, redis, late }: Aftermath): P
   const { vmids, killed, pve } = one;
   const own = pve.containers().filter(({ vmid }) => vmid >= vmids.first && vmid <= vmids.last);
   const view = { containers: () => own };
-  const kept = killed === "provision" ? 1 : 0;
+  const kept = killed === "destroy" ? 0 : 1;
   const stamped = own.filter(({ config }) => config["description"]?.includes(handle.sandboxId));
   const leases = await redis.hvals(keys.vmids);
   const requests = pve.log().filter(({ path }) => isOf(one, path));
@@ -44,7 +44,7 @@ async function wrongEvents(redis: RedisConnection, one: KillFleet, handle: Handl
   // On a busy machine a connection to PVE may take too long: then nothing was asked for, and it is placed again. That
   // nothing was is seen from the tasks and refusals.
   const told = states.join().replace(/^(cloning,placing,)+/, "");
-  const wanted = ["cloning", "configuring", "starting", "readying", "running"];
+  const wanted = ["cloning", "configuring", "starting", "readying", one.killed === "build" ? "template" : "running"];
   if (one.killed === "destroy") wanted.push("destroying", "destroyed");
   return [
     ...(of("operation.accepted") === 1 ? [] : [`accepted ${of("operation.accepted")} times`]),
@@ -53,6 +53,14 @@ async function wrongEvents(redis: RedisConnection, one: KillFleet, handle: Handl
   ];
 }
 
+/** After the clone and the start. */
+const TASKS: Readonly<Record<Killed, readonly string[]>> = {
+  provision: [],
+  destroy: ["vzdestroy"],
+  build: ["vzshutdown", "vztemplate"],
+  restore: ["vzsnapshot", "vzrollback", "vzstart"],
+};
+
 /** Each task once, and well. */
 function wrongTasks({ pve, template, vmids, killed }: KillFleet): string[] {
   const own = pve.tasks().filter(({ id, target }) => {
@@ -60,7 +68,9 @@ function wrongTasks({ pve, template, vmids, killed }: KillFleet): string[] {
     return Number(id) === template.vmid || (vmid >= vmids.first && vmid <= vmids.last);
   });
   const told = own.map(({ type, exitstatus }) => (exitstatus === "OK" ? type : `${type} (${exitstatus})`));
-  const wanted = ["vzclone", "vzstart", ...(killed === "destroy" ? ["vzdestroy"] : [])];
+  const wanted = ["vzclone", "vzstart", ...TASKS[killed]];
+  // One that was asked for without its answer being heard is asked for again, before anything is started: see restore.ts.
+  if (killed === "restore" && told.join() === [...wanted.slice(0, -1), ...wanted.slice(-2)].join()) return [];
   return told.join() === wanted.join() ? [] : [`tasks: ${told.join(", ")}`];
 }
 

@@ -27,7 +27,10 @@ export async function boundariesOf(redisUrl: string, killed: Killed): Promise<Ki
     ...edges.flatMap((edge) =>
       (["before", "after"] as const).map((moment) => ({ killed, boundary: { moment, edge } })),
     ),
-    ...edges.filter(isPveChange).map((edge) => ({ killed, boundary: { moment: "sent" as const, edge } })),
+    // PVE may execute a request late whose sender has died: what a rollback or a conversion then finds is not tried here.
+    ...edges
+      .filter((edge) => (killed === "provision" || killed === "destroy") && isPveChange(edge))
+      .map((edge) => ({ killed, boundary: { moment: "sent" as const, edge } })),
   ];
 }
 
@@ -147,7 +150,7 @@ async function aftermath({ redis }: Batch, { one, handle }: Struck, held?: Fault
     held.release();
     await isLate;
   }
-  if (one.killed === "provision") {
+  if (one.killed === "provision" || one.killed === "restore") {
     const exec = await one.fleet.exec({ sandboxId: handle.sandboxId, command: "true" });
     await exec.result({ timeoutMs: RECOVERY_MS });
   }
