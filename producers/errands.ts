@@ -40,7 +40,7 @@ export function createReconcile(parts: Parts): Reconcile {
   };
 }
 
-async function runErrand(parts: Parts, input: ErrandInput, options: ErrandOptions): Promise<Finding[]> {
+export async function runErrand(parts: Parts, input: ErrandInput, options: ErrandOptions): Promise<Finding[]> {
   const { link, keys, team } = parts;
   const { onProgress, timeoutMs = PATIENCE_MS, signal } = options;
   if (team !== undefined) {

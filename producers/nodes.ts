@@ -2,13 +2,15 @@
 import { setTimeout as pause } from "node:timers/promises";
 import { z } from "zod";
 import { FleetError, toFleetError } from "../shared/errors.ts";
-import type { SandboxId } from "../shared/ids.ts";
+import { NodeName, type SandboxId } from "../shared/ids.ts";
 import { execQueue, nodeQueue } from "../shared/queues.ts";
+import type { Finding } from "../shared/state/errands.ts";
 import { loadInventory, type NodeInventory } from "../shared/state/inventory.ts";
 import { type Breaker, type Cordon, NodeSettings } from "../shared/state/nodes.ts";
 import type { SandboxRecord } from "../shared/state/records.ts";
 import { slotOf } from "../shared/state/slots.ts";
 import { loadLoads } from "./capacity.ts";
+import { type ErrandOptions, runErrand } from "./errands.ts";
 import type { Parts } from "./parts.ts";
 import type { Sandboxes } from "./sandboxes.ts";
 
@@ -79,6 +81,11 @@ export interface Nodes {
   /** What is on the node now. */
   rest(node: string): Promise<NodeRest>;
   /**
+   * For a node that will never be back: its sandboxes end as `lost`, and what they held is free. Throws `invalid_input` while
+   * the cluster counts it as online. Resolves with what was ended, and what an operation still works on.
+   */
+  forget(node: string, options?: ErrandOptions): Promise<Finding[]>;
+  /**
    * Cordons the node and resolves once it is empty: no sandbox lives there and no operation runs. Containers on local
    * storage can't be moved: those that live there end by themselves, by their TTL, or with `destroy`.
    * Throws `timeout` when `timeoutMs` passed first, what a destroy failed with once nothing else is left (both with
@@ -137,6 +144,10 @@ export function createNodes(
     async rest(node) {
       await assertOperator(parts, node);
       return rest(node);
+    },
+    async forget(node, options = {}) {
+      await assertOperator(parts, node);
+      return runErrand(parts, { kind: "forget", node: NodeName.parse(node) }, options);
     },
     async drain(node, options) {
       await cordon(node, options);

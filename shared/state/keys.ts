@@ -46,6 +46,10 @@ export interface Keys {
    */
   readonly restamp: string;
   readonly restamping: string;
+  /** Hash: when each node was started (ms since the epoch), as the last round of the reconcile saw it. */
+  readonly boots: string;
+  /** Sandboxes that ran when their node went down, and are to be started again. */
+  readonly restarts: string;
   /** Names of all nodes that ever had queues. */
   readonly nodes: string;
   /** Hash: limits of a team, or of `*`. */
@@ -160,6 +164,8 @@ export function createKeys(prefix: string): Keys {
     strays: key("strays"),
     restamp: key("restamp"),
     restamping: key("restamping"),
+    boots: key("boots"),
+    restarts: key("restarts"),
     nodes: key("nodes"),
     quotas: key("quotas"),
     quotaWaiting: key("quota-waiting"),

@@ -1,3 +1,4 @@
+import { now } from "./clock.ts";
 import type { FaultHandle, Faults, NodeState, RequestFault, TaskFault } from "./faults.ts";
 import type { Guests } from "./guest/guests.ts";
 import { crashGuest, occupyVmid, vanishContainer } from "./mischief.ts";
@@ -101,6 +102,13 @@ export class FaultBox implements Faults {
     const node = this.#world.node(name);
     node.setState(state);
     this.onHit(`node ${name} ${state}`);
+  }
+
+  reboot(name: string): void {
+    const node = this.#world.node(name);
+    for (const container of node.containers.values()) if (container.running) crashGuest(this.#guests, container);
+    node.bootedAt = now();
+    this.onHit(`node ${name} rebooted`);
   }
 
   quorum(present: boolean): void {

@@ -42,6 +42,8 @@ export interface Faults {
   request(fault: RequestFault): FaultHandle;
   task(fault: TaskFault): FaultHandle;
   node(name: string, state: NodeState): void;
+  /** Powers a node off and on: its containers are stopped, those with `onboot` too. */
+  reboot(name: string): void;
   quorum(present: boolean): void;
   /** The token hook of the next `times` starts fails (open). */
   hookFailure(times?: number): void;

@@ -1,3 +1,4 @@
+import { now } from "./clock.ts";
 import type { Container } from "./container.ts";
 import type { NodeState } from "./faults.ts";
 import { NodeLoad } from "./node-load.ts";
@@ -28,6 +29,8 @@ export class PveNode {
   /** What `ostemplate` may name. */
   readonly osTemplates: ReadonlyMap<string, number> = OS_TEMPLATES;
   state: NodeState;
+  /** Epoch ms: an hour before the stand-in's start, or its last reboot. */
+  bootedAt = now() - 3_600_000;
   dns: Record<string, string>;
   #free = DAEMON_WORKERS;
   readonly #waiting: (() => void)[] = [];

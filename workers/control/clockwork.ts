@@ -16,7 +16,6 @@ import { evictFromBadNodes } from "./evict.ts";
 import { expireSnapshots } from "./expire-snapshots.ts";
 import { restIdle } from "./idle.ts";
 import { withLock } from "./lock.ts";
-import { destroyMissing } from "./missing.ts";
 import { tendPools } from "./pools.ts";
 import { reapSlots } from "./reap-slots.ts";
 import { restamp } from "./restamp.ts";
@@ -60,7 +59,6 @@ const TASKS = {
   errands: { everyMs: 1_000, run: runErrands },
   restamp: { everyMs: 2_000, run: restamp },
   pools: { everyMs: 2_000, run: tendPools },
-  missing: { everyMs: 5_000, run: destroyMissing },
   webhooks: { everyMs: 60_000, run: retireWebhooks },
   limits: {
     everyMs: 60_000,

@@ -4,7 +4,7 @@ import { FleetError, toErrorRecord, toFleetError, unreachable } from "../../shar
 import { createErrands, type Errand, type Finding } from "../../shared/state/errands.ts";
 import type { WorkerContext } from "../context.ts";
 import { withLock } from "./lock.ts";
-import { reconcile } from "./round.ts";
+import { forget, reconcile } from "./round.ts";
 
 /** Begun so often without an end, it ends workers. */
 const RUNS_ALLOWED = 5;
@@ -49,7 +49,7 @@ async function run(context: WorkerContext, errand: Errand, signal: AbortSignal):
     case "reconcile":
       return alone(context, () => reconcile(context, { ...input, signal, onProgress }), signal);
     case "forget":
-      throw new FleetError("unsupported", "not yet");
+      return alone(context, () => forget(context, input.node, { signal }), signal);
     default:
       throw unreachable(input);
   }

@@ -1,9 +1,11 @@
 /** A round of the reconcile: PVE's containers against the records, at the cost of one call to the cluster. */
+import type { NodeName } from "../../shared/ids.ts";
 import type { Finding } from "../../shared/state/errands.ts";
 import type { WorkerContext } from "../context.ts";
 import type { ClusterResource } from "../pve/api.ts";
 import { settleOrphans } from "./orphans.ts";
 import { rebuild } from "./rebuild.ts";
+import { compareRecords, forgetNode } from "./standing.ts";
 
 export interface RoundOptions {
   signal: AbortSignal;
@@ -26,14 +28,27 @@ export interface Round extends RoundOptions {
   guests: readonly ClusterResource[];
 }
 
-export async function reconcile(context: WorkerContext, options: RoundOptions): Promise<Finding[]> {
-  const { metrics, pve } = context;
-  const begun = performance.now();
+async function begin({ pve }: WorkerContext, options: RoundOptions): Promise<Round> {
   const guests = await pve.clusterResources({}, options);
-  const round: Round = { dryRun: false, removeOrphans: false, ...options, now: Date.now(), guests };
+  return { dryRun: false, removeOrphans: false, ...options, now: Date.now(), guests };
+}
+
+export async function reconcile(context: WorkerContext, options: RoundOptions): Promise<Finding[]> {
+  const { metrics } = context;
+  const begun = performance.now();
+  const round = await begin(context, options);
   // What is taken in is an orphan no more.
   const restored = options.rebuild ? await rebuild(context, round) : [];
-  const findings = [...restored, ...(options.rebuild ? [] : await settleOrphans(context, round))];
+  const findings = [
+    ...restored,
+    ...(options.rebuild ? [] : await settleOrphans(context, round)),
+    ...(options.rebuild ? [] : await compareRecords(context, round)),
+  ];
   metrics.roundEnded((performance.now() - begun) / 1_000);
   return findings;
+}
+
+/** Ends the sandboxes of a node that is no more. */
+export async function forget(context: WorkerContext, node: NodeName, options: RoundOptions): Promise<Finding[]> {
+  return forgetNode(context, node, await begin(context, options));
 }

@@ -39,7 +39,7 @@ export async function destroyContainer(run: Run, { call, writing }: { call: Call
 }
 
 /** Everything that a sandbox without a container must not keep, for the write that ends it. */
-export async function releaseCommands(run: Run): Promise<Command[]> {
+export async function releaseCommands(run: Pick<Run, "context" | "sandbox">): Promise<Command[]> {
   const { keys, redis } = run.context;
   const { id, team, node, vmid, address, leasedIp } = run.sandbox;
   const snapshots = await redis.smembers(keys.sandboxSnapshots(id));

@@ -19,6 +19,7 @@ export function addNodes(program: Command, node: Command, cli: Cli): void {
   addList(node, "ls", cli);
   addCordons(node, cli);
   addDrain(node, cli);
+  addForget(node, cli);
   addSet(node, cli);
 }
 
@@ -123,6 +124,41 @@ function addCordons(node: Command, cli: Cli): void {
         const text = changed ? "takes new sandboxes again" : "was not cordoned";
         print({ node: name, cordoned: false, changed }, `${name} ${text}\n`);
         return undefined;
+      });
+    });
+}
+
+const FORGET_HELP = `
+For a node that will never be back as it was. Its sandboxes end as lost, their leases and slots are free. Switch it off for good
+first: where its containers come back all the same, they are orphans (fleet reconcile --dry-run).
+
+Example:
+  fleet node forget pve2 --yes`;
+
+function addForget(node: Command, cli: Cli): void {
+  const forget = node
+    .command("forget")
+    .description("End the sandboxes of a node that is no more as lost; refused while it is online.")
+    .argument("<node>", "its name")
+    .option("-y, --yes", "do not ask before that")
+    .addHelpText("after", FORGET_HELP)
+    .action(async (name: string) => {
+      const options = forget.optsWithGlobals<GlobalOptions & { yes?: boolean }>();
+      await cli.run(options, async (session) => {
+        const { fleet, terminal, interrupt, print } = session;
+        const { sandboxes } = await fleet.nodes.rest(name);
+        if (!(await isAgreedTo(session, `give up the ${sandboxes.length} sandboxes of ${name}?`, options))) {
+          terminal.err("fleet: nothing was changed\n");
+          return EXIT.failed;
+        }
+        const found = await fleet.nodes.forget(name, { signal: interrupt });
+        const waits = found.filter(({ done }) => done === "waits").length;
+        const rest = waits === 0 ? "" : `; operations are at work on ${waits}, ask again once they have ended`;
+        print(
+          { node: name, findings: found },
+          `${name} is forgotten: ${found.length - waits} sandboxes are lost${rest}\n`,
+        );
+        return waits === 0 ? EXIT.ok : EXIT.failed;
       });
     });
 }

@@ -10,7 +10,8 @@ let bed: Bed;
 beforeAll(async () => {
   bed = await startBed({
     pve: { nodes: 2, timings: { destroy: 10_000 } },
-    env: { FLEET_STRAY_GRACE_SECONDS: "0" },
+    // One removal at a time.
+    env: { FLEET_STRAY_GRACE_SECONDS: "0", FLEET_NODE_SLOTS: "2" },
   });
 });
 afterAll(() => bed.close());
@@ -48,6 +49,7 @@ test("a clone that comes after its sandbox's end is removed, a restored backup i
 });
 
 test("what a human has made in place of a stray, while others were removed, is his", async () => {
+  const strays = createStrays(bed.redis, bed.keys);
   const [one, two] = [await destroyed(), await destroyed()];
   // Seen in the same round: one list shows both.
   const list = bed.pve.faults.request({ kind: "hang", method: "GET", path: "^/cluster/resources", times: 20 });
@@ -64,8 +66,8 @@ test("what a human has made in place of a stray, while others were removed, is h
   bed.pve.faults.occupy(other);
   await bed.pve.waitForTask(({ upid, endedAt }) => upid === first.upid && endedAt !== undefined, within());
   // A whole round later.
-  const gone = async () => (await bed.redis.hlen(bed.keys.strays)) === 0;
-  await until(gone, "an empty list", 30_000);
+  const isStranger = async () => (await strays.list()).get(Vmid.parse(other))?.verdict === "stranger";
+  await until(isStranger, "the word that it is somebody else's", 30_000);
   expect(containerOf(bed, other)?.config["hostname"]).toBe(`human-${other}`);
   bed.pve.faults.vanish(other);
 });

@@ -92,7 +92,7 @@ export function statsOf(world: World, node: PveNode) {
     mem: 2 * GIB + world.runningMemoryMib(node) * MIB,
     maxdisk: local?.totalBytes ?? 0,
     disk: local?.usedBytes ?? 0,
-    uptime: Math.floor((now() - world.bootedAt) / 1000) + 3600,
+    uptime: Math.floor((now() - node.bootedAt) / 1000),
   };
 }
 

@@ -1,0 +1,308 @@
+/**
+ * The records against PVE's list: a sandbox whose container is gone ends as `lost`, what somebody changed behind our back is
+ * taken into the record, and what ran when its node went down is started again. The list lags, so each is looked at first.
+ */
+import { FleetError, toFleetError } from "../../shared/errors.ts";
+import { type NodeName, SandboxId, Vmid } from "../../shared/ids.ts";
+import { parseInput } from "../../shared/jobs/index.ts";
+import { loadReservation, reserve, unreserve } from "../../shared/placement/reservation.ts";
+import type { Finding } from "../../shared/state/errands.ts";
+import type { Command } from "../../shared/state/operations.ts";
+import type { SandboxRecord, SandboxState } from "../../shared/state/records.ts";
+import { type Settlement, settleSandbox } from "../../shared/state/settle-sandbox.ts";
+import type { WorkerContext } from "../context.ts";
+import type { ClusterResource, LxcConfig } from "../pve/api.ts";
+import { hasMac, type Place } from "../sandbox/look.ts";
+import { releaseCommands } from "../sandbox/release.ts";
+import { toReservation } from "../sandbox/reservation.ts";
+import { parseStamp } from "../sandbox/stamp.ts";
+import { ask } from "./expire.ts";
+import type { Round } from "./round.ts";
+
+/** In all other states an operation is at work and looks itself, or nobody but a human can tell. */
+const STANDING: ReadonlySet<SandboxState> = new Set<SandboxState>(["running", "stopped", "paused", "template", "warm"]);
+const PAGE = 500;
+const AT_ONCE = 3;
+/** Clocks, and an uptime that is some seconds old. */
+const BOOT_SKEW_MS = 30_000;
+/** A node that stops all its containers has so long to go down; then somebody stopped them for good. */
+const GOING_DOWN_MS = 900_000;
+
+type Placed = SandboxRecord & Place;
+
+export async function compareRecords(context: WorkerContext, round: Round): Promise<Finding[]> {
+  const records = await loadStanding(context);
+  const guests = new Map(round.guests.flatMap((one) => (one.vmid === undefined ? [] : [[Number(one.vmid), one]])));
+  const nodes = new Map(round.guests.flatMap((one) => (one.type === "node" && one.node ? [[one.node, one]] : [])));
+  const toStart = await noteBoots(context, records, nodes, round);
+  const suspects = records.filter((one) => toStart.has(one.id) || differs(one, guests.get(one.vmid), nodes));
+  const findings: Finding[] = [];
+  const stopping = new Map<NodeName, Promise<boolean>>();
+  const started = new Map<NodeName, number>();
+  const look: Look = {
+    round,
+    guests,
+    toStart,
+    isGoingDown(node) {
+      const known = stopping.get(node) ?? isGoingDown(context, node, round);
+      stopping.set(node, known);
+      return known;
+    },
+    mayStart(node) {
+      const count = (started.get(node) ?? 0) + 1;
+      started.set(node, count);
+      return count <= context.config.FLEET_NODE_SLOTS * 2;
+    },
+  };
+  const lanes = [...Map.groupBy(suspects, ({ node }) => node).values()].flatMap((some) => {
+    const rest = some.values();
+    return Array.from({ length: AT_ONCE }, async () => {
+      for (const record of rest) {
+        try {
+          const finding = await settle(context, record, look);
+          if (finding) findings.push(finding);
+        } catch (error) {
+          round.signal.throwIfAborted();
+          const { code } = toFleetError(error);
+          context.log.debug({ sandbox: record.id, node: record.node, code }, "could not look at a container yet");
+        }
+      }
+    });
+  });
+  await Promise.all(lanes);
+  return findings;
+}
+
+async function loadStanding({ redis, keys, store }: WorkerContext): Promise<Placed[]> {
+  const ids = await redis.zrange(keys.sandboxes, 0, "-1");
+  const found: Placed[] = [];
+  for (let at = 0; at < ids.length; at += PAGE) {
+    const page = await Promise.all(
+      ids.slice(at, at + PAGE).map((id) => store.loadSandbox(SandboxId.parse(id)).catch(() => null)),
+    );
+    for (const one of page) {
+      if (one === null || one.node === undefined || one.vmid === undefined || !STANDING.has(one.state)) continue;
+      found.push({ ...one, node: one.node, vmid: one.vmid });
+    }
+  }
+  return found;
+}
+
+/** Whether the list says something else than the record. Of a node that is away it says nothing. */
+function differs(
+  { state, node, hostname }: Placed,
+  guest: ClusterResource | undefined,
+  nodes: ReadonlyMap<string, ClusterResource>,
+): boolean {
+  if (guest === undefined) return true;
+  if (guest.node !== node) return true;
+  if (nodes.get(node)?.status === "offline" || guest.status === undefined || guest.status === "unknown") return false;
+  if (state === "template" || state === "warm") return false;
+  const runs = guest.status === "running";
+  return (
+    runs === (state === "stopped") || (guest.name !== undefined && hostname !== undefined && guest.name !== hostname)
+  );
+}
+
+/** What ran on nodes that were started anew since the last round; kept in Redis until each is asked for. */
+async function noteBoots(
+  { redis, keys, log }: WorkerContext,
+  records: readonly Placed[],
+  nodes: ReadonlyMap<string, ClusterResource>,
+  { now, dryRun }: Round,
+): Promise<Set<string>> {
+  const known = await redis.hgetall(keys.boots);
+  for (const [node, { uptime, status }] of nodes) {
+    if (status !== "online" || uptime === undefined || uptime === 0 || dryRun) continue;
+    const bootedAt = now - uptime * 1_000;
+    const before = known[node];
+    if (before !== undefined && bootedAt - Number(before) <= BOOT_SKEW_MS) continue;
+    const ran = records.filter((one) => one.node === node && one.state === "running").map(({ id }) => id);
+    if (before !== undefined && ran.length > 0) {
+      await redis.sadd(keys.restarts, ...ran);
+      log.warn({ node, sandboxes: ran.length }, "node was started anew; what ran there is started again");
+    }
+    await redis.hset(keys.boots, node, bootedAt);
+  }
+  return new Set(await redis.smembers(keys.restarts));
+}
+
+interface Look {
+  round: Round;
+  guests: ReadonlyMap<number, ClusterResource>;
+  toStart: ReadonlySet<string>;
+  isGoingDown(node: NodeName): Promise<boolean>;
+  /** Whether one more is asked for in this round. */
+  mayStart(node: NodeName): boolean;
+}
+
+/** A node that is shut down stops all its containers first, by a task of its own. */
+async function isGoingDown({ pve }: WorkerContext, node: NodeName, { signal, now }: Round): Promise<boolean> {
+  const since = Math.floor((now - GOING_DOWN_MS) / 1_000);
+  const tasks = await pve.tasks.list(node, { source: "all", typefilter: "stopall", limit: 5 }, { signal });
+  return tasks.some(({ type, starttime }) => type === "stopall" && starttime >= since);
+}
+
+async function settle(context: WorkerContext, record: Placed, look: Look): Promise<Finding | null> {
+  const { redis, keys, pve } = context;
+  const { round } = look;
+  if ((await redis.llen(keys.changes(record.id))) > 0) return null;
+  const guest = look.guests.get(record.vmid);
+  if (guest === undefined) return settleGhost(context, record, round);
+  const node = guest.node ?? record.node;
+  const config = await readOwn(context, record, { node, vmid: record.vmid }, round);
+  if (config === null) return null;
+  const moved = await settleDrift(context, record, { node, config }, round);
+  if (moved || record.state === "template" || record.state === "warm") return moved;
+  const { status } = await pve.lxc(record.node, record.vmid).status(round);
+  return settlePower(context, record, status, look);
+}
+
+/** Its live config; null where it is not, or not any more, the sandbox's. */
+async function readOwn(
+  { pve, config: { FLEET_PREFIX: fleet } }: WorkerContext,
+  { id, member, hwaddr }: Placed,
+  { node, vmid }: Place,
+  round: Round,
+): Promise<LxcConfig | null> {
+  try {
+    const config = await pve.lxc(node, vmid).config(round);
+    const stamp = parseStamp(config.description, vmid);
+    const isOurs =
+      stamp === null ? hasMac(config, hwaddr) : stamp.fleet === fleet && [id, member].includes(stamp.sandbox);
+    return isOurs ? config : null;
+  } catch (error) {
+    if (error instanceof FleetError && ["container_missing", "forbidden"].includes(error.code)) return null;
+    throw error;
+  }
+}
+
+const about = ({ node, vmid, hostname, id, team }: Placed) => ({ node, vmid, name: hostname, sandbox: id, team });
+
+async function apply(context: WorkerContext, record: Placed, change: Settlement, { dryRun, now }: Round) {
+  if (dryRun) return true;
+  const { redis, keys, config } = context;
+  const retentionSec = config.FLEET_RETENTION_HOURS * 3_600;
+  return settleSandbox(redis, keys, record, change, { now, retentionSec });
+}
+
+/** The cluster knows whether the VMID is taken, whatever the token may see, and whichever node is away. */
+async function settleGhost(context: WorkerContext, record: Placed, round: Round): Promise<Finding | null> {
+  const { pve, metrics, log } = context;
+  if (!(await pve.isFree(Vmid.parse(record.vmid), round))) return null;
+  const also = await releaseCommands({ context, sandbox: record });
+  if (!(await apply(context, record, { sandbox: { state: "lost" }, also }, round))) return null;
+  if (!round.dryRun) {
+    metrics.reconciled("lost", 1);
+    log.warn(
+      { node: record.node, vmid: record.vmid, sandbox: record.id },
+      "container of a sandbox is gone: it is lost",
+    );
+  }
+  const text = "its container is gone: the sandbox ends as lost";
+  return { what: "ghost", ...about(record), done: round.dryRun ? "to take in" : "taken in", text };
+}
+
+/** Moved, renamed or resized by somebody else. */
+async function settleDrift(
+  context: WorkerContext,
+  record: Placed,
+  { node, config }: { node: NodeName; config: LxcConfig },
+  round: Round,
+): Promise<Finding | null> {
+  const { redis, keys, metrics, log } = context;
+  const fields: string[] = [];
+  const before = await loadReservation(redis, keys, record.node, record.id);
+  const now = { ...before, ...toReservation(config) };
+  const isResized = JSON.stringify([now.memoryMib, now.disks]) !== JSON.stringify([before.memoryMib, before.disks]);
+  const isMoved = node !== record.node;
+  const isRenamed = config.hostname !== undefined && config.hostname !== record.hostname;
+  if (isMoved) fields.push("node");
+  if (isRenamed) fields.push("hostname");
+  if (isResized) fields.push("resources");
+  if (fields.length === 0) return null;
+  const also: Command[] = [
+    ...(isMoved ? unreserve(keys, record.node, record.id) : []),
+    ...(isMoved || isResized ? reserve(keys, node, record.id, now) : []),
+  ];
+  const sandbox = { ...(isMoved ? { node } : {}), ...(isRenamed ? { hostname: config.hostname } : {}) };
+  if (!(await apply(context, record, { sandbox, also, fields }, round))) return null;
+  const text = `${fields.join(", ")} changed by somebody else${isMoved ? `: it was on ${record.node}` : ""}`;
+  if (!round.dryRun) {
+    metrics.reconciled("drift", 1);
+    log.info({ node, vmid: record.vmid, sandbox: record.id, fields }, "container was changed by somebody else");
+  }
+  return { what: "drift", ...about(record), node, done: round.dryRun ? "to take in" : "taken in", text };
+}
+
+async function settlePower(
+  context: WorkerContext,
+  record: Placed,
+  status: "running" | "stopped",
+  { round, toStart, isGoingDown: goesDown, mayStart }: Look,
+): Promise<Finding | null> {
+  const { redis, keys, metrics } = context;
+  const { id, node, state, address } = record;
+  const runs = status === "running";
+  const marked = toStart.has(id);
+  if (runs !== (state === "stopped")) {
+    if (marked && !round.dryRun) await redis.srem(keys.restarts, id);
+    return null;
+  }
+  if (!runs && state === "running") {
+    if (marked && !mayStart(node))
+      return { what: "restart", ...about(record), done: "waits", text: "others of its node go first" };
+    if (marked) return startAgain(context, record, round);
+    if (await goesDown(node))
+      return {
+        what: "restart",
+        ...about(record),
+        done: "waits",
+        text: "its node stops all its containers, as before a restart",
+      };
+  }
+  const also: Command[] = runs || address === undefined ? [] : [["HDEL", keys.addresses, address]];
+  const sandbox = runs ? { state: "running" as const } : { state: "stopped" as const, address: null };
+  if (!(await apply(context, record, { sandbox, also }, round))) return null;
+  if (!round.dryRun) metrics.reconciled("drift", 1);
+  const text = runs ? "was started by somebody else" : "was stopped by somebody else, or has stopped itself";
+  return { what: "drift", ...about(record), done: round.dryRun ? "to take in" : "taken in", text };
+}
+
+/** By an operation like any other, under the node's slots. */
+async function startAgain(context: WorkerContext, record: Placed, { dryRun }: Round): Promise<Finding> {
+  const { redis, keys, metrics } = context;
+  const finding = { what: "restart" as const, ...about(record), text: "ran when its node went down" };
+  if (dryRun) return { ...finding, done: "to ask for" };
+  const input = parseInput("power", { sandboxId: record.id, action: "start" });
+  const idempotencyKey = `boot ${record.id} ${await redis.hget(keys.boots, record.node)}`;
+  await ask(context, record, { kind: "power", input, idempotencyKey, why: finding.text });
+  await redis.srem(keys.restarts, record.id);
+  metrics.reconciled("restarted", 1);
+  return { ...finding, done: "asked for" };
+}
+
+/** For a node that is no more. Throws `invalid_input` while the cluster counts it as online. */
+export async function forgetNode(context: WorkerContext, node: NodeName, round: Round): Promise<Finding[]> {
+  const { redis, keys, store, slots, metrics, log } = context;
+  if (round.guests.some((one) => one.type === "node" && one.node === node && one.status === "online")) {
+    const text = `node: ${node} is online, and its containers run; drain it, or switch it off for good first`;
+    throw new FleetError("invalid_input", text, { facts: { node, fields: ["node"] } });
+  }
+  const findings: Finding[] = [];
+  for (const record of (await loadStanding(context)).filter((one) => one.node === node)) {
+    const also = await releaseCommands({ context, sandbox: record });
+    const done = await apply(context, record, { sandbox: { state: "lost" }, also }, round);
+    const text = done ? `ends as lost with ${node}` : "an operation is at work on it; ask again once that has ended";
+    findings.push({ what: "ghost", ...about(record), done: done ? "taken in" : "waits", text });
+  }
+  const name = `node-${node}`;
+  for (const holder of await slots.holders(name)) {
+    const operation = holder.startsWith("task:") ? null : await store.load(holder as never);
+    if (operation === null || operation.endedAt !== undefined) await slots.reap(name, holder);
+  }
+  await redis.hdel(keys.boots, node);
+  metrics.reconciled("lost", findings.length);
+  log.warn({ node, sandboxes: findings.length }, "node is forgotten: its sandboxes are lost");
+  return findings;
+}
