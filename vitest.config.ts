@@ -61,6 +61,15 @@ export default defineConfig({
       },
       // Thousands of containers and sandboxes.
       { test: { ...onRedis, name: "scale", include: ["test/scale/**/*.test.ts"], sequence: { groupOrder: 7 } } },
+      // Debian's programs judge what is in deploy/.
+      {
+        test: {
+          name: "deploy",
+          include: ["test/deploy/**/*.test.ts"],
+          testTimeout: 60_000,
+          sequence: { groupOrder: 8 },
+        },
+      },
       {
         test: {
           name: "chaos",

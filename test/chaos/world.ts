@@ -26,6 +26,8 @@ export interface World extends AsyncDisposable {
   readonly store: OperationStore;
   readonly queues: Queues;
   readonly crew: Crew;
+  /** Of its workers. */
+  readonly env: Readonly<Record<string, string>>;
   readonly teams: readonly [Fleet, ...Fleet[]];
 }
 
@@ -86,6 +88,7 @@ export async function startWorld({ seed, workers, ssh: withSsh, logs }: WorldOpt
     store,
     queues,
     crew,
+    env,
     teams,
     [Symbol.asyncDispose]: () => resources.disposeAsync(),
   };
