@@ -128,7 +128,7 @@ function examineInventory(patient: Patient, inventory: Inventory): Promise<reado
 }
 
 async function probe({ config, shell }: Patient, template: string | undefined): Promise<readonly Finding[]> {
-  if (template === undefined) return [problem("probe", "there is no template to make a sandbox of")];
+  if (template === undefined) return [problem("probe", "there is no template to make a sandbox of", "See templates")];
   return examine("probe", PROBE_MS, () => examineByProbe(config, { template, shell }));
 }
 

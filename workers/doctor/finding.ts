@@ -38,7 +38,14 @@ export async function examine(
   try {
     return await orAbort(look(controller.signal), controller.signal);
   } catch (error) {
-    if (controller.signal.aborted) return [problem(check, `no answer within ${deadlineMs / 1_000} s`)];
+    if (controller.signal.aborted)
+      return [
+        problem(
+          check,
+          `no answer within ${deadlineMs / 1_000} s`,
+          "A firewall on the way, or a busy node: ask it from here by hand",
+        ),
+      ];
     return [problem(check, toFleetError(error).text)];
   } finally {
     clearTimeout(timer);

@@ -28,7 +28,7 @@ export async function examineHosts(target: PveTarget, signal: AbortSignal): Prom
     const isDown = error.code === "node_unreachable" || error.code === "timeout";
     const wayOut = "Requests go to the others; bring it back, or take it out of PVE_API_URL";
     if (isDown && good.length > 0) return warning("pve.api", `${host}: ${error.text}`, wayOut);
-    return problem("pve.api", `${host}: ${error.text}`);
+    return problem("pve.api", `${host}: ${error.text}`, isDown ? REACH : undefined);
   });
   const version = good[0]?.version ?? null;
   if (version !== null && Number.parseInt(version, 10) < LEAST_MAJOR)
@@ -66,6 +66,7 @@ export async function examineCluster(pve: PveApi, signal: AbortSignal): Promise<
   ];
 }
 
+const REACH = "PVE_API_URL must name nodes of the cluster with port 8006, which must be reachable from here";
 const SEE_RIGHTS = "Give it Sys.Audit; see pve.rights";
 
 /** `closes`: provisions close their containers' own firewalls, which filter only while the datacenter's is on. */

@@ -30,7 +30,11 @@ export async function openRedis(url: string, signal: AbortSignal): Promise<Redis
     await closeRedis(redis);
     const where = parseRedisUrl(url).hosts.map(({ host, port }) => `${host}:${port}`);
     const reason = error instanceof Error ? error.message : "it can't be reached";
-    throw new FleetError("redis_unavailable", `no use of ${where.join(", ")}: ${reason}`, { cause: error });
+    throw new FleetError(
+      "redis_unavailable",
+      `no use of ${where.join(", ")}: ${reason}; REDIS_URL must name a Redis that runs, its user and password`,
+      { cause: error },
+    );
   }
 }
 

@@ -167,4 +167,12 @@ test("the README lists every variable, and no other", () => {
   const table = readme.slice(readme.indexOf("### Settings"), readme.indexOf("## How it behaves"));
   const listed = [...table.matchAll(/^\| `([A-Z_]+)`/gm)].map(([, name]) => name);
   expect(listed.toSorted()).toEqual(VARIABLES.toSorted());
+  // What a default is called rather than written out is not compared.
+  const cells = [...table.matchAll(/^\| `([A-Z_]+)` +\| (?:`([^`]+)`|(\S+)) +\|/gm)];
+  const defaults = cells.flatMap(([, name = "", quoted, bare]) => {
+    const value = quoted ?? bare ?? "";
+    return /^\(|^\|$|^(loopback|all|none)$/.test(value) || name in GOOD ? [] : [[name, value]];
+  });
+  expect(defaults.length).toBeGreaterThan(20);
+  expect(loadWorkerConfig({ ...GOOD, ...Object.fromEntries(defaults) })).toEqual(loadWorkerConfig(GOOD));
 });
