@@ -6,7 +6,7 @@ const MEASURING = [
   "test/integration/fleet/latency.test.ts",
   "test/integration/pve-client/task-watcher.test.ts",
 ];
-const KILL = ["test/integration/kill/kill.test.ts", "test/integration/kill/batch.test.ts"];
+const KILL = ["kill", "batch", "claims"].map((name) => `test/integration/kill/${name}.test.ts`);
 
 /** A fleet and a stand-in in each file, on one Redis. Each counts what it leaves behind, so files may share their imports. */
 const onRedis = { globalSetup: ["test/global-redis.ts"], testTimeout: 60_000, hookTimeout: 60_000, isolate: false };

@@ -13,7 +13,7 @@ export const PoolSettings = z
 export type PoolSettings = z.output<typeof PoolSettings>;
 
 /** A member that has not been seen ready for this long is given to nobody. */
-const READY_MS = 10_000;
+const READY_MS = 20_000;
 
 const count = z.coerce.number().default(0);
 export const PoolCounts = z.object({

@@ -6,8 +6,9 @@ import { exec } from "./exec.ts";
 import { gate } from "./gate.ts";
 import { ops } from "./ops.ts";
 import { provision } from "./provision.ts";
+import { warm } from "./warm.ts";
 
-const BENCHES: Readonly<Record<string, Bench>> = { provision, exec, batch, ops, gate };
+const BENCHES: Readonly<Record<string, Bench>> = { provision, exec, batch, ops, gate, warm };
 
 const HELP = `npm run bench -- BENCH [options]
 
