@@ -12,19 +12,34 @@ export interface Ops extends AsyncDisposable {
   url: string;
 }
 
-/** What a request may cost before anybody has logged in. */
-const LIMITS = { headerBytes: 16_384, bodyBytes: 65_536, headersMs: 10_000, requestMs: 30_000 };
+/** What requests may cost before anybody has logged in. */
+const LIMITS = {
+  headerBytes: 16_384,
+  bodyBytes: 65_536,
+  headersMs: 10_000,
+  requestMs: 30_000,
+  /** Without a byte in either direction; between two requests. */
+  silentMs: 60_000,
+  keepMs: 10_000,
+  /** Each takes a file descriptor of the process, of which a worker needs some itself. */
+  connections: 512,
+};
 
 /** Serves on OPS_HOST:OPS_PORT. */
-export async function startOps(context: WorkerContext): Promise<Ops> {
+export async function startOps(context: WorkerContext, limits: Partial<typeof LIMITS> = {}): Promise<Ops> {
   const { config, log, metrics } = context;
+  const { headerBytes, bodyBytes, headersMs, requestMs, silentMs, keepMs, connections } = { ...LIMITS, ...limits };
   await using stack = new AsyncDisposableStack();
   const app = fastify({
     forceCloseConnections: true,
-    bodyLimit: LIMITS.bodyBytes,
-    requestTimeout: LIMITS.requestMs,
-    http: { maxHeaderSize: LIMITS.headerBytes, headersTimeout: LIMITS.headersMs },
+    bodyLimit: bodyBytes,
+    requestTimeout: requestMs,
+    connectionTimeout: silentMs,
+    keepAliveTimeout: keepMs,
+    // Node looks for requests that take too long every 30 s.
+    http: { maxHeaderSize: headerBytes, headersTimeout: headersMs, connectionsCheckingInterval: headersMs / 10 },
   });
+  app.server.maxConnections = connections;
   stack.defer(() => app.close());
   guardOps(app, { logins: config.OPS_LOGINS, log });
   // Forms bring nothing that is read.

@@ -65,8 +65,11 @@ a.button { display: inline-block; border: 1px solid var(--line); border-radius: 
 a.button.danger { color: var(--bad); border-color: var(--bad); }
 button { cursor: pointer; background: var(--soft); } button.danger { color: var(--bad); border-color: var(--bad); }
 progress { width: 8rem; height: .8rem; accent-color: var(--bar); vertical-align: middle; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; } dt { color: var(--dim); } dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .4rem; } .who { margin-left: 0; } }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; } dt { color: var(--dim); } dd { margin: 0; overflow-wrap: anywhere; } dd:empty, dt:has(+ dd:empty) { display: none; }
+@media (max-width: 40rem) { thead { position: absolute; left: -99rem; } tr { display: block; padding: .5rem 0; border-bottom: 1px solid var(--line); }
+  td { display: block; position: relative; padding: .1rem 0 .1rem 7.5rem; border: 0; white-space: normal; overflow-wrap: anywhere; }
+  td::before { content: attr(data-head); position: absolute; left: 0; color: var(--dim); } td:empty { display: none; } input { width: 100%; } label { flex: 1 1 9rem; }
+  dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .4rem; } .who { margin-left: 0; } }
 `;
 
 /** Leaves the page alone while somebody fills in a form, and while nobody looks. */
@@ -98,7 +101,10 @@ export const gib = (bytes: number): string => `${(bytes / 1_073_741_824).toFixed
 
 export function table(heads: readonly string[], rows: readonly (readonly unknown[])[], empty: string): Html {
   if (rows.length === 0) return html`<p class="dim">${empty}</p>`;
-  const cell = (value: unknown) => html`<td>${value as Html}</td>`; // what html takes
-  return html`<div class="wide"><table><thead><tr>${heads.map((head) => html`<th scope="col">${head}</th>`)}</tr></thead>
-<tbody>${rows.map((row) => html`<tr>${row.map(cell)}</tr>`)}</tbody></table></div>`;
+  const cell = (value: unknown, at: number) => html`<td role="cell" data-head="${heads[at]}">${value as Html}</td>`; // what html takes
+  // The roles: on a phone a row is a block, which browsers then take for no row.
+  return html`<div class="wide"><table role="table"><thead role="rowgroup"><tr role="row">${heads.map(
+    (head) => html`<th role="columnheader" scope="col">${head}</th>`,
+  )}</tr></thead>
+<tbody role="rowgroup">${rows.map((row) => html`<tr role="row">${row.map(cell)}</tr>`)}</tbody></table></div>`;
 }

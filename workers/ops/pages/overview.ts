@@ -46,9 +46,7 @@ function nodeRow(node: NodeRow, acts: boolean) {
     `${gib(memory.used)} of ${gib(memory.total)}`,
     storages.map((one) => html`<div>${one.name}: ${gib(one.used)} of ${gib(one.total)}</div>`),
     ...(acts
-      ? [
-          html`<a href="/nodes/${name}/${action}">${action}</a>${!node.cordoned && html` · <a href="/nodes/${name}/drain">drain</a>`}`,
-        ]
+      ? [html`<a href="/nodes/${name}/${action}">${action}</a> · <a href="/nodes/${name}/drain">drain</a>`]
       : []),
   ];
 }

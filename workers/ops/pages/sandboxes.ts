@@ -18,7 +18,7 @@ export function sandboxList({ rows, found, total }: SandboxPage, { q, state, tea
   const pages = Math.max(1, Math.ceil(found / PAGE_ROWS));
   const to = (other: number) => `/sandboxes?${new URLSearchParams({ q, state, team, page: String(other) })}`;
   return html`<form class="row" method="get" action="/sandboxes">
-<label>Search <input name="q" value="${q}" placeholder="id, VMID, host name, template"></label>
+<label>Search <input name="q" value="${q}" size="30" placeholder="id, VMID, host name, template"></label>
 <label>State <select name="state"><option value="">all</option>${listed.map(
     (one) => html`<option${one === state && " selected"}>${one}</option>`,
   )}</select></label>
@@ -114,5 +114,5 @@ function again(operation: OperationRecord): Html {
 /** Asks before it acts. */
 export function confirmation({ action, text, back }: { action: string; text: string; back: string }): Html {
   return html`<p>${text}</p>
-<form class="row" method="post" action="${action}"><button class="danger">Yes, do it</button> <a href="${back}">No, back</a></form>`;
+<form class="row" method="post" action="${action}"><button class="danger">Yes, do it</button> <a class="button" href="${back}">No, back</a></form>`;
 }
