@@ -53,7 +53,7 @@ export function withDefaults(
 }
 
 /**
- * Picks the node with the fewest jobs for its slots among those that are online, hold a source and have room.
+ * Picks the node that has least to do and most room, or is fullest, among those that are online, hold a source and have room.
  * `obstacles`: why a node is left out, which is no place then and no source either.
  * Throws what will not heal: `template_not_found`, `privileged_template`, `linked_clone_unsupported`, `storage_not_found`,
  * `forbidden` (a storage that the token does not see), `invalid_input` (a node that there is not, or more than any node has).
@@ -104,11 +104,14 @@ interface Candidate {
   share: number;
 }
 
-/** `spread`: the node with the least to do, then the emptiest; `pack`: the fullest, so that others stay free for large ones. */
+/** A job in a node's queue weighs as much as so much of its memory: clones of one template wait for each other. */
+const JOB_SHARE = 0.06;
+
+/** `spread`: the node with the least to do and the most room; `pack`: the fullest, so that others stay free for large ones. */
 function isBetter(a: Candidate, b: Candidate, policy: PlacementLimits["policy"]): boolean {
   const order =
     a.near - b.near ||
-    (policy === "pack" ? b.share - a.share : a.jobs - b.jobs || a.share - b.share) ||
+    (policy === "pack" ? b.share - a.share : a.share + a.jobs * JOB_SHARE - (b.share + b.jobs * JOB_SHARE)) ||
     (a.place.node.name < b.place.node.name ? -1 : 1);
   return order < 0;
 }
