@@ -137,7 +137,10 @@ export function createFleet(options: FleetOptions): Fleet {
     eventGroups: createEventGroups(parts),
     sandboxes,
     templates: createTemplates(parts, sandboxes),
-    nodes: createNodes(parts, sandboxes, async (sandboxId) => (await methods.destroy({ sandboxId })).result()),
+    nodes: createNodes(parts, sandboxes, {
+      destroy: async (sandboxId) => (await methods.destroy({ sandboxId })).result(),
+      migrate: async (sandboxId) => (await methods.migrate({ sandboxId })).result(),
+    }),
     reconcile: createReconcile(parts),
     quotas: createTeamQuotas(parts),
     pools: createTemplatePools(parts, sandboxes),

@@ -52,7 +52,9 @@ export interface NodeRest {
 }
 
 export interface DrainOptions extends CordonOptions {
-  /** Destroys what lives there instead of waiting for its end. */
+  /** Moves what lives there to other nodes instead of waiting for its end: each is shut down for it. */
+  migrate?: boolean | undefined;
+  /** Destroys what lives there instead of waiting for its end; with `migrate` what can't be moved. */
   destroy?: boolean | undefined;
   /** Called with what is left, at first and whenever it has changed. */
   onProgress?: ((rest: NodeRest) => void) | undefined;
@@ -86,9 +88,9 @@ export interface Nodes {
    */
   forget(node: string, options?: ErrandOptions): Promise<Finding[]>;
   /**
-   * Cordons the node and resolves once it is empty: no sandbox lives there and no operation runs. Containers on local
-   * storage can't be moved: those that live there end by themselves, by their TTL, or with `destroy`.
-   * Throws `timeout` when `timeoutMs` passed first, what a destroy failed with once nothing else is left (both with
+   * Cordons the node and resolves once it is empty: no sandbox lives there and no operation runs. Those that live there end
+   * by themselves, by their TTL, or go with `migrate` or `destroy`.
+   * Throws `timeout` when `timeoutMs` passed first, what a move or destroy failed with once nothing else is left (both with
    * `facts.sandboxes`, those still there), and `signal`'s reason; it stays cordoned then.
    */
   drain(node: string, options: DrainOptions): Promise<void>;
@@ -106,12 +108,16 @@ const Changes = z
 /** Between two looks at a node that is being drained; a look that takes long comes less often. */
 const LOOK_MS = 500;
 
-/** `destroy` resolves once the sandbox is gone. */
-export function createNodes(
-  parts: Parts,
-  sandboxes: Sandboxes,
-  destroy: (sandboxId: SandboxId) => Promise<unknown>,
-): Nodes {
+/** So many sandboxes are moved at once: each takes a slot of two nodes, and their disks a network. */
+const MOVES_AT_ONCE = 8;
+
+/** Ways to end a sandbox's stay on a node; each resolves once it has. */
+export interface Removals {
+  destroy: (sandboxId: SandboxId) => Promise<unknown>;
+  migrate: (sandboxId: SandboxId) => Promise<unknown>;
+}
+
+export function createNodes(parts: Parts, sandboxes: Sandboxes, removals: Removals): Nodes {
   const rest = (node: string) => loadRest(parts, sandboxes, node);
   const cordon: Nodes["cordon"] = async (node, { by, reason }) => {
     await assertOperator(parts, node);
@@ -151,21 +157,30 @@ export function createNodes(
     },
     async drain(node, options) {
       await cordon(node, options);
-      await drain(node, { look: () => rest(node), destroy }, options);
+      await drain(node, { look: () => rest(node), ...removals }, options);
     },
   };
 }
 
-interface Drain {
+interface Drain extends Removals {
   look: () => Promise<NodeRest>;
-  destroy: (sandboxId: SandboxId) => Promise<unknown>;
 }
 
-async function drain(node: string, { look, destroy }: Drain, options: DrainOptions): Promise<void> {
+async function drain(node: string, { look, destroy, migrate }: Drain, options: DrainOptions): Promise<void> {
   const { onProgress, timeoutMs = Number.POSITIVE_INFINITY, signal } = options;
   const begun = performance.now();
-  /** What became of each destroy; undefined while it is under way. */
-  const destroyed = new Map<string, { error: unknown } | undefined>();
+  const remove = async (id: SandboxId) => {
+    if (options.migrate !== true) return destroy(id);
+    try {
+      return await migrate(id);
+    } catch (error) {
+      if (options.destroy !== true) throw error;
+      return destroy(id);
+    }
+  };
+  const atOnce = options.migrate === true ? MOVES_AT_ONCE : Number.POSITIVE_INFINITY;
+  /** What became of each that was asked to leave; undefined while it is under way. */
+  const removed = new Map<string, { error: unknown } | undefined>();
   let told = "";
   while (true) {
     signal?.throwIfAborted();
@@ -175,20 +190,23 @@ async function drain(node: string, { look, destroy }: Drain, options: DrainOptio
     if (state !== told) onProgress?.(left);
     told = state;
     if (left.sandboxes.length === 0 && left.operations === 0) return;
-    for (const { id, state: at } of options.destroy === true ? left.sandboxes : []) {
+    const isAsked = options.destroy === true || options.migrate === true;
+    let under = left.sandboxes.filter(({ id }) => removed.has(id) && removed.get(id) === undefined).length;
+    for (const { id, state: at } of isAsked ? left.sandboxes : []) {
       // What is only on its way there turns back by itself.
-      if (at === "placing" || destroyed.has(id)) continue;
-      destroyed.set(id, undefined);
-      destroy(id).catch((error: unknown) => destroyed.set(id, { error }));
+      if (at === "placing" || removed.has(id) || under >= atOnce) continue;
+      under += 1;
+      removed.set(id, undefined);
+      remove(id).catch((error: unknown) => removed.set(id, { error }));
     }
-    const failures = left.sandboxes.map(({ id }) => destroyed.get(id));
-    if (left.operations === 0 && failures.every((one) => one !== undefined)) throw undestroyed(node, left, failures);
+    const failures = left.sandboxes.map(({ id }) => removed.get(id));
+    if (left.operations === 0 && failures.every((one) => one !== undefined)) throw unremoved(node, left, failures);
     if (performance.now() - begun > timeoutMs) throw stillThere(node, left, timeoutMs);
     await pause(Math.max(LOOK_MS, 5 * (performance.now() - lookedAt)), undefined, { signal }).catch(() => {});
   }
 }
 
-function undestroyed(node: string, { sandboxes }: NodeRest, failures: readonly ({ error: unknown } | undefined)[]) {
+function unremoved(node: string, { sandboxes }: NodeRest, failures: readonly ({ error: unknown } | undefined)[]) {
   const error = toFleetError(failures[0]?.error);
   return error.with({ node, sandboxes: sandboxes.map(({ id }) => id) });
 }

@@ -30,6 +30,7 @@ export const POLICY = {
   not_running: "never",
   is_template: "never",
   member_taken: "look_first",
+  not_movable: "never",
   already_adopted: "never",
   not_adoptable: "never",
   not_ready: "never",

@@ -12,6 +12,7 @@ import { addExec } from "./commands/exec.ts";
 import { addKeys, addLink } from "./commands/keys.ts";
 import { addLogin } from "./commands/login.ts";
 import { addCancel, addGet, addLs, addRetry, addStatus } from "./commands/looks.ts";
+import { addMigrate } from "./commands/migrate.ts";
 import { addNode } from "./commands/node.ts";
 import { addNodes } from "./commands/nodes.ts";
 import { addPool } from "./commands/pool.ts";
@@ -68,6 +69,7 @@ function createProgram(cli: Cli): Command {
   addAdopt(program, cli);
   addPower(program, cli);
   addConfigure(program, cli);
+  addMigrate(program, cli);
   addUpdate(program, cli);
   addExtend(program, cli);
   addDestroy(program, cli);

@@ -11,6 +11,7 @@ import { exec } from "./exec.ts";
 import { expose } from "./expose.ts";
 import { hide } from "./hide.ts";
 import { link } from "./link.ts";
+import { migrate } from "./migrate.ts";
 import { power } from "./power.ts";
 import { sayIssue, toProblems } from "./problems.ts";
 import { findRootOnly, provision } from "./provision.ts";
@@ -39,6 +40,7 @@ export const jobs = {
   replicate,
   adopt,
   power,
+  migrate,
   configure,
   update,
   destroy,

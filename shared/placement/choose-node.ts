@@ -83,7 +83,7 @@ export function chooseNode(
     if (refusal) refusals.push(`${place.node.name}: ${refusal}`);
     else if (isBusy(load, limits)) busy += 1;
     else {
-      const candidate = { place, near, jobs: load.jobs, share: share(load, place.node) };
+      const candidate = { place, near, share: share(load, place.node), weight: loadWeight(load, place.node) };
       if (best === undefined || isBetter(candidate, best, limits.policy)) best = candidate;
     }
     short ||= refusal !== null && refusal === noRoom && !isBusy(load, limits);
@@ -99,9 +99,9 @@ interface Candidate {
   place: Place;
   /** Others of its group that are there. */
   near: number;
-  jobs: number;
   /** Of the node's memory that is promised. */
   share: number;
+  weight: number;
 }
 
 /** A job in a node's queue weighs as much as so much of its memory: clones of one template wait for each other. */
@@ -111,7 +111,7 @@ const JOB_SHARE = 0.06;
 function isBetter(a: Candidate, b: Candidate, policy: PlacementLimits["policy"]): boolean {
   const order =
     a.near - b.near ||
-    (policy === "pack" ? b.share - a.share : a.share + a.jobs * JOB_SHARE - (b.share + b.jobs * JOB_SHARE)) ||
+    (policy === "pack" ? b.share - a.share : a.weight - b.weight) ||
     (a.place.node.name < b.place.node.name ? -1 : 1);
   return order < 0;
 }
@@ -175,6 +175,9 @@ function asSeen(source: Source, obstacles: ReadonlyMap<string, string>): SeenSou
 
 /** No job waits in a node's queue for its slot: it would start there after others whose turn comes first. */
 const isBusy = (load: NodeLoad, { slots }: PlacementLimits) => load.jobs >= slots;
+
+/** How much a node has to do and has promised: the lower, the better. */
+export const loadWeight = (load: NodeLoad, node: NodeInventory) => share(load, node) + load.jobs * JOB_SHARE;
 
 const share = (load: NodeLoad, node: NodeInventory) => (load.reservedMemoryMib * MIB) / Math.max(1, node.memoryBytes);
 

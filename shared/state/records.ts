@@ -88,10 +88,13 @@ export const OperationRecord = z.object({
       node: NodeName.optional(),
     })
     .optional(),
-  /** Of `restore`: what its sandbox did before. */
+  /** Of `restore` and `migrate`: what its sandbox did before. */
   before: z.enum(["running", "paused", "stopped"]).optional(),
   /** Of `build`: how many of its files and commands are done. */
   done: z.number().int().optional(),
+  /** Of `migrate`: where it stood, and where it was sent. */
+  from: NodeName.optional(),
+  target: NodeName.optional(),
   /** Of `template`: the networks that the copy gets again once it is cleaned, by key of its config. */
   networks: z.record(z.string(), z.string()).optional(),
   timings: z.record(z.string(), z.number()).default({}),

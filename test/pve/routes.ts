@@ -2,6 +2,7 @@ import { clusterRoutes } from "./api/cluster.ts";
 import { cloneRoutes } from "./api/lxc-clone.ts";
 import { configRoutes } from "./api/lxc-config.ts";
 import { makeRoutes } from "./api/lxc-make.ts";
+import { migrateRoutes } from "./api/lxc-migrate.ts";
 import { powerRoutes } from "./api/lxc-power.ts";
 import { snapshotRoutes } from "./api/lxc-snapshot.ts";
 import { statusRoutes } from "./api/lxc-status.ts";
@@ -21,6 +22,7 @@ export const ROUTES: readonly Route[] = [
   ...cloneRoutes,
   ...makeRoutes,
   ...powerRoutes,
+  ...migrateRoutes,
   ...snapshotRoutes,
   ...volumeRoutes,
 ];

@@ -11,6 +11,7 @@ import { expose } from "./expose.ts";
 import type { Handler } from "./handler.ts";
 import { hide } from "./hide.ts";
 import { link } from "./link.ts";
+import { migrate } from "./migrate.ts";
 import { power } from "./power.ts";
 import { provision } from "./provision.ts";
 import { replicate } from "./replicate.ts";
@@ -38,6 +39,7 @@ const handlers = {
   replicate,
   adopt,
   power,
+  migrate,
   configure,
   update,
   destroy,

@@ -63,6 +63,8 @@ export interface LxcApi {
   destroy(options: { purge?: boolean; force?: boolean }, call: Call): Promise<Upid>;
   /** `size` is absolute ("8G") or an increase ("+1G"). */
   resize(disk: string, size: string, call: Call): Promise<Upid>;
+  /** A running one is shut down and started again (`restart`). */
+  migrate(params: Params, call: Call): Promise<Upid>;
   snapshot(name: string, options: { description?: string }, call: Call): Promise<Upid>;
   snapshots(call: Call): Promise<replies.LxcSnapshot[]>;
   /** Config keys whose change waits for the next start. */
@@ -112,6 +114,7 @@ export function createLxcApi(send: Send, node: NodeName, vmid: Vmid): LxcApi {
     reboot: ({ timeoutSec }, call) => start("POST", "/status/reboot", { timeout: timeoutSec }, call),
     destroy: ({ purge, force }, call) => start("DELETE", "", { purge, force }, call),
     resize: (disk, size, call) => start("PUT", "/resize", { disk, size }, call),
+    migrate: (params, call) => start("POST", "/migrate", params, call),
     snapshot: (name, { description }, call) => start("POST", "/snapshot", { snapname: name, description }, call),
     snapshots: async (call) => {
       const entries = await get("/snapshot", replies.LxcSnapshot.array(), call);

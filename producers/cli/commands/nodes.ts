@@ -163,14 +163,22 @@ function addForget(node: Command, cli: Cli): void {
     });
 }
 
-type DrainOptions = CordonOptions & { wait: boolean; timeout?: number; destroy?: boolean; yes?: boolean };
+type DrainOptions = CordonOptions & {
+  wait: boolean;
+  timeout?: number;
+  destroy?: boolean;
+  migrate?: boolean;
+  yes?: boolean;
+};
 
 const DRAIN_HELP = `
-Containers on local storage can't be moved: what lives there is waited for, however it ends, or destroyed with --destroy.
+What lives there is waited for, however it ends; moved to other nodes with --migrate (see fleet migrate), or destroyed with
+--destroy. With both, what PVE does not move is destroyed.
 The node stays cordoned, also when draining was cut short; see fleet node uncordon.
 
 Examples:
   fleet node drain pve2 --reason "new disk" --timeout 2h
+  fleet node drain pve2 --migrate
   fleet node drain pve2 --destroy --yes`;
 
 function addDrain(node: Command, cli: Cli): void {
@@ -182,6 +190,7 @@ function addDrain(node: Command, cli: Cli): void {
     .option("--wait", "wait until it is empty", true)
     .option("--no-wait", "only cordon it and list what lives there")
     .option("--timeout <duration>", "wait no longer than this, then end with 124", parseDurationMs)
+    .option("--migrate", "move the sandboxes that live there to other nodes, each shut down for it")
     .option("--destroy", "destroy the sandboxes that live there; waits for their end")
     .option("-y, --yes", "do not ask before that")
     .addHelpText("after", DRAIN_HELP)
@@ -193,10 +202,10 @@ function addDrain(node: Command, cli: Cli): void {
 
 async function drainNode(session: Session, name: string, options: DrainOptions): Promise<number> {
   const { fleet, terminal, json, interrupt, print } = session;
-  const { wait, destroy = false, timeout: timeoutMs } = options;
+  const { wait, destroy = false, migrate = false, timeout: timeoutMs } = options;
   await fleet.nodes.cordon(name, whoAndWhy(options));
   const rest = await fleet.nodes.rest(name);
-  if (!wait && !destroy) {
+  if (!wait && !destroy && !migrate) {
     print({ node: name, drained: isEmpty(rest), ...rest }, toList(rest, session));
     return EXIT.ok;
   }
@@ -206,7 +215,7 @@ async function drainNode(session: Session, name: string, options: DrainOptions):
     return EXIT.failed;
   }
   const onProgress = (left: NodeRest) => json || terminal.err(`${toPrintable(toLeft(name, left))}\n`);
-  await fleet.nodes.drain(name, { ...whoAndWhy(options), destroy, timeoutMs, signal: interrupt, onProgress });
+  await fleet.nodes.drain(name, { ...whoAndWhy(options), destroy, migrate, timeoutMs, signal: interrupt, onProgress });
   print({ node: name, drained: true }, `${name} is drained\n`);
   return EXIT.ok;
 }

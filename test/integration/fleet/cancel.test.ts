@@ -250,6 +250,7 @@ const INPUTS: {
   template: (sandboxId) => ({ sandboxId, name: "never" }),
   snapshot: (sandboxId) => ({ sandboxId }),
   power: (sandboxId) => ({ sandboxId, action: "stop" }),
+  migrate: (sandboxId) => ({ sandboxId }),
   configure: (sandboxId) => ({ sandboxId, cores: 1 }),
   destroy: (sandboxId) => ({ sandboxId }),
 };

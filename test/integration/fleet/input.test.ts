@@ -152,6 +152,10 @@ const PAIRS: { [N in Exclude<JobName, "shell">]: [JobInput<N>, JobInput<N>] } = 
     { template: "one", node: "pve1" },
     { template: "two", node: "pve1" },
   ],
+  migrate: [
+    { sandboxId: "sbx_0000000000000000", target: "pve2" },
+    { sandboxId: "sbx_0000000000000000", target: "pve3" },
+  ],
   restore: [
     { sandboxId: "", snapshotId: "snap_0000000000000001" },
     { sandboxId: "", snapshotId: "snap_0000000000000002" },
