@@ -1,3 +1,4 @@
+/// <reference path="../bullmq-scripts.d.ts" />
 /** A BullMQ job in Lua, for the script that accepts operations: the same that `Queue.add` makes, in the same step. */
 import { addStandardJob } from "bullmq/dist/cjs/scripts/addStandardJob-9.js";
 import { EVENTS_KEPT, JOB_OPTIONS } from "../queues.ts";

@@ -36,7 +36,7 @@ const CALLS: Record<string, string> = {
   "wrong-type": 'await fleet.provision({ template: "x", cores: "2" });',
   "wrong-action": 'await fleet.power({ sandboxId, action: "explode" });',
   "wrong-result": "const text: string = (await (await fleet.destroy({ sandboxId })).result()).existed;",
-  "no-such-kind": "await fleet.migrate({ sandboxId });",
+  "no-such-kind": "await fleet.teleport({ sandboxId });",
 };
 
 const toCall = (lines: string) =>

@@ -168,8 +168,8 @@ describe("live output", () => {
     const handle = await bed.fleet.exec({ sandboxId: box.sandboxId, command: "echo out; echo err >&2" });
     const chunks = await handle.result({ timeoutMs: 20_000 }).then(() => all(handle.output()));
     expect([text(chunks, "stdout"), text(chunks, "stderr")]).toEqual(["out\n", "err\n"]);
-    // One for the rest of the output, one for the end; both in the same step.
-    expect(calls(await bed.redis.info("commandstats")) - calls(before)).toBe(2);
+    // One for the rest of the output, one for the end, and one with the result for who asked; all in the same step.
+    expect(calls(await bed.redis.info("commandstats")) - calls(before)).toBe(3);
   });
 
   test("more than is kept: nothing is lost to who watches, and who comes late has the end", async () => {

@@ -1,6 +1,7 @@
 /** Bad input is refused before anything is stored; the same key asks for the same thing once. */
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { FleetError, type JobInput, type JobName } from "../../../producers/index.ts";
+import { toFleetError } from "../../../shared/errors.ts";
 import { type Bed, failure, provisionOne, startBed } from "./harness.ts";
 
 let bed: Bed;
@@ -153,8 +154,8 @@ const PAIRS: { [N in Exclude<JobName, "shell">]: [JobInput<N>, JobInput<N>] } = 
     { template: "two", node: "pve1" },
   ],
   migrate: [
-    { sandboxId: "sbx_0000000000000000", target: "pve2" },
-    { sandboxId: "sbx_0000000000000000", target: "pve3" },
+    { sandboxId: "", target: "pve2" },
+    { sandboxId: "", target: "pve3" },
   ],
   restore: [
     { sandboxId: "", snapshotId: "snap_0000000000000001" },
@@ -192,10 +193,13 @@ describe("an idempotency key", () => {
       expect(new Set(handles.map(({ id }) => id)).size).toBe(1);
       const [{ id } = { id: "" }] = handles;
       const handle = await bed.fleet.operation(id);
-      const result = await handle.result({ timeoutMs: 20_000 });
+      // How it ends is the same, too, well or not: there is nothing to restore, to replicate, or another node.
+      const endOf = (one: { result(wait: object): Promise<unknown> }) =>
+        one.result({ timeoutMs: 20_000 }).catch((error: unknown) => toFleetError(error).message);
+      const end = await endOf(handle);
       const late = await send(kind)(first, options);
       expect(late.id).toBe(id);
-      expect(await (await bed.fleet.operation(late.id)).result()).toEqual(result);
+      expect(await endOf(await bed.fleet.operation(late.id))).toEqual(end);
       const different = kind === "destroy" ? { sandboxId: other } : second;
       const error = await failure(send(kind)(different, options), "idempotency_conflict");
       expect(error.facts["operation"]).toBe(id);

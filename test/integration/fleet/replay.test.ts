@@ -130,6 +130,8 @@ async function expectNothingChanges(handle: Handle<JobName>, outcome: string): P
     { id: handle.id, queue: "exec-pve1" },
   ];
   await until(async () => (await queues.get(record.queue).getActiveCount()) === 0, "BullMQ's own end of the job");
+  const { restamp, restamping } = bed.keys;
+  await until(async () => (await bed.redis.exists(restamp, restamping)) === 0, "the stamp that follows");
   const before = { records: await recordsNow(), truth: truthNow() };
   for (const { id, queue } of jobs) expect(await replay(handle, id, queue), `${id} in ${queue}`).toEqual({ outcome });
   expect({ records: await recordsNow(), truth: truthNow() }).toEqual(before);

@@ -358,7 +358,7 @@ describe("looking", () => {
     expect(JSON.parse(byName?.out ?? "")).toMatchObject({ id: sandboxId, vmid: 20_000 });
     expect(status?.out).toContain(`operation    ${id} (power)\n`);
     expect(JSON.parse(cancel?.out ?? "")).toEqual({ operationId: id, canceling: true });
-    expect(nodes?.out).toMatch(/^NODE .*\npve1 {2}online {2}8 +16\.0 GiB of 64\.0 GiB {2}0 +0\/1 +0\/0\n$/);
+    expect(nodes?.out).toMatch(/^NODE .*\npve1 {2}online {2}8 +16\.0 GiB of 64\.0 GiB {2}0 +0 +0\/1 +0\/0 +-\n$/);
     expect((await run(rig, ["status", "op_0000000000000000"])).code).toBe(1);
   });
 
