@@ -123,6 +123,13 @@ async function tour(): Promise<{ told: string[]; token: string; link: string }> 
   await seen(fleet.configure({ sandboxId, cores: 2 }));
   await seen(fleet.update({ sandboxId, metadata: { a: "b" } }));
   await seen(fleet.template({ sandboxId, name: "kept" }));
+  const files = [{ path: "/etc/planted", content: Buffer.from(PLANTED.content).toString("base64") }];
+  const from = { template: "cmux-base" };
+  await seen(
+    fleet.build({ name: "built", from, env: { A: PLANTED.env }, files, setup, test: `exit 9 # ${COMMANDS.command}` }),
+  );
+  await seen(fleet.replicate({ template: "kept", node: "pve1" }));
+  await seen(fleet.migrate({ sandboxId, target: "pve1" }));
   await seen(fleet.adopt({ node: "pve1", vmid: 999 }));
   await seen(
     fleet.provision({ template: "cmux-base", env: { A: PLANTED.env }, setup: [`exit 9 # ${COMMANDS.setup}`] }),
