@@ -6,12 +6,14 @@ const MEASURING = [
   "test/integration/fleet/latency.test.ts",
   "test/integration/pve-client/task-watcher.test.ts",
 ];
+/** In Chromium, which takes both cores for itself. */
+const BROWSER = ["test/integration/ops/pages.test.ts", "test/integration/gate/browser.test.ts"];
 const KILL = ["kill", "batch", "claims"].map((name) => `test/integration/kill/${name}.test.ts`);
 
 /** A fleet and a stand-in in each file, on one Redis. Each counts what it leaves behind, so files may share their imports. */
 const onRedis = { globalSetup: ["test/global-redis.ts"], testTimeout: 60_000, hookTimeout: 60_000, isolate: false };
 
-// `npm test` runs all but `kill`, `chaos` and `scale`, which have commands of their own. Groups run one after another: vitest asks
+// `npm test` runs all but `browser`, `kill`, `chaos`, `scale`, `deploy` and `package`, which have commands of their own. Groups run one after another: vitest asks
 // for that where their numbers of workers differ, which depends on the machine's cores.
 export default defineConfig({
   test: {
@@ -36,7 +38,7 @@ export default defineConfig({
           ...onRedis,
           name: "integration",
           include: ["test/integration/**/*.test.ts", "test/pve/**/*.test.ts"],
-          exclude: [...MEASURING, ...KILL],
+          exclude: [...MEASURING, ...KILL, ...BROWSER],
           // They mostly wait, for locks to run out and for tasks: two cores are busy with four of them.
           maxWorkers: 4,
           sequence: { groupOrder: 2 },
@@ -44,6 +46,9 @@ export default defineConfig({
       },
       {
         test: { ...onRedis, name: "timing", include: MEASURING, maxWorkers: 2, sequence: { groupOrder: 3 } },
+      },
+      {
+        test: { ...onRedis, name: "browser", include: BROWSER, maxWorkers: 1, sequence: { groupOrder: 9 } },
       },
       {
         test: { ...onRedis, name: "kill", include: KILL, sequence: { groupOrder: 4 } },

@@ -56,7 +56,7 @@ const KINDS: { [N in Exclude<JobName, "shell" | "replicate">]: () => Promise<Han
     bed.pve.faults.occupy(20_900);
     return bed.fleet.adopt({ node: "pve1", vmid: 20_900 });
   },
-  migrate: async () => bed.fleet.migrate(await one()),
+  migrate: async () => bed.fleet.migrate({ ...(await one()), target: "pve1" }),
   power: async () => bed.fleet.power({ ...(await one()), action: "reboot" }),
   configure: async () => bed.fleet.configure({ ...(await one()), memoryMib: 1_024, diskGib: 6 }),
   update: async () => bed.fleet.update({ ...(await one()), metadata: { a: "1" }, ttlSeconds: 600 }),

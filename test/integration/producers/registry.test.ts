@@ -64,6 +64,8 @@ test("nodes come with what runs and waits on them", async () => {
       ...node,
       cordon: undefined,
       breaker: "closed",
+      settings: {},
+      sandboxes: 0,
       slotsTaken: 1,
       queues: { node: { active: 0, waiting: 1, delayed: 0 }, exec: { active: 0, waiting: 1, delayed: 0 } },
     },
