@@ -312,7 +312,7 @@ async function fill({ redisUrl, prefix, secretKey }: World): Promise<Record<stri
       team: `team-${at % 10}`,
       template: TEMPLATE,
       state: "running",
-      node: `pve${1 + (at % 3)}`,
+      // No node, so that the reconcile does not miss their containers.
       vmid,
       hostname: `cmux-${vmid}`,
       address,
