@@ -22,7 +22,7 @@ import type { Round } from "./round.ts";
 /** In all other states an operation is at work and looks itself, or nobody but a human can tell. */
 const STANDING: ReadonlySet<SandboxState> = new Set<SandboxState>(["running", "stopped", "paused", "template", "warm"]);
 /** A page is read in one go of the event loop, and a gate may answer in the same process. */
-const PAGE = 20;
+const PAGE = 5;
 const AT_ONCE = 3;
 /** Clocks, and an uptime that is some seconds old. */
 const BOOT_SKEW_MS = 30_000;
