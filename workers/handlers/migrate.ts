@@ -68,7 +68,9 @@ interface Standing {
 /** Shut down by PVE, moved, and started there. */
 async function move(run: Run<"migrate">, { place, config, before }: Standing): Promise<void> {
   const { context, input, sandbox } = run;
-  const target = await chooseTarget(run, { place, config });
+  // What was asked for and may be under way goes where it was sent.
+  const { step, target: sent } = run.operation;
+  const target = step?.open === true && sent !== undefined ? sent : await chooseTarget(run, { place, config });
   const { keys, pve } = context;
   // In one order for all, since two that move in opposite directions need the same two.
   const nodes = [place.node, target].sort();
