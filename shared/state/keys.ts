@@ -6,7 +6,8 @@ export interface Keys {
   readonly sandboxes: string;
   readonly aborting: string;
   readonly vmids: string;
-  readonly vmidNext: string;
+  /** Sorted set of VMIDs that sandboxes had, by when they were given back. */
+  readonly vmidsFreed: string;
   readonly ips: string;
   readonly addresses: string;
   /** Sandboxes with a TTL by when it is over, and by when `sandbox.expiring` tells of that. */
@@ -142,7 +143,7 @@ export function createKeys(prefix: string): Keys {
     sandboxes: key("sandboxes"),
     aborting: key("aborting"),
     vmids: key("vmids"),
-    vmidNext: key("vmid-next"),
+    vmidsFreed: key("vmids-freed"),
     ips: key("ips"),
     addresses: key("addresses"),
     expiries: key("expiries"),

@@ -390,7 +390,7 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
 
     async leaseVmid(writer, { first, last }) {
       const { id, fence, revision } = writer;
-      const [outcome, vmid] = await runList(LEASE_VMID, id, fence, first, last, revision);
+      const [outcome, vmid] = await runList(LEASE_VMID, id, fence, first, last, revision, now());
       if (outcome === "ok") {
         writer.revision++;
         return Vmid.parse(Number(vmid));

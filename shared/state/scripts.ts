@@ -950,31 +950,60 @@ redis.call('PUBLISH', P..':wake', 'abort '..id)
 return 'ok'
 `);
 
-/** Leases a number from a range for the sandbox of a run, next-fit. ARGV: id, fence, first, last, revision → ['ok', vmid] or [outcome]. */
+/** Of numbers that sandboxes had, so many are remembered in the order in which they were given back. */
+const FREED_KEPT = 100_000;
+
+/**
+ * Leases a number from a range for the sandbox of a run: one that no sandbox has had yet, in turn, then the one that was given
+ * back longest ago. So none is used again before the whole range has passed since its release; where nearly all are in use, what
+ * is left passes sooner. ARGV: id, fence, first, last, revision, now → ['ok', vmid] or [outcome].
+ */
 export const LEASE_VMID = withPrelude(`
 local id, fence, first, last = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local key = opKey(id)
 local sandbox = redis.call('HGET', key, 'sandbox') or ''
-local sk, leases, cursor = sbxKey(sandbox), P..':vmids', P..':vmid-next'
+local sk, leases, freed = sbxKey(sandbox), P..':vmids', P..':vmids-freed'
 local held = redis.call('HGET', sk, 'vmid')
 if isRepeated(key, fence, ARGV[6]) then return {'ok', held} end
 local refused = mayWrite(key, fence, ARGV[6])
 if refused then return {refused} end
-local at = tonumber(redis.call('GET', cursor) or first)
-if at < first or at > last then at = first end
-for _ = first, last do
-  local vmid = at
-  at = at + 1
-  if at > last then at = first end
-  if redis.call('HSETNX', leases, vmid, sandbox) == 1 then
-    redis.call('SET', cursor, at)
-    if held and redis.call('HGET', leases, held) == sandbox then redis.call('HDEL', leases, held) end
-    redis.call('HSET', sk, 'vmid', vmid)
-    redis.call('HINCRBY', key, 'revision', 1)
-    return {'ok', tostring(vmid)}
+local range = first..'-'..last
+local known, left = unpack(redis.call('HMGET', P..':vmid-lap', 'range', 'left'))
+left = known == range and tonumber(left) or last - first + 1
+local function nextUnused()
+  local at, vmid = tonumber(redis.call('GET', P..':vmid-next') or first), nil
+  while left > 0 and not vmid do
+    if at < first or at > last then at = first end
+    if not redis.call('ZSCORE', freed, at) and redis.call('HSETNX', leases, at, sandbox) == 1 then vmid = at end
+    at, left = at + 1, left - 1
+  end
+  redis.call('SET', P..':vmid-next', at)
+  return vmid
+end
+local function longestFree()
+  while true do
+    local vmid = tonumber(redis.call('ZPOPMIN', freed)[1])
+    if not vmid then return nil end
+    if vmid >= first and vmid <= last and redis.call('HSETNX', leases, vmid, sandbox) == 1 then return vmid end
   end
 end
-return {'exhausted'}
+local isLooked = left == 0
+local vmid = nextUnused() or longestFree()
+if not vmid and isLooked then
+  -- Those of which nobody has told that they were given back.
+  left = last - first + 1
+  vmid = nextUnused()
+end
+redis.call('HSET', P..':vmid-lap', 'range', range, 'left', left)
+if not vmid then return {'exhausted'} end
+if held and redis.call('HGET', leases, held) == sandbox then
+  redis.call('HDEL', leases, held)
+  redis.call('ZADD', freed, ARGV[7], held)
+end
+redis.call('ZREMRANGEBYRANK', freed, 0, -${FREED_KEPT + 1})
+redis.call('HSET', sk, 'vmid', vmid)
+redis.call('HINCRBY', key, 'revision', 1)
+return {'ok', tostring(vmid)}
 `);
 
 /**

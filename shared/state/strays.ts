@@ -45,7 +45,10 @@ local state, leased, placed = unpack(redis.call('HMGET', sk, 'state', 'vmid', 'n
 if state ~= 'placing' then return 0 end
 local holder = redis.call('HGET', leases, vmid)
 if holder and holder ~= sandbox then return 0 end
-if leased and leased ~= vmid and redis.call('HGET', leases, leased) == sandbox then redis.call('HDEL', leases, leased) end
+if leased and leased ~= vmid and redis.call('HGET', leases, leased) == sandbox then
+  redis.call('HDEL', leases, leased)
+  redis.call('ZADD', P..':vmids-freed', now, leased)
+end
 redis.call('HSET', leases, vmid, sandbox)
 if placed and placed ~= node then
   local demand = redis.call('HGET', P..':reserved:'..placed, sandbox)
@@ -80,10 +83,13 @@ redis.call('HSETNX', P..':vmids', ARGV[2], '${STRAY}')
 return redis.call('HGET', P..':vmids', ARGV[2]) == '${STRAY}' and 1 or 0
 `);
 
-/** ARGV: VMID, then for one that was removed: now, operation, sandbox, team, event JSON. */
+/** ARGV: VMID, now, then for one that was removed: operation, sandbox, team, event JSON. */
 const FORGET = withPrelude(`
-if redis.call('HGET', P..':vmids', ARGV[2]) == '${STRAY}' then redis.call('HDEL', P..':vmids', ARGV[2]) end
-if redis.call('HDEL', P..':strays', ARGV[2]) == 1 and ARGV[3] then
+if redis.call('HGET', P..':vmids', ARGV[2]) == '${STRAY}' then
+  redis.call('HDEL', P..':vmids', ARGV[2])
+  redis.call('ZADD', P..':vmids-freed', ARGV[3], ARGV[2])
+end
+if redis.call('HDEL', P..':strays', ARGV[2]) == 1 and ARGV[4] then
   emit('container.removed', ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7])
 end
 return 'ok'
@@ -175,7 +181,7 @@ export function createStrays(redis: RedisConnection, keys: Keys, now: () => numb
     },
     lease: async (vmid) => (await run(LEASE, vmid)) === 1,
     async forget(vmid, removed) {
-      if (removed === undefined) return void (await run(FORGET, vmid));
+      if (removed === undefined) return void (await run(FORGET, vmid, now()));
       const { operation, sandbox, team, ...data } = removed;
       await run(FORGET, vmid, now(), operation, sandbox, team, JSON.stringify({ ...data, vmid }));
     },

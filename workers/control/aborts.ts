@@ -11,6 +11,7 @@ import type { Command } from "../../shared/state/operations.ts";
 import { isEnded, type SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
 import { addJob, addReleased, findSeat, type LiveRuns } from "../run/process-operation.ts";
+import { freeVmid } from "../sandbox/release.ts";
 import { startEvery } from "./every.ts";
 import { forEachRecord } from "./for-each-record.ts";
 import { withLock } from "./lock.ts";
@@ -116,7 +117,7 @@ export async function endWithoutRun(
 function leasesOf({ keys }: WorkerContext, { id, node, vmid, leasedIp }: SandboxRecord): Command[] {
   return [
     ...(node === undefined ? [] : unreserve(keys, node, id)),
-    ...(vmid === undefined ? [] : [["HDEL", keys.vmids, vmid]]),
+    ...(vmid === undefined ? [] : freeVmid(keys, vmid)),
     ...(leasedIp === undefined ? [] : [["HDEL", keys.ips, leasedIp]]),
   ];
 }

@@ -1,6 +1,8 @@
 /** Taking a container away, and what of it goes with the record: leases, addresses, reservations, snapshots. */
 import { FleetError } from "../../shared/errors.ts";
+import type { Vmid } from "../../shared/ids.ts";
 import { unreserve } from "../../shared/placement/reservation.ts";
+import type { Keys } from "../../shared/state/keys.ts";
 import type { Command } from "../../shared/state/operations.ts";
 import type { Call } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
@@ -38,13 +40,19 @@ export async function destroyContainer(run: Run, { call, writing }: { call: Call
   return true;
 }
 
+/** For the write in which a VMID becomes free; URLs may still carry it, so its turn comes last. */
+export const freeVmid = (keys: Keys, vmid: Vmid): Command[] => [
+  ["HDEL", keys.vmids, vmid],
+  ["ZADD", keys.vmidsFreed, Date.now(), vmid],
+];
+
 /** Everything that a sandbox without a container must not keep, for the write that ends it. */
 export async function releaseCommands(run: Pick<Run, "context" | "sandbox">): Promise<Command[]> {
   const { keys, redis } = run.context;
   const { id, team, node, vmid, address, leasedIp } = run.sandbox;
   const snapshots = await redis.smembers(keys.sandboxSnapshots(id));
   return [
-    ...(vmid === undefined ? [] : [["HDEL", keys.vmids, vmid]]),
+    ...(vmid === undefined ? [] : freeVmid(keys, vmid)),
     ...(node === undefined ? [] : unreserve(keys, node, id)),
     ...(address === undefined ? [] : [["HDEL", keys.addresses, address]]),
     ...(leasedIp === undefined ? [] : [["HDEL", keys.ips, leasedIp]]),

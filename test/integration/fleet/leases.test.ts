@@ -1,5 +1,6 @@
 /** VMIDs and addresses that are leased: each to one sandbox at a time, given back at its end. */
 import { afterEach, expect, test } from "vitest";
+import { Client } from "../../pve/client.ts";
 import { type Bed, containerOf, failure, firstFailure, provisionOne, run, startBed, useUpAttempts } from "./harness.ts";
 
 let bed: Bed | undefined;
@@ -36,17 +37,32 @@ test("addresses come from the range, and one that went back is given out again",
   expect((await waiting.result({ timeoutMs: 30_000 })).address).toBe(two.address);
 });
 
-test("VMIDs come from the range in turn, and none is used again before the whole range was", async () => {
-  const here = await startFleet({ PVE_VMID_RANGE: "30000-30002" });
-  const first = await provisionOne(here.fleet);
-  const second = await provisionOne(here.fleet);
-  expect([first.vmid, second.vmid]).toEqual([30_000, 30_001]);
-  await run(here.fleet, "destroy", { sandboxId: first.sandboxId });
-  const third = await provisionOne(here.fleet);
-  expect(third.vmid).toBe(30_002);
-  const fourth = await provisionOne(here.fleet);
-  expect(fourth.vmid).toBe(30_000);
-  const failing = await here.fleet.provision({ template: "cmux-base" });
+test("VMIDs come from the range in turn; then the one that was given back longest ago, and an error when none is left", async () => {
+  const here = await startFleet({ PVE_VMID_RANGE: "30000-30004" });
+  const { fleet, redis, keys } = here;
+  await using pve = new Client(here.pve);
+  const next = async () => {
+    const { vmid, sandboxId } = await provisionOne(fleet);
+    return { vmid, end: () => run(fleet, "destroy", { sandboxId }) };
+  };
+  const [zero, one] = [await next(), await next()];
+  expect([zero.vmid, one.vmid]).toEqual([30_000, 30_001]);
+  // One that somebody chose counts from its release, too.
+  await pve.task("POST", "/nodes/pve1/lxc/9001/clone", { newid: 30_003, hostname: "cmux-30003" });
+  const chosen = await run(fleet, "adopt", { node: "pve1", vmid: 30_003 });
+  await one.end();
+  await run(fleet, "destroy", { sandboxId: chosen.sandboxId });
+  await zero.end();
+  const turn = [await next(), await next(), await next()];
+  expect(turn.map(({ vmid }) => vmid)).toEqual([30_002, 30_004, 30_001]);
+  // Nearly all are in use: what is left passes sooner, in the same order.
+  await turn[1]?.end();
+  expect([(await next()).vmid, (await next()).vmid, (await next()).vmid]).toEqual([30_003, 30_000, 30_004]);
+  const failing = await fleet.provision({ template: "cmux-base" });
   await useUpAttempts(here, failing, 8);
   await failure(failing.result({ timeoutMs: 20_000 }), "vmid_range_exhausted");
+  // An earlier version did not write down that it gave one back.
+  await turn[0]?.end();
+  await redis.zrem(keys.vmidsFreed, "30002");
+  expect((await next()).vmid).toBe(30_002);
 });
