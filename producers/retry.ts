@@ -11,7 +11,7 @@ export function whyNotAgain({ kind, status, input, inputHash }: OperationRecord)
   if (status !== "failed") return `it is ${status}; only what failed is asked for again`;
   if (kind === "shell") return "a shell needs whoever types into it; open another";
   // What was sealed is in the hash, under a key, and is not in the record.
-  const whole = hashInput(kind, input, undefined, []).includes(inputHash);
+  const whole = inputHash === "" || hashInput(kind, input, undefined, []).includes(inputHash);
   return whole ? null : "what was secret in its input (env, stdin, content) went with its end; ask anew, with that";
 }
 

@@ -3,11 +3,11 @@ import { createHash, createHmac } from "node:crypto";
 import { isDeepStrictEqual } from "node:util";
 import { z } from "zod";
 import { type ErrorRecord, FleetError, fromErrorRecord, toErrorRecord } from "../errors.ts";
-import { type BatchId, OperationId, SandboxId, type ServiceName, TeamId, Vmid } from "../ids.ts";
+import { type BatchId, newOperationId, OperationId, SandboxId, type ServiceName, TeamId, Vmid } from "../ids.ts";
 import type { JobSpec } from "../jobs/define-job.ts";
-import { ExposedService, METADATA_LIMIT, type TtlAction } from "../jobs/fields.ts";
+import { ExposedService, METADATA_LIMIT, TtlAction } from "../jobs/fields.ts";
 import { poolOf } from "../jobs/fits-pool.ts";
-import { type JobName, jobs } from "../jobs/index.ts";
+import { type JobName, jobs, parseInput } from "../jobs/index.ts";
 import type { ProvisionInput } from "../jobs/provision.ts";
 import { LOCK_MS, PLACE } from "../queues.ts";
 import type { RedisConnection } from "../redis/connect.ts";
@@ -28,13 +28,13 @@ import {
 import {
   ABORT,
   ACCEPT,
-  ACCEPT_ALL,
   ACCEPT_ITEMS,
   ADD_OUTPUT,
   CLAIM,
   CLAIM_ADDRESS,
   CLAIM_VMID,
   END,
+  END_DUE,
   INSPECT,
   LEASE_ADDRESS,
   LEASE_VMID,
@@ -126,6 +126,12 @@ export interface Accepted {
   priority: number;
 }
 
+export interface DuePage {
+  /** There may be another page. */
+  more: boolean;
+  asked: { sandbox: SandboxId; operation: OperationId; action: TtlAction }[];
+}
+
 /** Items of a batch that ask for the same. */
 export interface ItemGroup {
   request: Omit<AcceptRequest, "id" | "sandbox" | "idempotencyKey">;
@@ -176,8 +182,11 @@ export type Claim =
 export interface OperationStore {
   /** Stores an operation once. Throws `idempotency_conflict`, `quota_exceeded`, `sandbox_not_found` or `sandbox_gone`. */
   accept(request: AcceptRequest): Promise<Accepted>;
-  /** As many, in few steps; what was refused is an error in its place. */
-  acceptAll(requests: readonly AcceptRequest[]): Promise<(Accepted | FleetError)[]>;
+  /**
+   * Accepts what ends a page of sandboxes whose time is up, and tells of ends that come near: one step, so many workers share
+   * them. `againMs`: until one is asked for again that has not ended. `now` (ms): in place of Redis' clock, by which ends are set.
+   */
+  endDue(page: { size: number; againMs: number; now?: number | undefined }): Promise<DuePage>;
   /** Stores items of a batch, in order and in one round trip, each once. Throws nothing that is about one item. */
   acceptItems(batch: BatchId, groups: readonly ItemGroup[]): Promise<ItemAcceptance[]>;
   /**
@@ -288,6 +297,7 @@ const InspectReply = z.tuple([z.string(), z.number(), z.array(z.tuple([Operation
 /** Operations that are looked at in one step. */
 const INSPECTED = 500;
 const SealedReply = z.tuple([z.string().nullable(), z.string().nullable(), z.number()]);
+const EndDueReply = z.tuple([z.number(), z.array(z.tuple([SandboxId, OperationId, TtlAction]))]);
 const AcceptReply = z.tuple([z.string(), OperationId, SandboxId], z.string());
 
 export function createOperationStore(redis: RedisConnection, keys: Keys, options: StoreOptions): OperationStore {
@@ -302,14 +312,12 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
   return {
     accept: async (request) => toAccepted(await run(ACCEPT, JSON.stringify(toOneAcceptArgs(request, now(), keyring)))),
 
-    async acceptAll(requests) {
-      const all = requests.map((request) => toOneAcceptArgs(request, now(), keyring));
-      const steps = Array.from({ length: Math.ceil(all.length / STEP) }, (_, at) => [
-        keys.prefix,
-        JSON.stringify(all.slice(at * STEP, (at + 1) * STEP)),
-      ]);
-      const replies = await runScripts(redis, ACCEPT_ALL, [keys.open], steps);
-      return replies.flat().map(toAcceptedOrNot);
+    async endDue({ size, againMs, now: at }) {
+      const requests = Object.fromEntries(TtlAction.options.map((action) => [action, toEndRequest(action, now())]));
+      const ids = Array.from({ length: size }, newOperationId);
+      const args = [JSON.stringify(requests), ANY_SANDBOX, JSON.stringify(ids), againMs, at ?? ""];
+      const [more, asked] = EndDueReply.parse(await run(END_DUE, ...args));
+      return { more: more === 1, asked: asked.map(([sandbox, operation, action]) => ({ sandbox, operation, action })) };
     },
 
     async acceptItems(batch, groups) {
@@ -649,6 +657,19 @@ function toOneAcceptArgs(request: AcceptRequest, now: number, keyring: readonly 
   // Hashed, since a caller's key may hold anything and becomes part of a Redis key.
   const idempotency = key === undefined ? undefined : createHash("sha256").update(key).digest("base64url");
   return { ...toAcceptArgs(request, now, keyring), id, sandbox, idempotency, listener };
+}
+
+/** In its place comes each sandbox that is due. */
+const ANY_SANDBOX = SandboxId.parse(`sbx_${"0".repeat(16)}`);
+
+/** Of END_DUE. It has no idempotency key: the step that accepts it is the one that finds it due. */
+function toEndRequest(action: TtlAction, now: number) {
+  const kind: JobName = action === "destroy" ? "destroy" : "power";
+  const rest = action === "destroy" ? {} : { action, allowStop: true, ifExpired: true };
+  const input = parseInput(kind, { sandboxId: ANY_SANDBOX, ...rest });
+  const own = { team: TeamId.parse("any"), scope: undefined, secrets: undefined, batch: false, newSandbox: undefined };
+  const args = toAcceptArgs({ kind, input, ...own, onQuota: "ignore" }, now, []);
+  return { ...args, hashes: [], operationSet: [...args.operationSet, ...encodeFields({ inputHash: "" }).set] };
 }
 
 const AnyFields = z.record(z.string(), z.unknown());

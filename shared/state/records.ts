@@ -40,6 +40,7 @@ export const OperationRecord = z.object({
   /** Of `template`: the sandbox in whose line it stands as well, until it needs that one no more. */
   source: SandboxId.optional(),
   input: z.unknown(),
+  /** `""`: the clockwork asked for it, and nothing in it is secret. */
   inputHash: z.string(),
   status: z.enum(OPERATION_STATUSES),
   /** BullMQ queue and job that carry it now. */

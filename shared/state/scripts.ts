@@ -583,7 +583,9 @@ return {'accepted', r.id, r.sandbox, parked and '1' or '0', queue, queue == 'war
 end
 `;
 
-const ACCEPT_WITH_JOB = `
+/** Accepts, and what may go at once has its job with this step; only those for `place`, which have a priority, are left to who asked. */
+const withAccept = (body: string) =>
+  withQuotas(`${JOB_LUA}${ACCEPT_ONE}
 local function acceptWithJob(r)
   local reply = accept(r)
   local outcome, id, sandbox, parked, queue, _, team = unpack(reply)
@@ -592,24 +594,78 @@ local function acceptWithJob(r)
   end
   return reply
 end
-`;
+${body}`);
 
-/**
- * ARGV: request JSON → [outcome, operation, sandbox], and for accepted and existing: parked, queue, priority, team.
- * What may go at once has its job with this step; only those for \`place\`, which have a priority, are left to who asked.
- */
-export const ACCEPT = withQuotas(`${JOB_LUA}${ACCEPT_ONE}${ACCEPT_WITH_JOB}
+/** ARGV: request JSON → [outcome, operation, sandbox], and for accepted and existing: parked, queue, priority, team. */
+export const ACCEPT = withAccept(`
 local reply = acceptWithJob(cjson.decode(ARGV[2]))
 flush()
 return reply
 `);
 
-/** The same for many. ARGV: JSON of requests → what ACCEPT says of each. */
-export const ACCEPT_ALL = withQuotas(`${JOB_LUA}${ACCEPT_ONE}${ACCEPT_WITH_JOB}
-local out = {}
-for at, r in ipairs(cjson.decode(ARGV[2])) do out[at] = acceptWithJob(r) end
+/**
+ * Tells of ends that come near, and accepts what ends a page of sandboxes whose time is up, in the same step: whoever dies has
+ * done all of it or nothing. ARGV: requests JSON by action, whose input names the sandbox ARGV[3]; operation ids JSON, as many
+ * as a page has; ms until what is under way is looked at again, now or '' for this server's clock
+ * → [whether there may be more, [sandbox, operation, action]…].
+ */
+export const END_DUE = withAccept(`
+local requests, any, ids, again = cjson.decode(ARGV[2]), ARGV[3], cjson.decode(ARGV[4]), ARGV[5]
+local now, page = tonumber(ARGV[6]) or nowMs(), #ids
+local later = string.format('%.0f', now + again)
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P..':expiring', '-inf', now, 'LIMIT', 0, page)) do
+  redis.call('ZREM', P..':expiring', id)
+  local state, team, maker, action = unpack(redis.call('HMGET', sbxKey(id), 'state', 'team', 'operation', 'ttlAction'))
+  local at = endOf(id)
+  if state and not GONE[state] and at and at > now then
+    emit('sandbox.expiring', string.format('%.0f', now), maker, id, team, cjson.encode({expiresAt = at, action = action or 'destroy'}))
+  end
+end
+local function isUsed(id)
+  for _, op in ipairs(redis.call('SMEMBERS', P..':users:'..id)) do
+    local status = redis.call('HGET', opKey(op), 'status')
+    if status and not ENDED[status] then return true end
+  end
+  return false
+end
+-- The same again would only stand in line behind it.
+local function isUnderWay(id, action)
+  for _, op in ipairs(redis.call('LRANGE', P..':changes:'..id, 0, -1)) do
+    local status, kind, input = unpack(redis.call('HMGET', opKey(op), 'status', 'kind', 'input'))
+    if status and not ENDED[status] and (kind == 'destroy' or kind == 'power' and cjson.decode(input).action == action) then return true end
+  end
+  return false
+end
+local function ask(id, action)
+  local r = requests[action]
+  local fields = r.operationSet
+  if not r.inputAt then
+    for at = 1, #fields, 2 do
+      if fields[at] == 'input' then r.inputAt, r.input = at + 1, fields[at + 1] end
+    end
+  end
+  fields[r.inputAt] = string.gsub(r.input, any, id)
+  r.id, r.sandbox = table.remove(ids), id
+  return acceptWithJob(r)
+end
+local due, out = redis.call('ZRANGEBYSCORE', P..':expiries', '-inf', now, 'LIMIT', 0, page), {}
+for _, id in ipairs(due) do
+  local state, team, action, seconds, extends =
+    unpack(redis.call('HMGET', sbxKey(id), 'state', 'team', 'ttlAction', 'ttlSeconds', 'ttlExtendOnUse'))
+  action = action or 'destroy'
+  if not team or GONE[state] then redis.call('ZREM', P..':expiries', id)
+  elseif extends == 'true' and seconds and isUsed(id) then extendEnd(id, now + seconds * 1000, true)
+  else
+    -- What was asked for may fail for good (its node is down): then it is asked for again.
+    redis.call('ZADD', P..':expiries', later, id)
+    if not isUnderWay(id, action) then
+      local outcome, operation = unpack(ask(id, action))
+      if outcome == 'accepted' then out[#out+1] = {id, operation, action} end
+    end
+  end
+end
 flush()
-return out
+return {#due == page and 1 or 0, out}
 `);
 
 /**

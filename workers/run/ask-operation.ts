@@ -1,4 +1,3 @@
-import type { FleetError } from "../../shared/errors.ts";
 import { newOperationId } from "../../shared/ids.ts";
 import type { JobName } from "../../shared/jobs/index.ts";
 import type { Accepted, AcceptRequest } from "../../shared/state/operations.ts";
@@ -24,11 +23,6 @@ export async function askOperation(
   const operation = accepted.needsJob ? await context.store.load(accepted.id) : null;
   if (operation) await addJob(context, operation);
   return accepted;
-}
-
-/** For many, of kinds that are about a sandbox; what was refused is an error in its place. */
-export async function askOperations(context: WorkerContext, all: readonly Asked[]): Promise<(Accepted | FleetError)[]> {
-  return context.store.acceptAll(all.map(toRequest));
 }
 
 function toRequest({ sandbox, kind, input, idempotencyKey }: Asked): AcceptRequest {

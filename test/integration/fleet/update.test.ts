@@ -132,18 +132,6 @@ test("a TTL with stop, or pause where nothing can be frozen, stops the sandbox o
   expect(await nextState(id, () => timeIsUp(id))).toBe("destroying");
 });
 
-test("a time that was moved while the clockwork looked stays as it was moved", async () => {
-  const context = bed.workers?.context ?? expect.fail();
-  const { sandboxId: id } = await provisionOne(bed.fleet, { ttlSeconds: 3_600, ttlAction: "stop" });
-  const { expiresAt = 0 } = await bed.fleet.sandboxes.get(id);
-  const acceptAll: typeof context.store.acceptAll = async (requests) => {
-    await bed.redis.zadd(bed.keys.expiries, expiresAt + 5_000, id);
-    return context.store.acceptAll(requests);
-  };
-  await expireSandboxes({ ...context, store: { ...context.store, acceptAll } }, () => expiresAt + 1);
-  expect(await dueAt(id)).toBe(expiresAt + 5_000);
-});
-
 test("the stamp follows: services, TTL and metadata, below what people and the token's line have there", async () => {
   const provision = await provisionOne(bed.fleet, {
     description: "mine\nand more",
