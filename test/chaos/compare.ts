@@ -15,6 +15,7 @@ export interface Findings {
   leaked: string[];
   stuckLeases: string[];
   limitViolations: string[];
+  drift: string[];
 }
 
 export interface Records {
@@ -129,15 +130,16 @@ export function findLimitViolations(pve: Pve): string[] {
     .map(({ what, most, limit }) => `${what}: ${most} at once, ${limit} allowed`);
 }
 
-/** What disagrees without being lost, doubled or leaked: worth a look. */
-export function findOddities(pve: Pve, { sandboxes }: Records): string[] {
+/** What disagrees without being lost, doubled or leaked. */
+export function findDrift(pve: Pve, { sandboxes }: Records): string[] {
   return sandboxes.flatMap(({ id, state, node, vmid }) => {
     if (isGone(state) || state === "quarantined") return [];
     const container = pve.containers().find((one) => one.vmid === vmid && one.node === node);
     if (!container) return [`sandbox ${id} is ${state} at ${node}/${vmid}, where no container is`];
-    const told = `sandbox ${id} is ${state}, its container ${node}/${vmid} is ${container.status}`;
+    const stands = container.frozen ? "paused" : container.status;
+    const told = `sandbox ${id} is ${state}, its container ${node}/${vmid} is ${stands}`;
     return [
-      ...(state === container.status ? [] : [told]),
+      ...((state === "warm" ? "running" : state) === stands ? [] : [told]),
       ...(container.lock === undefined ? [] : [`container ${node}/${vmid} is locked (${container.lock})`]),
       ...(container.config["rootfs"] === undefined ? [`container ${node}/${vmid} of ${id} has no rootfs`] : []),
     ];

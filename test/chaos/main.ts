@@ -7,7 +7,8 @@ const HELP = `npm run chaos -- [options]
 
   Starts Redis, a stand-in for Proxmox VE with 3 nodes and SSH, and worker processes; while producers of several teams
   send operations, workers are killed and frozen, Redis is killed and loses its last second, jobs vanish, PVE loses
-  replies, nodes and tasks. Then all faults end, every operation must end, and PVE's truth must equal the records.
+  replies, nodes and tasks, and people lay hands on containers; TTLs end, a pool of warm sandboxes serves some provisions,
+  and the reconcile is on. Then all faults end, every operation must end, and PVE's truth must equal the records.
   The same seed gives the same plan of faults.
 
   --seed N           which plan (1)
@@ -21,7 +22,7 @@ const HELP = `npm run chaos -- [options]
   --json             print the report as JSON; without it also what happens, on stderr
   --help
 
-  Exit code 0: nothing lost, doubled, leaked, stuck or over a limit (nor quarantined, with SSH). 1: something was. 2: wrong arguments.
+  Exit code 0: nothing lost, doubled, leaked, stuck, adrift or over a limit (nor quarantined, with SSH). 1: something was. 2: wrong arguments.
 `;
 
 const { values } = parseArgs({

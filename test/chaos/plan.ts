@@ -19,7 +19,11 @@ export type PlannedFault =
   /** The next task of this type that runs dies hard (SIGKILL), and its locks stay. */
   | { kind: "kill-task"; type: string }
   /** A lock as a backup leaves it, on a container of ours (by rank) or on a template; a human clears it. */
-  | { kind: "lock"; rank: number; template: boolean };
+  | { kind: "lock"; rank: number; template: boolean }
+  /** Somebody's hand on a container of ours (by rank): it ends, is renamed or removed. */
+  | { kind: "hand"; rank: number; does: "crash" | "rename" | "vanish" }
+  /** Its containers stop, whatever they should. */
+  | { kind: "reboot"; node: string };
 export type FaultKind = PlannedFault["kind"];
 
 /** How often each happens, relative to the others. */
@@ -35,6 +39,8 @@ const WEIGHTS: Readonly<Record<FaultKind, number>> = {
   task: 4,
   "kill-task": 1.5,
   lock: 1,
+  hand: 2,
+  reboot: 0.7,
 };
 export const FAULT_KINDS = Object.keys(WEIGHTS) as [FaultKind, ...FaultKind[]]; // Object.keys loses the literal keys
 
@@ -96,6 +102,10 @@ function planFault(kind: FaultKind, { random, workers, nodes }: Scope): PlannedF
       return { kind, type: random.weighted({ vzclone: 4, vzsnapshot: 2, vzstart: 1, vzdestroy: 1 }) };
     case "lock":
       return { kind, rank: random.between(0, 100), template: random.chance(0.3) };
+    case "hand":
+      return { kind, rank: random.between(0, 100), does: random.weighted({ crash: 3, rename: 2, vanish: 1 }) };
+    case "reboot":
+      return { kind, node };
     default:
       throw new Error(`no plan for ${kind satisfies never}`);
   }

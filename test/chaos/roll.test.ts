@@ -6,10 +6,10 @@ import { until } from "../integration/fleet/until.ts";
 import { startWorkerProcess, type WorkerProcess } from "../integration/fleet/worker-process.ts";
 import {
   doubledNow,
+  findDrift,
   findLeaked,
   findLimitViolations,
   findLost,
-  findOddities,
   findStuckLeases,
   loadRecords,
 } from "./compare.ts";
@@ -101,7 +101,7 @@ test("a minute of provisions, commands, exposes, destroys and batches while work
     leaked: findLeaked(world.pve, records),
     stuckLeases: await findStuckLeases(world, records),
     limitViolations: findLimitViolations(world.pve),
-    odd: findOddities(world.pve, records),
+    odd: findDrift(world.pve, records),
     codes: codes.filter((code) => code !== 0),
   }).toEqual({
     lost: [],

@@ -1,15 +1,16 @@
 /** One chaos run: traffic and faults side by side, then calm, then the comparison. */
 import { setTimeout as pause } from "node:timers/promises";
+import { FleetError } from "../../producers/index.ts";
 import { isEnded, type OperationRecord } from "../../shared/state/records.ts";
 import { until } from "../integration/fleet/until.ts";
 import {
   doubledNow,
   type Findings,
+  findDrift,
   findForgotten,
   findLeaked,
   findLimitViolations,
   findLost,
-  findOddities,
   findStuckLeases,
   loadRecords,
 } from "./compare.ts";
@@ -18,7 +19,7 @@ import { type FaultKind, planFaults } from "./plan.ts";
 import { seeded } from "./random.ts";
 import { createStriker, type Striker } from "./strike.ts";
 import { startTraffic, type Traffic } from "./traffic.ts";
-import { NODES, startWorld, type World } from "./world.ts";
+import { NODES, startWorld, TEMPLATE, type World } from "./world.ts";
 
 export interface ChaosOptions {
   seed: number;
@@ -42,6 +43,10 @@ export interface ChaosReport {
   leaked: number;
   stuckLeases: number;
   limitViolations: number;
+  /** Records that PVE still disagrees with. */
+  drift: number;
+  /** Provisions that the pool served. */
+  warm: number;
   /** From the first crash (worker or Redis) in an operation's run to its end, at most. */
   longestRecoveryMs: number;
   longestRecoveryOf: string;
@@ -72,6 +77,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
     for (const { line, clonedAt } of doubledNow(world.pve))
       if (!clonedAt.every((at) => striker.wasLost({ from: at, to: at }))) doubled.add(line);
   });
+  await until(() => fillPool(world), "the inventory", SETTLE_MS);
   const timeUp = AbortSignal.timeout(options.minutes * 60_000);
   const random = seeded(seed).fork();
   const traffic = startTraffic({ random, teams: world.teams, operations, producers: PRODUCERS, signal: timeUp });
@@ -80,13 +86,20 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
   await strikeUntil(Promise.race([traffic.nearlyOver, traffic.over, stopped]), striker, options);
   log(`${traffic.accepted.size} operations sent, ${traffic.answered.size} answered; faults end`);
   await striker.calm();
+  await world.operator.pools.remove(TEMPLATE);
   await drain(world, traffic, log);
   const isSettled = async () => {
     const found = await loadRecords(world, traffic.accepted.keys());
-    const left = [...findLeaked(world.pve, found), ...doubledNow(world.pve), ...(await findStuckLeases(world, found))];
+    const left = [
+      ...findLeaked(world.pve, found),
+      ...doubledNow(world.pve),
+      ...(await findStuckLeases(world, found)),
+      ...findDrift(world.pve, found),
+      ...found.sandboxes.filter(({ state }) => state === "warm"),
+    ];
     return left.length === 0;
   };
-  await until(isSettled, "the return of all leases and the removal of what Redis forgot", SETTLE_MS).catch(() => {});
+  await until(isSettled, "the return of all leases, and records that PVE agrees with", SETTLE_MS).catch(() => {});
   unwatch();
   const records = await loadRecords(world, traffic.accepted.keys());
   const forgotten = findForgotten(traffic.accepted, records, striker.wasLost);
@@ -98,11 +111,8 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
     leaked: findLeaked(world.pve, records),
     stuckLeases: await findStuckLeases(world, records),
     limitViolations: findLimitViolations(world.pve),
-    odd: [
-      ...findOddities(world.pve, records),
-      ...unanswered.map((id) => `operation ${id} has ended and its producer was not told`),
-      ...world.crew.ownEnds,
-    ],
+    drift: findDrift(world.pve, records),
+    odd: [...unanswered.map((id) => `operation ${id} has ended and its producer was not told`), ...world.crew.ownEnds],
   };
   const all = [...records.operations.values()];
   const recovery = longestRecovery(all, striker.crashes);
@@ -117,6 +127,8 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
     leaked: findings.leaked.length,
     stuckLeases: findings.stuckLeases.length,
     limitViolations: findings.limitViolations.length,
+    drift: findings.drift.length,
+    warm: all.filter(({ result }) => isWarm(result)).length,
     longestRecoveryMs: recovery.ms,
     longestRecoveryOf: recovery.of,
     quarantined: records.sandboxes.filter(({ state }) => state === "quarantined").length,
@@ -135,8 +147,22 @@ export const countWrongs = ({
   leaked,
   stuckLeases,
   limitViolations,
+  drift,
   quarantined,
-}: ChaosReport): number => lost + doubled + leaked + stuckLeases + limitViolations + (ssh ? quarantined : 0);
+}: ChaosReport): number => lost + doubled + leaked + stuckLeases + limitViolations + drift + (ssh ? quarantined : 0);
+
+/** Fewer members than producers, so that provisions are served both ways. False: no worker has read the cluster yet. */
+async function fillPool({ operator }: World): Promise<boolean> {
+  try {
+    await operator.pools.set(TEMPLATE, { min: 3, max: 6 });
+    return true;
+  } catch (error) {
+    if (error instanceof FleetError && error.code === "node_unavailable") return false;
+    throw error;
+  }
+}
+
+const isWarm = (result: unknown) => (result as { warm?: boolean } | undefined)?.warm === true; // as a provision's says
 
 /** The plan's faults at the plan's times, until the traffic is nearly over. */
 async function strikeUntil(end: Promise<void>, striker: Striker, options: ChaosOptions): Promise<void> {

@@ -1,7 +1,7 @@
 /** Makes the planned faults happen, and ends them all at the end. */
 import { setTimeout as pause } from "node:timers/promises";
 import type { FaultHandle } from "../pve/index.ts";
-import type { TaskEntry } from "../pve/views.ts";
+import type { ContainerView, TaskEntry } from "../pve/views.ts";
 import { markRedis } from "../redis-rewind.ts";
 import type { FaultKind, PlannedFault } from "./plan.ts";
 import { VMIDS, type World } from "./world.ts";
@@ -61,11 +61,23 @@ export function createStriker({ crew, pve, ssh, redisServer, queues }: World, lo
       await goBack();
     });
   };
+  const choose = (rank: number, fits: (one: ContainerView) => boolean) => {
+    const some = pve.containers().filter(fits);
+    return some[rank % Math.max(1, some.length)];
+  };
+  const isOwn = ({ vmid }: ContainerView) => vmid >= VMIDS.first && vmid <= VMIDS.last;
   const lock = ({ rank, template }: { rank: number; template: boolean }) => {
-    const fits = pve.containers().filter((one) => one.template === template && one.lock === undefined);
-    const own = template ? fits : fits.filter(({ vmid }) => vmid >= VMIDS.first && vmid <= VMIDS.last);
-    const chosen = own[rank % Math.max(1, own.length)];
+    const chosen = choose(
+      rank,
+      (one) => one.template === template && one.lock === undefined && (template || isOwn(one)),
+    );
     if (chosen) pve.faults.lock(chosen.vmid, "backup");
+  };
+  const lay = ({ rank, does }: { rank: number; does: "crash" | "rename" | "vanish" }) => {
+    const chosen = choose(rank, (one) => isOwn(one) && one.lock === undefined && one.status === "running");
+    if (!chosen) return;
+    if (does === "rename") pve.faults.edit(chosen.vmid, { hostname: `renamed-${chosen.vmid}` });
+    else pve.faults[does](chosen.vmid);
   };
   const killNext = (type: string) => {
     const fits = (task: TaskEntry) => task.type === type && task.endedAt === undefined;
@@ -120,6 +132,10 @@ export function createStriker({ crew, pve, ssh, redisServer, queues }: World, lo
         return killNext(fault.type);
       case "lock":
         return lock(fault);
+      case "hand":
+        return lay(fault);
+      case "reboot":
+        return pve.faults.reboot(fault.node);
     }
   };
 

@@ -3,6 +3,7 @@ import { setTimeout as pause } from "node:timers/promises";
 import {
   type Fleet,
   FleetError,
+  type FleetErrorCode,
   type Handle,
   type JobInput,
   type JobMethods,
@@ -91,6 +92,7 @@ export function startTraffic({ random, teams, operations, producers, signal }: T
   async function use(own: Random, fleet: Fleet, sandboxId: JobInput<"destroy">["sandboxId"]): Promise<void> {
     for (let left = own.weighted({ 0: 3, 1: 3, 2: 2, 4: 1 }); Number(left) > 0; left = `${Number(left) - 1}` as "1") {
       const change = await sendChange(own, fleet, sandboxId);
+      if (own.chance(0.2)) await extend(fleet, sandboxId, own.between(10, 30));
       if (change && own.chance(0.1)) await cancelAfter(change, own.between(0, 1_000));
       if (change && own.chance(0.6)) await change.result().catch(() => {});
     }
@@ -129,8 +131,25 @@ function provisionInput(random: Random): JobInput<"provision"> {
     ...(random.chance(0.3) ? { priority: "batch" as const } : {}),
     ...(random.chance(0.1) ? { clone: "full" as const } : {}),
     ...(random.chance(0.15) ? { setup: ["echo ready > setup.log"] } : {}),
+    ...(random.chance(0.3) ? ttl(random) : {}),
     ...(random.chance(0.3) ? { services: [{ name: "web" as never, port: 8_080 }] } : {}), // branded by its schema
   };
+}
+
+/** Short enough to end in the middle of everything. */
+const ttl = (random: Random): Pick<JobInput<"provision">, "ttlSeconds" | "ttlAction" | "ttlExtendOnUse"> => ({
+  ttlSeconds: random.between(10, 25),
+  ttlAction: random.pick(["destroy", "stop", "pause"]),
+  ttlExtendOnUse: random.chance(0.3),
+});
+
+/** Too late, or in a second that Redis has forgotten or was away. */
+const TOO_LATE: readonly FleetErrorCode[] = ["redis_unavailable", "sandbox_gone", "sandbox_not_found"];
+
+async function extend(fleet: Fleet, sandboxId: string, seconds: number): Promise<void> {
+  await fleet.sandboxes.extend(sandboxId, { seconds }).catch((error: unknown) => {
+    if (!(error instanceof FleetError && TOO_LATE.includes(error.code))) throw error;
+  });
 }
 
 /** As a producer should: asks again with the same key while Redis is away. Null when the fleet refuses. */

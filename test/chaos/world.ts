@@ -29,6 +29,8 @@ export interface World extends AsyncDisposable {
   /** Of its workers. */
   readonly env: Readonly<Record<string, string>>;
   readonly teams: readonly [Fleet, ...Fleet[]];
+  /** A client of all teams. */
+  readonly operator: Fleet;
 }
 
 export interface WorldOptions {
@@ -69,14 +71,16 @@ export async function startWorld({ seed, workers, ssh: withSsh, logs }: WorldOpt
     PVE_PUBLIC_DOMAIN: "sandbox.test",
     SANDBOX_CIDRS: "127.0.0.0/8",
     FLEET_STRAY_GRACE_SECONDS: "3",
+    FLEET_ORPHAN_GRACE_HOURS: "0",
     ...ssh?.env,
     LOG_LEVEL: logs === undefined ? "warn" : "debug",
   };
   const crew = stack.use(startCrew({ workers, env, logs }));
-  const client = (team: string) =>
-    stack.use(createFleet({ redis: redisServer.urlFor("producer"), prefix, secretKey, team }));
+  const client = (team?: string) =>
+    stack.use(createFleet({ redis: redisServer.urlFor("producer"), prefix, secretKey, ...(team ? { team } : {}) }));
   const [first, ...others] = TEAMS;
   const teams: [Fleet, ...Fleet[]] = [client(first), ...others.map(client)];
+  const operator = client();
   const store = createOperationStore(redis, keys, { retentionSec: 86_400 });
   const resources = stack.move();
   return {
@@ -90,6 +94,7 @@ export async function startWorld({ seed, workers, ssh: withSsh, logs }: WorldOpt
     crew,
     env,
     teams,
+    operator,
     [Symbol.asyncDispose]: () => resources.disposeAsync(),
   };
 }
