@@ -42,23 +42,31 @@ const Origins = z.string().transform((text, context) => {
 const port = z.coerce.number({ error: "must be a port" }).int("must be a port").min(0).max(65_535);
 
 export const GATE_SETTINGS = {
-  PVE_PUBLIC_DOMAIN: Domain.optional(),
-  PVE_URL_PATTERN: UrlPattern.default(DEFAULT_URL_PATTERN),
-  /** What carries public URLs; none: a proxy of somebody else. */
+  PVE_PUBLIC_DOMAIN: Domain.optional().describe("Domain of public URLs, served by a proxy of yours"),
+  PVE_URL_PATTERN: UrlPattern.default(DEFAULT_URL_PATTERN).describe("`{service}` `{port}` `{vmid}` `{id}` `{domain}`"),
   PVE_PROXY_TYPE: z
     .enum(["caddy", "cloudflare", "none"], { error: "must be caddy, cloudflare or none" })
-    .default("none"),
-  GATE_HOST: z.string().default("127.0.0.1"),
-  GATE_PORT: port.default(3_080),
-  /** Shown by the proxy that asks for decisions; without it there are none. */
+    .default("none")
+    .describe("What carries public URLs: caddy, cloudflare, or none for a proxy of your own"),
+  GATE_HOST: z.string().default("127.0.0.1").describe("Where the gate (role `gate`) listens"),
+  GATE_PORT: port.default(3_080).describe("Port of the gate"),
   GATE_PROXY_SECRET: z
     .string()
     .min(32, "must have at least 32 characters; make one with: openssl rand -hex 32")
-    .optional(),
-  /** Networks of the proxies in front: they may ask which hosts there are, and are believed whom they tell of. */
-  GATE_TRUSTED_PROXIES: Cidrs.prefault("127.0.0.0/8,::1/128"),
-  /** How long a request waits for a sandbox that it wakes, and for its service, before it is told to come again. */
-  GATE_WAKE_SECONDS: z.coerce.number({ error: "must be a number" }).int("must be whole").min(1).max(300).default(30),
-  /** Pages of these may send unsafe requests with a link's cookie; a workspace's own always may. */
-  GATE_APP_ORIGINS: Origins.prefault(""),
+    .optional()
+    .describe("Shown by a proxy that asks the gate for decisions"),
+  GATE_TRUSTED_PROXIES: Cidrs.prefault("127.0.0.0/8,::1/128").meta({
+    description: "Networks of the proxies in front of the gate; whom these say a request is from is believed",
+    shown: "loopback",
+  }),
+  GATE_WAKE_SECONDS: z.coerce
+    .number({ error: "must be a number" })
+    .int("must be whole")
+    .min(1)
+    .max(300)
+    .default(30)
+    .describe("How long a program's request waits for a sandbox that it wakes, before it is told to come again"),
+  GATE_APP_ORIGINS: Origins.prefault("").describe(
+    "Origins of apps whose pages may send unsafe requests to services opened by a link",
+  ),
 };

@@ -21,9 +21,21 @@ const Logins = z.string().transform((text, context): Login[] => {
 });
 
 export const OPS_SETTINGS = {
-  OPS_HOST: z.string().default("127.0.0.1"),
-  OPS_PORT: z.coerce.number({ error: "must be a port" }).int("must be a port").min(0).max(65_535).default(3_000),
-  OPS_LOGINS: Logins.prefault(""),
+  OPS_HOST: z
+    .string()
+    .default("127.0.0.1")
+    .describe("Where the ops pages listen; any other than this machine's own needs `OPS_LOGINS`"),
+  OPS_PORT: z.coerce
+    .number({ error: "must be a port" })
+    .int("must be a port")
+    .min(0)
+    .max(65_535)
+    .default(3_000)
+    .describe("Port of the ops pages"),
+  OPS_LOGINS: Logins.prefault("").meta({
+    description: "Who may see the ops pages, comma-separated, as `fleet login` prints them",
+    example: "",
+  }),
 };
 
 /** What only this machine reaches. */

@@ -79,22 +79,26 @@ const HostKeys = nodeMap<readonly string[]>((value, before = []) => {
 }, "must be NODE=SHA256:…, comma-separated, as printed by: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub");
 
 export const SSH_SETTINGS = {
-  /** Absent: no SSH tier. */
-  FLEET_SSH_KEY: PrivateKey.optional(),
-  FLEET_SSH_KEY_PASSPHRASE: z.string().optional(),
+  FLEET_SSH_KEY: PrivateKey.optional().describe("Private key for the nodes, as a path or PEM; turns SSH on"),
+  FLEET_SSH_KEY_PASSPHRASE: z.string().optional().describe("Passphrase of that key"),
   FLEET_SSH_USER: z
     .string()
     .regex(/^[a-z_][a-z0-9_.-]{0,31}$/i, "must be a user's name, such as root")
-    .default("root"),
+    .default("root")
+    .describe("Whom it logs in as"),
   FLEET_SSH_PORT: z.coerce
     .number({ error: "must be a whole number" })
     .int("must be a whole number")
     .min(1)
     .max(65_535)
-    .default(22),
-  FLEET_SSH_HOSTS: Hosts.optional(),
-  FLEET_SSH_HOST_KEYS: HostKeys.optional(),
-  FLEET_SSH_KNOWN_HOSTS: KnownHosts.optional(),
+    .default(22)
+    .describe("Where nodes listen"),
+  FLEET_SSH_HOSTS: Hosts.optional().meta({
+    description: "`NODE=HOST[:PORT],…`, for nodes that listen elsewhere",
+    shown: "PVE's own addresses",
+  }),
+  FLEET_SSH_HOST_KEYS: HostKeys.optional().describe("`NODE=SHA256:…,…`: host keys to trust; no other is taken"),
+  FLEET_SSH_KNOWN_HOSTS: KnownHosts.optional().describe("File of host keys to trust, as OpenSSH keeps it"),
 };
 
 /** What is wrong between settings that are each right. */

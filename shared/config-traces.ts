@@ -13,24 +13,37 @@ const SAMPLERS = [
 ] as const;
 
 export const TRACE_SETTINGS = {
-  OTEL_EXPORTER_OTLP_ENDPOINT: Endpoint,
-  /** The whole URL, where it is not `…/v1/traces` under the other. */
-  OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: Endpoint,
+  OTEL_EXPORTER_OTLP_ENDPOINT: Endpoint.describe(
+    "Where an OpenTelemetry collector takes [traces](#watch-it): `http://collector:4318`; none without it",
+  ),
+  OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: Endpoint.describe(
+    "Its whole URL for traces, where it has another path than `/v1/traces`",
+  ),
   OTEL_EXPORTER_OTLP_PROTOCOL: z
     .literal("http/protobuf", { error: "must be http/protobuf, which every collector takes on port 4318" })
-    .default("http/protobuf"),
-  /** ms. Less than the standard's 10 s, since a worker that closes waits for it. */
+    .default("http/protobuf")
+    .describe("No other"),
   OTEL_EXPORTER_OTLP_TIMEOUT: z.coerce
     .number({ error: "must be a number of ms" })
     .int()
     .min(1)
     .max(60_000)
-    .default(3_000),
+    .default(3_000)
+    .describe("How many ms a collector may take; a closing worker waits as long"),
   OTEL_TRACES_SAMPLER: z
     .enum(SAMPLERS, { error: `must be one of ${SAMPLERS.join(", ")}` })
-    .default("parentbased_always_on"),
-  OTEL_TRACES_SAMPLER_ARG: z.coerce.number({ error: "must be from 0 to 1" }).min(0).max(1).default(1),
-  OTEL_SDK_DISABLED: z.enum(["true", "false"], { error: "must be true or false" }).default("false"),
+    .default("parentbased_always_on")
+    .describe("Also always_on, always_off, traceidratio, parentbased_always_off, parentbased_traceidratio"),
+  OTEL_TRACES_SAMPLER_ARG: z.coerce
+    .number({ error: "must be from 0 to 1" })
+    .min(0)
+    .max(1)
+    .default(1)
+    .describe("Share of the traces for traceidratio"),
+  OTEL_SDK_DISABLED: z
+    .enum(["true", "false"], { error: "must be true or false" })
+    .default("false")
+    .describe("true turns traces off"),
 };
 
 export type TraceConfig = z.output<z.ZodObject<typeof TRACE_SETTINGS>>;

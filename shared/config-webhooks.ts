@@ -86,5 +86,8 @@ function toPlace(json: unknown, [index, ...field]: readonly PropertyKey[]): stri
 }
 
 export const WEBHOOK_SETTINGS = {
-  FLEET_WEBHOOKS: Webhooks.prefault("[]"),
+  FLEET_WEBHOOKS: Webhooks.prefault("[]").meta({
+    description: "Targets of [webhooks](#webhooks): JSON, or a file with it",
+    shown: "none",
+  }),
 };

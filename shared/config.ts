@@ -158,10 +158,15 @@ export const Prefix = z
 
 /** Variables that both sides know; all that a producer reads. */
 const SharedEnv = z.object({
-  REDIS_URL: RedisUrl,
-  FLEET_PREFIX: Prefix.default("{fleet}"),
-  /** Producers: whose sandboxes are in reach; all when absent. */
-  FLEET_TEAM: TeamId.optional(),
+  REDIS_URL: RedisUrl.meta({
+    description:
+      "`redis://host:6379/0`, `rediss://` for TLS, `redis-sentinel://h1,h2/0?master=name`, `redis-cluster://h1,h2`",
+    example: "redis://127.0.0.1:6379",
+  }),
+  FLEET_PREFIX: Prefix.default("{fleet}").describe("Which fleet, in braces; several fleets may share one Redis"),
+  FLEET_TEAM: TeamId.optional().describe(
+    "CLI only: whom operations count for; others' sandboxes are then out of reach",
+  ),
   FLEET_SECRET_KEY: SecretKeys.optional(),
 });
 
@@ -173,76 +178,138 @@ type Role = (typeof ROLES)[number];
 
 /** What only workers need. */
 const WorkerEnv = SharedEnv.extend({
-  FLEET_SECRET_KEY: SecretKeys,
-  FLEET_RETENTION_HOURS: z.coerce.number({ error: "must be a number" }).min(0.001).max(8_760).default(24),
-  LOG_LEVEL: z.enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"]).default("info"),
-  PVE_API_URL: ApiUrls,
+  FLEET_SECRET_KEY: SecretKeys.meta({
+    description:
+      "32 bytes, hex or base64; several comma-separated: the first seals, all open. Producers need it to send any secret; `openssl rand -hex 32`",
+    example: "",
+  }),
+  FLEET_RETENTION_HOURS: z.coerce
+    .number({ error: "must be a number" })
+    .min(0.001)
+    .max(8_760)
+    .default(24)
+    .describe("How long ended operations and sandboxes are kept"),
+  LOG_LEVEL: z
+    .enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"])
+    .default("info")
+    .describe("trace, debug, info, warn, error, fatal, silent"),
+  PVE_API_URL: ApiUrls.meta({
+    description: "API hosts of the cluster, comma-separated, tried in order",
+    example: "https://10.0.0.1:8006",
+  }),
   PVE_API_TOKEN: z
     .string({ error: "is missing; make one with: pveum user token add USER@REALM TOKENID" })
-    .regex(/^[^\s@!=]+@[^\s@!=]+![^\s@!=]+=[0-9a-fA-F-]{36}$/, "must be USER@REALM!TOKENID=UUID"),
-  PVE_VERIFY_TLS: flag.default(true),
-  PVE_CA_FILE: CaFile.optional(),
-  PVE_TLS_FINGERPRINT: Fingerprint.optional(),
-  PVE_CONNECTIONS_PER_NODE: integer(1, 32).default(4),
-  PVE_NODE: NodeName.optional(),
-  PVE_STORAGE: StorageName.optional(),
+    .regex(/^[^\s@!=]+@[^\s@!=]+![^\s@!=]+=[0-9a-fA-F-]{36}$/, "must be USER@REALM!TOKENID=UUID")
+    .meta({ description: "`USER@REALM!TOKENID=UUID`", example: "" }),
+  PVE_VERIFY_TLS: flag.default(true).describe("0 turns verification off; better: pin the certificate"),
+  PVE_CA_FILE: CaFile.optional().describe("PEM file of the cluster's CA (`/etc/pve/pve-root-ca.pem`)"),
+  PVE_TLS_FINGERPRINT: Fingerprint.optional().meta({
+    description: "SHA-256 fingerprint of the API's certificate, as `pvenode cert info` prints it; or PVE_CA_FILE",
+    example: "",
+  }),
+  PVE_CONNECTIONS_PER_NODE: integer(1, 32).default(4).describe("PVE has 3 API workers a node"),
+  PVE_NODE: NodeName.optional().describe("Node for provisions that name none"),
+  PVE_STORAGE: StorageName.optional().describe("Target storage of full clones"),
   PVE_BRIDGE: z
     .string()
     .regex(/^[a-zA-Z][a-zA-Z0-9_.-]{0,14}$/, "must be a bridge's name, such as vmbr0")
-    .optional(),
-  PVE_GATEWAY: z.ipv4("must be an IPv4 address").optional(),
-  PVE_IP_RANGE: IpRange.optional(),
+    .optional()
+    .describe("Bridge of `net0`; the template's own when absent"),
+  PVE_GATEWAY: z.ipv4("must be an IPv4 address").optional().describe("Gateway of fixed and leased addresses"),
+  PVE_IP_RANGE: IpRange.optional().describe("`FIRST-LAST/BITS`: addresses to lease to sandboxes"),
   PVE_POOL: z
     .string()
     .regex(/^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$/, "must be a pool's name")
-    .optional(),
-  PVE_VMID_RANGE: VmidRange.prefault("20000-29999"),
+    .optional()
+    .describe("PVE pool that every container is put in"),
+  PVE_VMID_RANGE: VmidRange.prefault("20000-29999").describe(
+    "VMIDs of the fleet; none is used again before the whole range has passed",
+  ),
   PVE_HOSTNAME_PATTERN: z
     .string()
     .regex(/^([a-z0-9-]|\{vmid\}|\{id\})+$/, "may hold lower-case letters, digits, hyphens, {vmid} and {id}")
     .refine((text) => /\{vmid\}|\{id\}/.test(text), { error: "needs {vmid} or {id}, else names repeat" })
-    .default("cmux-{vmid}"),
-  /** Who may connect to sandboxes; with it their own firewalls are closed to all others. */
-  PVE_FIREWALL_ALLOW: Networks,
-  /** Where sandboxes may not connect to. */
-  PVE_FIREWALL_DENY: Networks,
-  PVE_ALLOW_PRIVILEGED: flag.default(false),
+    .default("cmux-{vmid}")
+    .describe("May hold `{vmid}` and `{id}`"),
+  PVE_FIREWALL_ALLOW: Networks.describe(
+    "Networks of workers, gates and whoever may connect to sandboxes; with it their firewalls are closed to all others",
+  ),
+  PVE_FIREWALL_DENY: Networks.describe("Networks that sandboxes may not connect to: PVE's, Redis'"),
+  PVE_ALLOW_PRIVILEGED: flag.default(false).describe("1 allows privileged templates"),
   ...GATE_SETTINGS,
-  SANDBOX_CIDRS: Cidrs.prefault("10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fd00::/8"),
-  FLEET_NODE_SLOTS: integer(1, 64).default(4),
-  FLEET_EXEC_SLOTS: integer(1, 4096).default(64),
-  FLEET_STORAGE_SLOTS: integer(1, 16).default(2),
-  /** Of each sandbox; all when absent. */
-  FLEET_SNAPSHOTS_KEPT: integer(1, 100).optional(),
-  FLEET_SNAPSHOT_MAX_AGE_HOURS: integer(1, 87_600).optional(),
-  /** Of provisions that name no TTL. */
-  FLEET_TTL_DEFAULT_SECONDS: integer(10, 31_536_000).optional(),
-  /** The furthest end that may be asked for. */
-  FLEET_TTL_MAX_SECONDS: integer(10, 31_536_000).optional(),
-  FLEET_TTL_WARNING_SECONDS: integer(0, 31_536_000).default(300),
-  /** Replicas that the fleet made go so long after something was last cloned from them; 0: never. */
-  FLEET_REPLICA_IDLE_HOURS: integer(0, 87_600).default(168),
-  FLEET_STRAY_GRACE_SECONDS: integer(0, 86_400).default(60),
-  FLEET_PLACEMENT: z.enum(["spread", "pack"]).default("spread"),
-  FLEET_NODE_SANDBOXES: integer(1, 100_000).optional(),
-  FLEET_STORAGE_FULL_PERCENT: integer(1, 100).default(90),
+  SANDBOX_CIDRS: Cidrs.prefault("10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fd00::/8").meta({
+    description: "Where sandboxes may have their addresses; nothing else is connected to",
+    shown: "private networks",
+  }),
+  FLEET_NODE_SLOTS: integer(1, 64).default(4).describe("Heavy operations at once on a node"),
+  FLEET_EXEC_SLOTS: integer(1, 4096).default(64).describe("Commands at once on a node"),
+  FLEET_STORAGE_SLOTS: integer(1, 16).default(2).describe("Full clones at once on a shared storage"),
+  FLEET_SNAPSHOTS_KEPT: integer(1, 100)
+    .optional()
+    .meta({ description: "Snapshots that are kept of each sandbox: with a newer one the oldest go", shown: "all" }),
+  FLEET_SNAPSHOT_MAX_AGE_HOURS: integer(1, 87_600)
+    .optional()
+    .meta({ description: "Snapshots are deleted this long after they were taken", shown: "none" }),
+  FLEET_TTL_DEFAULT_SECONDS: integer(10, 31_536_000)
+    .optional()
+    .meta({ description: "TTL of provisions that name none", shown: "the maximum, else none" }),
+  FLEET_TTL_MAX_SECONDS: integer(10, 31_536_000).optional().meta({
+    description: "The furthest end that may be asked for, by `ttlSeconds` or an extension; no end is then not allowed",
+    shown: "none",
+  }),
+  FLEET_TTL_WARNING_SECONDS: integer(0, 31_536_000)
+    .default(300)
+    .describe(
+      "How long before an end `sandbox.expiring` tells of it, never in the first half of what is left; 0: never",
+    ),
+  FLEET_REPLICA_IDLE_HOURS: integer(0, 87_600)
+    .default(168)
+    .describe("Replicas that the fleet made go so long after a sandbox was last cloned from them; 0: never"),
+  FLEET_STRAY_GRACE_SECONDS: integer(0, 86_400)
+    .default(60)
+    .describe("How long a container that nobody can use, by proof, is left in quarantine before it is removed"),
   FLEET_ORPHAN_GRACE_HOURS: z
     .union([z.literal("never"), integer(0, 8_760)], { error: "must be a number of hours up to 8760, or never" })
-    .default(24),
-  FLEET_MEMORY_OVERCOMMIT: z.coerce.number({ error: "must be a number" }).min(0.1).max(20).default(1.5),
-  FLEET_DISK_OVERCOMMIT: z.coerce.number({ error: "must be a number" }).min(0.1).max(50).default(4),
+    .default(24)
+    .describe("The same where only the missing record says so; `never` leaves these to an operator"),
+  FLEET_PLACEMENT: z
+    .enum(["spread", "pack"])
+    .default("spread")
+    .describe("`spread`: the node with the least to do; `pack`: the fullest that has room"),
+  FLEET_NODE_SANDBOXES: integer(1, 100_000)
+    .optional()
+    .describe("Sandboxes on one node at most (`fleet node set` for a single one)"),
+  FLEET_STORAGE_FULL_PERCENT: integer(1, 100)
+    .default(90)
+    .describe("A storage fuller than this gets no new disks; full clones that are on their way count"),
+  FLEET_MEMORY_OVERCOMMIT: z.coerce
+    .number({ error: "must be a number" })
+    .min(0.1)
+    .max(20)
+    .default(1.5)
+    .describe("Promised memory over real memory of a node"),
+  FLEET_DISK_OVERCOMMIT: z.coerce
+    .number({ error: "must be a number" })
+    .min(0.1)
+    .max(50)
+    .default(4)
+    .describe("Promised disk over real disk of a storage"),
   FLEET_ADOPT_PREFIXES: list
     .refine((all) => all.every((one) => /^[a-zA-Z0-9][a-zA-Z0-9.-]*$/.test(one)), {
       error: "must be the beginnings of host names, comma-separated",
     })
-    .prefault("pvelxc-,cmux-"),
+    .prefault("pvelxc-,cmux-")
+    .describe("Beginnings of host names of containers that `adopt` may take"),
   FLEET_ROLES: list
     .refine((roles) => roles.length > 0 && roles.every((role) => (ROLES as readonly string[]).includes(role)), {
       error: `must be of ${ROLES.join(", ")}`,
     })
     .transform((roles) => new Set(roles as Role[])) // just checked
-    .prefault("worker,ops"),
-  FLEET_SHUTDOWN_SECONDS: integer(0, 600).default(20),
+    .prefault("worker,ops")
+    .describe("What this process does: worker, ops, gate"),
+  FLEET_SHUTDOWN_SECONDS: integer(0, 600)
+    .default(20)
+    .describe("How long a closing worker waits for its operations before it hands them back"),
   ...SSH_SETTINGS,
   ...WEBHOOK_SETTINGS,
   ...OPS_SETTINGS,
@@ -253,8 +320,9 @@ const WorkerEnv = SharedEnv.extend({
 export const countAddresses = ({ first, last }: { first: string; last: string }): number =>
   toNumber(last) - toNumber(first) + 1;
 
-/** Names of all variables, as the README lists them. */
-export const VARIABLES = Object.keys(WorkerEnv.shape);
+/** All variables by name. Each has a description: README's table and .env.example are made of this (`npm run docs`). */
+export const SETTINGS: Readonly<Record<string, z.ZodType>> = WorkerEnv.shape;
+export const PRODUCER_VARIABLES = Object.keys(SharedEnv.shape);
 
 export type SharedConfig = z.output<typeof SharedEnv>;
 export type WorkerConfig = z.output<typeof WorkerEnv> & { sandboxNetworks: BlockList };

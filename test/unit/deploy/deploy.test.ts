@@ -3,7 +3,8 @@ import { readdirSync, readFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { z } from "zod";
 import { toProxyConfig } from "../../../producers/cli/proxy-configs.ts";
-import { loadWorkerConfig, VARIABLES } from "../../../shared/config.ts";
+import { toEnvExample, toReadme } from "../../../scripts/settings.ts";
+import { loadWorkerConfig } from "../../../shared/config.ts";
 import { DEFAULT_URL_PATTERN } from "../../../shared/config-gate.ts";
 import { POLICY } from "../../../shared/errors.ts";
 import { createMetrics } from "../../../workers/metrics.ts";
@@ -11,6 +12,13 @@ import { createMetrics } from "../../../workers/metrics.ts";
 const read = (path: string) => readFileSync(new URL(`../../../${path}`, import.meta.url), "utf8");
 const ALERTS = read("deploy/prometheus/alerts.yml");
 const OPERATIONS = read("docs/operations.md");
+
+const NEEDED = {
+  REDIS_URL: "redis://localhost",
+  FLEET_SECRET_KEY: "ab".repeat(32),
+  PVE_API_URL: "https://pve1:8006",
+  PVE_API_TOKEN: "fleet@pve!worker=12345678-1234-1234-1234-123456789abc",
+};
 
 const metricsIn = (text: string) => [...new Set(text.match(/\bfleet_[a-z_]+/g))];
 
@@ -42,18 +50,19 @@ test("each error code has a line, with the policy that it has", () => {
   expect(Object.fromEntries(lines)).toEqual(POLICY);
 });
 
-test(".env.example has every setting once; what it says is a default is one", () => {
+test("README's table and .env.example are what `npm run docs` makes of the settings", () => {
+  const lost = "is not what the settings say; run: npm run docs";
+  expect(read("README.md") === toReadme(read("README.md")), `README.md ${lost}`).toBe(true);
+  expect(read(".env.example") === toEnvExample(), `.env.example ${lost}`).toBe(true);
+});
+
+test("what .env.example says is a default is one; what compose asks for is in it", () => {
   const lines = [...read(".env.example").matchAll(/^(#?)([A-Z_]+)=(.*)$/gm)];
-  const forCompose = ["REDIS_PASSWORD", "REDIS_PRODUCER_PASSWORD"];
-  expect(lines.map(([, , name]) => name).toSorted()).toEqual([...VARIABLES, ...forCompose].toSorted());
-  const needed = {
-    REDIS_URL: "redis://localhost",
-    FLEET_SECRET_KEY: "ab".repeat(32),
-    PVE_API_URL: "https://pve1:8006",
-    PVE_API_TOKEN: "fleet@pve!worker=12345678-1234-1234-1234-123456789abc",
-  };
   const defaults = lines.filter(([, hash]) => hash === "#").map(([, , name, value]) => [name, value]);
-  expect(loadWorkerConfig({ ...Object.fromEntries(defaults), ...needed })).toEqual(loadWorkerConfig(needed));
+  expect(loadWorkerConfig({ ...Object.fromEntries(defaults), ...NEEDED })).toEqual(loadWorkerConfig(NEEDED));
+  const asked = [...read("docker-compose.yml").matchAll(/(?<!\$)\$\{([A-Z_]+)/g)].map(([, name]) => name);
+  const names = new Set(lines.map(([, , name]) => name));
+  expect(asked.filter((name) => !names.has(name))).toEqual([]);
 });
 
 test("the Caddyfile is the one that fleet proxy prints", () => {
@@ -70,12 +79,7 @@ test("the Caddyfile is the one that fleet proxy prints", () => {
 });
 
 test("whatever stops a worker leaves it more time than it asks for", () => {
-  const { FLEET_SHUTDOWN_SECONDS } = loadWorkerConfig({
-    REDIS_URL: "redis://localhost",
-    FLEET_SECRET_KEY: "ab".repeat(32),
-    PVE_API_URL: "https://pve1:8006",
-    PVE_API_TOKEN: "fleet@pve!worker=12345678-1234-1234-1234-123456789abc",
-  });
+  const { FLEET_SHUTDOWN_SECONDS } = loadWorkerConfig(NEEDED);
   const units = readdirSync(new URL("../../../deploy/systemd", import.meta.url)).filter((name) =>
     /service$/.test(name),
   );

@@ -1,6 +1,5 @@
-import { readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
-import { loadSharedConfig, loadWorkerConfig, VARIABLES } from "../../../shared/config.ts";
+import { loadSharedConfig, loadWorkerConfig } from "../../../shared/config.ts";
 import { FleetError } from "../../../shared/errors.ts";
 import { formatLogin } from "../../../shared/logins.ts";
 
@@ -160,19 +159,4 @@ describe("single variables", () => {
     for (const cidr of ["10.0.0.0", "10.0.0.0/33", "fd00::/129", "lan/8"]) refused("SANDBOX_CIDRS", cidr);
     for (const prefix of ["fleet", "{}", "{a}{b}", "{a b}"]) refused("FLEET_PREFIX", prefix);
   });
-});
-
-test("the README lists every variable, and no other", () => {
-  const readme = readFileSync(new URL("../../../README.md", import.meta.url), "utf8");
-  const table = readme.slice(readme.indexOf("### Settings"), readme.indexOf("## How it behaves"));
-  const listed = [...table.matchAll(/^\| `([A-Z_]+)`/gm)].map(([, name]) => name);
-  expect(listed.toSorted()).toEqual(VARIABLES.toSorted());
-  // What a default is called rather than written out is not compared.
-  const cells = [...table.matchAll(/^\| `([A-Z_]+)` +\| (?:`([^`]+)`|(\S+)) +\|/gm)];
-  const defaults = cells.flatMap(([, name = "", quoted, bare]) => {
-    const value = quoted ?? bare ?? "";
-    return /^\(|^\|$|^(loopback|all|none)$/.test(value) || name in GOOD ? [] : [[name, value]];
-  });
-  expect(defaults.length).toBeGreaterThan(20);
-  expect(loadWorkerConfig({ ...GOOD, ...Object.fromEntries(defaults) })).toEqual(loadWorkerConfig(GOOD));
 });
