@@ -64,7 +64,7 @@ export const warm: Bench = {
 
 async function raceAlone(): Promise<Race> {
   await using redis = await startRedis({ engine: "process" });
-  return raceForMembers(redis.url, RACE);
+  return await raceForMembers(redis.url, RACE); // not before it ends may its Redis go
 }
 
 async function measure(options: { claims: number; workers: number; log: (line: string) => void }): Promise<number[]> {
