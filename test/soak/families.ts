@@ -13,7 +13,7 @@ const Bytes = z.coerce.number();
 /** `op:…`, `events`, `jobs completed`: names without ids. */
 export function toFamily(key: string, prefix: string): string {
   const [first = "", second, third] = key.slice(prefix.length + 1).split(":");
-  const isQueue = first === "place" || first === "control" || /^(node|exec|webhook)-/.test(first);
+  const isQueue = first === "place" || first === "control" || first === "warm" || /^(node|exec|webhook)-/.test(first);
   if (!isQueue) return second === undefined ? first : `${first}:…`;
   if (second === undefined) return "job index";
   return /^op_|^repeat$|^\d/.test(second) ? `a job${third === undefined ? "" : `'s ${third}`}` : `jobs ${second}`;

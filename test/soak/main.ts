@@ -6,6 +6,7 @@ import { parseArgs } from "node:util";
 import { createFleet } from "../../producers/index.ts";
 import { closeRedis, connectRedis, type RedisConnection } from "../../shared/redis/connect.ts";
 import { createKeys } from "../../shared/state/keys.ts";
+import { until } from "../integration/fleet/until.ts";
 import { startWorkerProcess } from "../integration/fleet/worker-process.ts";
 import { startPve } from "../pve/index.ts";
 import { startRedis } from "../redis.ts";
@@ -77,6 +78,15 @@ async function soak(): Promise<number> {
     }),
   );
   const fleet = stack.use(createFleet({ redis: server.url, prefix, secretKey }));
+  await until(
+    () =>
+      fleet.pools.set("cmux-base", { min: 2, max: 4 }).then(
+        () => true,
+        () => false,
+      ),
+    "a pool",
+    30_000,
+  );
   const stop = new AbortController();
   const traffic = startTraffic(fleet, Number(values.callers), stop.signal);
   const failed = traffic.over.then(

@@ -1,7 +1,7 @@
-/** Callers of ever new teams who use all that is kept for a while: operations of most kinds, names, batches, files, events. */
+/** Callers of ever new teams who use all that is kept for a while: most kinds of operations, names, pools, branches, batches, files, events. */
 import { setTimeout as pause } from "node:timers/promises";
 import { type Fleet, FleetError } from "../../producers/index.ts";
-import type { ServiceName } from "../../shared/ids.ts";
+import { SandboxId, type ServiceName } from "../../shared/ids.ts";
 
 export interface Traffic {
   operations(): number;
@@ -18,12 +18,12 @@ export function startTraffic(fleet: Fleet, callers: number, signal: AbortSignal)
     operations += 1;
     return (await asked).result(WAIT);
   };
-  async function visit(name: string): Promise<void> {
+  async function visit(name: string, warm: boolean): Promise<void> {
     const handle = fleet.provision(
       {
         template: "cmux-base",
         team: name,
-        instanceId: name,
+        ...(warm ? {} : { instanceId: name }), // with one, no pool serves it
         ttlSeconds: 60,
         ttlExtendOnUse: true,
         idleSeconds: 600,
@@ -46,12 +46,19 @@ export function startTraffic(fleet: Fleet, callers: number, signal: AbortSignal)
     const { snapshotId } = await done(fleet.snapshot({ sandboxId }));
     await done(fleet.delete_snapshot({ sandboxId, snapshotId }));
     await done(fleet.snapshot({ sandboxId }));
+    const branch = await fleet.branch({ sandboxId, count: 1 }, { id: `${name}-branch` });
+    operations += 1;
+    const all: string[] = [sandboxId];
+    for await (const copy of branch.results()) {
+      if (!copy.ok) throw copy.error;
+      all.push(copy.sandboxId);
+    }
     await done(fleet.power({ sandboxId, action: "stop" }));
     await done(fleet.exec({ sandboxId, command: "true" })).catch(expected("not_running"));
     const canceled = await fleet.power({ sandboxId, action: "start" });
     await canceled.cancel();
     await done(Promise.resolve(canceled)).catch(expected("canceled"));
-    const destroys = [{ kind: "destroy" as const, input: { sandboxId } }];
+    const destroys = all.map((id) => ({ kind: "destroy" as const, input: { sandboxId: SandboxId.parse(id) } }));
     const batch = await fleet.batch(destroys, { id: name });
     operations += 1;
     await batch.result(WAIT);
@@ -59,12 +66,13 @@ export function startTraffic(fleet: Fleet, callers: number, signal: AbortSignal)
   const caller = async (at: number) => {
     for (let visits = 0; !signal.aborted; visits++) {
       // At one pace, whatever the machine has to do: else what is kept grows with its speed.
-      await Promise.all([visit(`c${at}-${visits}`), pause(VISIT_MS)]);
+      await Promise.all([visit(`c${at}-${visits}`, visits % 2 === 1), pause(VISIT_MS)]);
     }
   };
+  const consumer = fleet.consume("soak", () => {}, { signal });
   return {
     operations: () => operations,
-    over: Promise.all(Array.from({ length: callers }, (_, at) => caller(at))).then(() => {}),
+    over: Promise.all([consumer, ...Array.from({ length: callers }, (_, at) => caller(at))]).then(() => {}),
   };
 }
 
