@@ -66,9 +66,9 @@ function toCopy(source: SandboxRecord, snapshotId: string): JobInput<"provision"
     services: services.map(({ name, port, auth }) => ({ name, port, auth })),
     ttlAction,
     ttlExtendOnUse,
+    idleSeconds: idleSeconds ?? null,
     idleAction,
     wakeOnHttp,
-    ...(idleSeconds === undefined ? {} : { idleSeconds }),
     ...(source.expiresAt === undefined || ttlSeconds === undefined ? {} : { ttlSeconds }),
   };
 }

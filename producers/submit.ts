@@ -158,7 +158,8 @@ function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, un
         wakeOnHttp,
         priority,
       } = input as ParsedInput<"provision">; // just parsed as that kind
-      const kept = { metadata, ttlSeconds, ttlAction, ttlExtendOnUse, idleSeconds, idleAction, wakeOnHttp };
+      const idle = { idleSeconds: idleSeconds ?? undefined, idleAction };
+      const kept = { metadata, ttlSeconds, ttlAction, ttlExtendOnUse, ...idle, wakeOnHttp };
       const given = { instanceId, template: String(template), ...kept };
       return { team, sandbox: undefined, batch: priority === "batch", newSandbox: { ...begin, ...given } };
     }

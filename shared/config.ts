@@ -223,7 +223,7 @@ const WorkerEnv = SharedEnv.extend({
     .optional()
     .describe("PVE pool that every container is put in"),
   PVE_VMID_RANGE: VmidRange.prefault("20000-29999").describe(
-    "VMIDs of the fleet; none is used again before the whole range has passed",
+    "VMIDs of the fleet; one that was given back is used again only after the whole range has passed",
   ),
   PVE_HOSTNAME_PATTERN: z
     .string()
@@ -262,6 +262,10 @@ const WorkerEnv = SharedEnv.extend({
     .describe(
       "How long before an end `sandbox.expiring` tells of it, never in the first half of what is left; 0: never",
     ),
+  FLEET_IDLE_SECONDS: integer(10, 31_536_000).optional().meta({
+    description: "Idle time of provisions that name none: so long unused, a sandbox is paused or stopped",
+    shown: "none",
+  }),
   FLEET_REPLICA_IDLE_HOURS: integer(0, 87_600)
     .default(168)
     .describe("Replicas that the fleet made go so long after a sandbox was last cloned from them; 0: never"),

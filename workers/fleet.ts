@@ -20,7 +20,7 @@ import { createSecretStore } from "../shared/state/secrets.ts";
 import { createShellInputs } from "../shared/state/shell-input.ts";
 import { createSlots, slotOf } from "../shared/state/slots.ts";
 import { createStrays } from "../shared/state/strays.ts";
-import { publishTtlSettings } from "../shared/state/ttl.ts";
+import { publishSettings } from "../shared/state/ttl.ts";
 import { addPastSpan, SpanKind } from "../shared/trace.ts";
 import type { WorkerContext } from "./context.ts";
 import { startAborts } from "./control/aborts.ts";
@@ -121,7 +121,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   };
   await readFirst(inventory, log);
   const works = config.FLEET_ROLES.has("worker");
-  if (works) await publishTtlSettings(redis, keys, config);
+  if (works) await publishSettings(redis, keys, config);
   const clockwork = await startClockwork(context, inventory, { works });
   stack.use(clockwork);
 

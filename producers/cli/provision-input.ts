@@ -36,7 +36,7 @@ export interface ProvisionOptions extends ResourceOptions {
   ttl?: number;
   ttlAction?: TtlAction;
   ttlExtendOnUse?: boolean;
-  idle?: number;
+  idle?: number | false;
   idleAction?: IdleAction;
   wakeOnHttp?: boolean;
 }
@@ -86,7 +86,7 @@ export function toProvisionInput(
       ttlSeconds: options.ttl,
       ttlAction: options.ttlAction,
       ttlExtendOnUse: options.ttlExtendOnUse,
-      idleSeconds: options.idle,
+      idleSeconds: options.idle === false ? null : options.idle,
       idleAction: options.idleAction,
       wakeOnHttp: options.wakeOnHttp,
     }),

@@ -113,8 +113,11 @@ export const ProvisionInput = z
     ttlAction: TtlAction.default("destroy"),
     /** `ttlSeconds` count from the last request through the gate, command, transfer or start; never less than they were. */
     ttlExtendOnUse: z.boolean().default(false),
-    /** After so long without a request through the gate, a command or a transfer `idleAction` follows; absent: never. */
-    idleSeconds: IdleSeconds.optional(),
+    /**
+     * After so long without a request through the gate, a command or a transfer `idleAction` follows; null: never; as workers
+     * are set when absent.
+     */
+    idleSeconds: IdleSeconds.nullable().optional(),
     idleAction: IdleAction.default("pause"),
     /** A request to one of its services wakes it when it is paused or stopped. */
     wakeOnHttp: z.boolean().default(false),

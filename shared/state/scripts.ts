@@ -217,6 +217,15 @@ local function watchIdle(sandbox, state, seconds, now)
     redis.call('HDEL', P..':uses', sandbox)
   end
 end
+-- How long it may be idle where its provision has not said so; null: for ever.
+local function defaultIdle(id, op)
+  local seconds = setting('idleDefaultSeconds')
+  local kind, input = unpack(redis.call('HMGET', opKey(op), 'kind', 'input'))
+  if not seconds or kind ~= 'provision' or cjson.decode(input).idleSeconds == cjson.null then return nil end
+  redis.call('HSET', sbxKey(id), 'idleSeconds', seconds)
+  redis.call('SADD', P..':restamp', id)
+  return seconds
+end
 -- What the stamp on its container tells, and no state or place does: see \`keys.restamp\`. Services are fields of their own.
 local STAMPED = ${luaSet(STAMPED)}
 local function isStamped(change)
@@ -241,7 +250,10 @@ local function setSandbox(id, change, now, op, ttl)
   apply(key, change.set, change.unset)
   if isStamped(change) then redis.call('SADD', P..':restamp', id) end
   local state, team, node, vmid, has = unpack(redis.call('HMGET', key, 'state', 'team', 'node', 'vmid', 'idleSeconds'))
-  if state == 'running' and before ~= state then startTtl(id, op) end
+  if state == 'running' and before ~= state then
+    startTtl(id, op)
+    has = has or defaultIdle(id, op)
+  end
   if state ~= before or has ~= had then watchIdle(id, state, has, now) end
   if state ~= before then
     watchPool(id, before, state, now)

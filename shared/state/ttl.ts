@@ -8,18 +8,19 @@ import { runScript } from "../redis/script.ts";
 import type { Keys } from "./keys.ts";
 import { withPrelude } from "./scripts.ts";
 
-type TtlSettings = Pick<
+type Settings = Pick<
   WorkerConfig,
-  "FLEET_TTL_DEFAULT_SECONDS" | "FLEET_TTL_MAX_SECONDS" | "FLEET_TTL_WARNING_SECONDS"
+  "FLEET_TTL_DEFAULT_SECONDS" | "FLEET_TTL_MAX_SECONDS" | "FLEET_TTL_WARNING_SECONDS" | "FLEET_IDLE_SECONDS"
 >;
 
 /** Producers ask without knowing the workers' configuration, so what is accepted is decided by what these last wrote down. */
-export async function publishTtlSettings(redis: RedisConnection, keys: Keys, config: TtlSettings): Promise<void> {
+export async function publishSettings(redis: RedisConnection, keys: Keys, config: Settings): Promise<void> {
   const most = config.FLEET_TTL_MAX_SECONDS;
   const values = {
     ttlDefaultSeconds: config.FLEET_TTL_DEFAULT_SECONDS ?? most,
     ttlMaxSeconds: most,
     ttlWarningSeconds: config.FLEET_TTL_WARNING_SECONDS,
+    idleDefaultSeconds: config.FLEET_IDLE_SECONDS,
   };
   const step = redis.multi();
   for (const [name, value] of Object.entries(values)) {

@@ -3,7 +3,7 @@ import { Queue, Worker } from "bullmq";
 import type { NodeName } from "../../shared/ids.ts";
 import { CONTROL, execQueue, nodeQueue, PLACE } from "../../shared/queues.ts";
 import { isConnectionError } from "../../shared/redis/connect.ts";
-import { publishTtlSettings } from "../../shared/state/ttl.ts";
+import { publishSettings } from "../../shared/state/ttl.ts";
 import type { WorkerContext } from "../context.ts";
 import type { LiveInventory } from "../inventory/source.ts";
 import { retireWebhooks } from "../webhooks/retire.ts";
@@ -65,7 +65,7 @@ const TASKS = {
     run: async (context) => {
       await context.quotas.mend();
       await closeAbandoned(context);
-      await publishTtlSettings(context.redis, context.keys, context.config);
+      await publishSettings(context.redis, context.keys, context.config);
       await assertLimits(context);
     },
   },

@@ -123,6 +123,7 @@ function addContentOptions(command: Command, { env }: Cli): void {
     .addOption(ttlActionOption())
     .option("--ttl-extend-on-use", "count --ttl from the last request, command, transfer or start")
     .option("--idle <duration>", "pause it after so long without requests, commands and transfers", parseDurationSec)
+    .option("--no-idle", "it may be idle for ever")
     .addOption(idleActionOption())
     .option("--wake-on-http", "requests to its services wake it when it is paused or stopped");
 }

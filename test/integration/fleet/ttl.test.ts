@@ -7,7 +7,7 @@ let bed: Bed;
 beforeAll(async () => {
   bed = await startBed({
     pve: { nodes: 1 },
-    env: { FLEET_TTL_DEFAULT_SECONDS: "3600", FLEET_TTL_MAX_SECONDS: "7200" },
+    env: { FLEET_TTL_DEFAULT_SECONDS: "3600", FLEET_TTL_MAX_SECONDS: "7200", FLEET_IDLE_SECONDS: "600" },
   });
 });
 afterAll(() => bed.close());
@@ -43,6 +43,19 @@ test("a provision that names no TTL has the default; more than the maximum is re
   expect((await batch.result({ timeoutMs: 20_000 })).counts).toMatchObject({ failedByCode: { invalid_input: 1 } });
   await run(bed.fleet, "update", { sandboxId, ttlSeconds: 7_200 });
   expect(await secondsLeft(sandboxId)).toEqual(about(7_200));
+});
+
+test("a provision that names no idle time has the default, from its start; one that says never, or an own, has not", async () => {
+  const given = [undefined, null, 900].map((idleSeconds) => provisionOne(bed.fleet, { idleSeconds }));
+  const [named, never, own] = (await Promise.all(given)).map(({ sandboxId }) => sandboxId);
+  const idleOf = async (id = "") => (await bed.fleet.sandboxes.get(id)).idleSeconds;
+  const lookIn = async (id = "") => (Number(await bed.redis.zscore(bed.keys.idle, id)) - Date.now()) / 1_000;
+  expect([await idleOf(named), await idleOf(never), await idleOf(own)]).toEqual([600, undefined, 900]);
+  expect([await lookIn(named), await lookIn(own)]).toEqual([about(600), about(900)]);
+  expect(await bed.redis.zscore(bed.keys.idle, never ?? "")).toBeNull();
+  await run(bed.fleet, "update", { sandboxId: named ?? "", idleSeconds: null });
+  await run(bed.fleet, "power", { sandboxId: named ?? "", action: "reboot" });
+  expect(await idleOf(named)).toBeUndefined();
 });
 
 test("an extension moves an end only later, at once, and not once the end has begun", async () => {
