@@ -18,6 +18,8 @@ import { KILLED, type Killed, type KillFleet } from "./kill-fleet.ts";
 const DOOMED = fileURLToPath(new URL("./doomed-process.ts", import.meta.url));
 const RANGE = 20;
 const FLEETS_A_CLUSTER = 6;
+/** Templates are on the first; only what moves needs the second. */
+const NODES = ["pve1", "pve2"];
 
 /** PVE has the request and executes it when everything is over. */
 export function lateRequest({ template, vmids }: KillFleet, edge: string) {
@@ -49,12 +51,15 @@ export async function begin({ fleet, killed, template }: KillFleet, armed = () =
     return fleet.restore({ sandboxId, snapshotId });
   }
   armed();
+  if (killed === "migrate") return fleet.migrate({ sandboxId, target: "pve2" });
   return fleet.destroy({ sandboxId });
 }
 
 /** Jobs that are waited for or worked on in any queue but the clockwork's. */
 export async function activeJobs(redis: RedisConnection, prefix: string): Promise<number> {
-  const queues = ["place", "node-pve1", "exec-pve1"].map((name) => `${prefix}:${name}`);
+  const queues = ["place", ...NODES.flatMap((node) => [`node-${node}`, `exec-${node}`])].map(
+    (name) => `${prefix}:${name}`,
+  );
   const counts = await Promise.all(
     queues.flatMap((queue) => [
       redis.llen(`${queue}:active`),
@@ -89,15 +94,16 @@ export async function startBatch(
   { scope, timings: more }: { scope: "fleet" | "run"; timings?: Partial<Timings> },
 ): Promise<Batch> {
   await using stack = new AsyncDisposableStack();
-  const templates = plans.map((_, at) => ({ name: `base-${at}`, vmid: 9_001 + at }));
-  const node = { name: "pve1", memoryMib: 1_048_576 };
+  const templates = plans.map((_, at) => ({ name: `base-${at}`, vmid: 9_001 + at, node: "pve1" }));
+  const names = plans.some(({ killed }) => killed === "migrate") ? NODES : NODES.slice(0, 1);
+  const nodes = names.map((name) => ({ name, memoryMib: 1_048_576 }));
   const timings = { ...FAST, nodeParallel: 1_000, ...more };
   // Each fleet reads every template of its cluster, so that one cluster for all would be asked with the square of them.
   const clusters = await Promise.all(
     plans.flatMap((_, at) =>
       at % FLEETS_A_CLUSTER > 0
         ? []
-        : [startPve({ nodes: [node], templates: templates.slice(at, at + FLEETS_A_CLUSTER), timings })],
+        : [startPve({ nodes, templates: templates.slice(at, at + FLEETS_A_CLUSTER), timings })],
     ),
   );
   for (const cluster of clusters) stack.use(cluster);
@@ -127,7 +133,8 @@ export async function startBatch(
   stack.defer(() => removeKeys(redis, `{kill-${id}-`));
   // These fleets share a token, so each would take the others' clones for tasks of its own that Redis has forgotten.
   const [, server = ""] = /run_id:(\w+)/.exec(await redis.info("server")) ?? [];
-  for (const { prefix } of fleets) await redis.hset(createKeys(prefix).adopted, "pve1", server);
+  for (const { prefix } of fleets)
+    await redis.hset(createKeys(prefix).adopted, ...names.flatMap((name) => [name, server]));
 
   const edges: string[] = [];
   const held = new Set<string>();

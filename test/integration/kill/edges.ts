@@ -299,5 +299,7 @@ function nameOfRequest({ method, path }: Dispatcher.DispatchOptions): string | n
   if (task !== undefined) return `${method} task ${task}`;
   const container = /^\/nodes\/[^/]+\/lxc\/(\d+)\/?(.*)$/.exec(plain);
   if (!container || (method === "GET" && Number(container[1]) < 20_000)) return null;
-  return `${method} ${(container[2] ?? "") === "" ? "container" : container[2]}`;
+  // A snapshot's name is another in each fleet.
+  const what = (container[2] ?? "").replace(/^snapshot\/[^/]+/, "snapshot/*");
+  return `${method} ${what || "container"}`;
 }

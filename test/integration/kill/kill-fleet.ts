@@ -3,7 +3,7 @@ import type { Fleet } from "../../../producers/index.ts";
 import type { Pve } from "../../pve/index.ts";
 
 /** What is killed, and which operation of its fleet that is: others come before it. */
-export const KILLED = { provision: 1, destroy: 2, build: 1, restore: 3 } as const;
+export const KILLED = { provision: 1, destroy: 2, build: 1, restore: 3, migrate: 2 } as const;
 export type Killed = keyof typeof KILLED;
 
 /** A fleet of the batch: its own prefix, template and VMIDs, so that no two meet. */

@@ -2,7 +2,8 @@
  * A provision and a destroy, struck once at every boundary of a step: before a request or write is sent, on its way, and
  * after its answer. Killed there: a worker that starts later must end each as if nothing had been. Stopped there (SIGSTOP)
  * past its lock, and going on in the middle of what another run does: it must change neither the record nor PVE. The
- * latter is tried around every change; `FLEET_TEST_BOUNDARIES=all` tries it at every boundary there is.
+ * latter is tried around every change; `FLEET_TEST_BOUNDARIES=all` tries it at every boundary there is. Kinds that are alike
+ * in most of their steps are killed at some of theirs only, or at all.
  */
 import { beforeAll, describe, expect, inject, test } from "vitest";
 import { boundariesOf, isPveChange, type KillCase, type Strike, strikeAt } from "./strike.ts";
@@ -18,11 +19,11 @@ beforeAll(async () => {
   for (const killed of ["provision", "destroy"] as const) boundaries.push(...(await boundariesOf(redisUrl, killed)));
 });
 
+const isAll = process.env["FLEET_TEST_BOUNDARIES"] === "all";
+
 /** Where a run changes the record or PVE. */
 const isChange = ({ boundary: { moment, edge } }: KillCase): boolean =>
-  process.env["FLEET_TEST_BOUNDARIES"] === "all" ||
-  isPveChange(edge) ||
-  (moment === "before" && /^(WRITE|END|LEASE)/.test(edge));
+  isAll || isPveChange(edge) || (moment === "before" && /^(WRITE|END|LEASE)/.test(edge));
 
 async function strikeAll(how: Strike, cases: readonly KillCase[]): Promise<void> {
   const problems: string[] = [];
@@ -33,11 +34,11 @@ async function strikeAll(how: Strike, cases: readonly KillCase[]): Promise<void>
 }
 
 describe("at the boundaries of what takes many steps besides", { timeout: 600_000 }, () => {
-  test.each(["build", "restore"] as const)("killed: each %s ends well, once", async (killed) => {
+  test.each(["build", "restore", "migrate"] as const)("killed: each %s ends well, once", async (killed) => {
     const all = await boundariesOf(redisUrl, killed);
     await strikeAll(
       "kill",
-      all.filter((_, at) => at % Math.ceil(all.length / SOME) === 0),
+      all.filter((_, at) => isAll || at % Math.ceil(all.length / SOME) === 0),
     );
   });
 });

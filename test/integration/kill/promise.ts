@@ -59,6 +59,7 @@ const TASKS: Readonly<Record<Killed, readonly string[]>> = {
   destroy: ["vzdestroy"],
   build: ["vzshutdown", "vztemplate"],
   restore: ["vzsnapshot", "vzrollback", "vzstart"],
+  migrate: ["vzmigrate"],
 };
 
 /** Each task once, and well. */

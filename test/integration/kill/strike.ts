@@ -150,7 +150,7 @@ async function aftermath({ redis }: Batch, { one, handle }: Struck, held?: Fault
     held.release();
     await isLate;
   }
-  if (one.killed === "provision" || one.killed === "restore") {
+  if (one.killed !== "destroy" && one.killed !== "build") {
     const exec = await one.fleet.exec({ sandboxId: handle.sandboxId, command: "true" });
     await exec.result({ timeoutMs: RECOVERY_MS });
   }
