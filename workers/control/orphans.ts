@@ -13,7 +13,7 @@ import type { Upid } from "../pve/upid.ts";
 import { clearStaleLock } from "../sandbox/stale-lock.ts";
 import { hasEnded, wasRefused } from "../sandbox/task.ts";
 import { adoptNode } from "./adopt-node.ts";
-import { type Judgement, judge, type Memory } from "./judge.ts";
+import { judge, type Memory } from "./judge.ts";
 import type { Round } from "./round.ts";
 import { type Listed, listOwn, readStray, type Stray, unleased } from "./strays.ts";
 
@@ -129,7 +129,7 @@ async function settle(context: WorkerContext, entry: Entry, round: Round): Promi
     case "remove":
     case "later":
     case "keep": {
-      const removeAt = removalAt(context, entry, judgement);
+      const removeAt = removalAt(context, { since: entry.since, verdict: judgement.verdict });
       const isDue = round.removeOrphans ? stray.config.template !== true : removeAt <= round.now;
       if (!isDue) {
         const lookAt = Math.min(removeAt, round.now + LEFT_MS);
@@ -150,7 +150,10 @@ async function readMemory({ strays, config }: WorkerContext): Promise<Memory> {
 }
 
 /** Infinity: never without an operator's word. */
-function removalAt({ config }: WorkerContext, { since }: Entry, { verdict }: Judgement): number {
+export function removalAt(
+  { config }: Pick<WorkerContext, "config">,
+  { since, verdict }: Pick<Quarantined, "since" | "verdict">,
+): number {
   const { FLEET_STRAY_GRACE_SECONDS: soon, FLEET_ORPHAN_GRACE_HOURS: late } = config;
   if (verdict === "remove") return since + soon * 1_000;
   return verdict === "later" && late !== "never" ? since + late * 3_600_000 : Number.POSITIVE_INFINITY;

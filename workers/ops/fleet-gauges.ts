@@ -1,5 +1,5 @@
 /** What holds for the whole fleet, read when somebody asks: every process tells the same. */
-import { Gauge, Registry } from "prom-client";
+import { Counter, Gauge, Registry } from "prom-client";
 import { z } from "zod";
 import { CONTROL, execQueue, type FleetQueue, nodeQueue, PLACE, WARM } from "../../shared/queues.ts";
 import { createEventGroupStore } from "../../shared/state/event-groups.ts";
@@ -7,11 +7,14 @@ import { createNodeStateStore } from "../../shared/state/nodes.ts";
 import { SANDBOX_STATES } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { WorkerContext } from "../context.ts";
+import { type PoolRow, readPools } from "./pools.ts";
 import { findStale } from "./stale-slots.ts";
 
 /** Several scrapers at once cost one reading. */
 const KEPT_MS = 5_000;
 const PAGE = 500;
+/** See `Quarantined`; new: not looked at yet. */
+const VERDICTS = ["new", "wait", "remove", "later", "keep", "stranger"] as const;
 const JOB_STATES = ["waiting", "prioritized", "delayed", "active", "failed"] as const;
 
 /** The gauges as the fleet stands now, as Prometheus reads them. Throws where Redis does not answer. */
@@ -35,11 +38,36 @@ export function createFleetGauges(context: WorkerContext): () => Promise<string>
 function define(registry: Registry) {
   const gauge = <L extends string>(name: string, help: string, labelNames: readonly L[] = []) =>
     new Gauge({ name, help, labelNames, registers: [registry] });
+  /** Counted in Redis. */
+  const total = <L extends string>(name: string, help: string, labelNames: readonly L[]) =>
+    new Counter({ name, help, labelNames, registers: [registry] });
   return {
     jobs: gauge("fleet_queue_jobs", "Jobs in a queue by state.", ["queue", "state"]),
     oldest: gauge("fleet_queue_oldest_job_age_seconds", "How long the oldest job that is ready has waited.", ["queue"]),
     open: gauge("fleet_open_operations", "Operations accepted and not ended."),
     sandboxes: gauge("fleet_sandboxes", "Sandboxes that have not ended, by state.", ["state"]),
+    members: gauge("fleet_pool_members", "Members of a pool: ready to be claimed, silent, or being made.", [
+      "template",
+      "state",
+    ]),
+    poolTarget: gauge("fleet_pool_target", "How many members a pool is to have just now.", ["template"]),
+    poolMax: gauge("fleet_pool_max", "How many members a pool may have.", ["template"]),
+    poolFailures: gauge("fleet_pool_failures", "Makings of a pool's members that failed since the last good one.", [
+      "template",
+    ]),
+    poolAsked: total("fleet_pool_provisions_total", "Provisions that a pool could have served: hit, or miss.", [
+      "template",
+      "result",
+    ]),
+    poolClaims: total("fleet_pool_claim_seconds_total", "From acceptance to the claim, over all hits.", ["template"]),
+    poolMade: total("fleet_pool_made_total", "Members of a pool that became ready.", ["template"]),
+    poolMaking: total("fleet_pool_making_seconds_total", "What these took from acceptance until ready.", ["template"]),
+    poolIdle: total("fleet_pool_idle_seconds_total", "How long members stood ready until claimed or removed.", [
+      "template",
+    ]),
+    orphans: gauge("fleet_quarantined_containers", "Containers that no sandbox owns, by what was found about them.", [
+      "verdict",
+    ]),
     slots: gauge("fleet_node_slots", "Heavy operations that a node takes at once.", ["node"]),
     taken: gauge("fleet_node_slots_taken", "Slots of a node that are taken.", ["node"]),
     stale: gauge("fleet_slots_stale", "Slots of nodes, replicas and storages that no run has renewed for 30 s."),
@@ -81,6 +109,7 @@ async function read(context: WorkerContext, gauges: ReturnType<typeof define>): 
     redis.hlen(keys.vmids),
     redis.hlen(keys.ips),
     redis.info("memory"),
+    readOrphans(context, gauges),
     ...queueNames.map((name) => readQueue(queues.get(name), gauges)),
     readSandboxes(context, gauges),
   ]);
@@ -124,16 +153,41 @@ async function readQueue(queue: FleetQueue, { jobs, oldest }: ReturnType<typeof 
   oldest.set({ queue: queue.name }, since === undefined ? 0 : Math.max(0, Date.now() - since) / 1_000);
 }
 
-const States = z.array(z.tuple([z.unknown(), z.string().nullable()]));
+const Rows = z.array(z.tuple([z.unknown(), z.tuple([z.string().nullable(), z.string().nullable()])]));
 
-async function readSandboxes({ redis, keys }: WorkerContext, gauges: ReturnType<typeof define>): Promise<void> {
+async function readSandboxes(context: WorkerContext, gauges: ReturnType<typeof define>): Promise<void> {
+  const { redis, keys } = context;
   const counts = new Map<string, number>(SANDBOX_STATES.map((state) => [state, 0]));
+  const members: { pool: string; state: string }[] = [];
   const ids = await redis.zrange(keys.sandboxes, "0", "-1");
   for (let at = 0; at < ids.length; at += PAGE) {
     const pipeline = redis.pipeline();
-    for (const id of ids.slice(at, at + PAGE)) pipeline.hget(keys.sandbox(id), "state");
-    for (const [, state] of States.parse(await pipeline.exec()))
-      if (state !== null) counts.set(state, (counts.get(state) ?? 0) + 1);
+    for (const id of ids.slice(at, at + PAGE)) pipeline.hmget(keys.sandbox(id), "state", "pool");
+    for (const [, [state, pool]] of Rows.parse(await pipeline.exec())) {
+      if (state === null) continue;
+      counts.set(state, (counts.get(state) ?? 0) + 1);
+      if (pool !== null) members.push({ pool, state });
+    }
   }
   for (const [state, count] of counts) gauges.sandboxes.set({ state }, count);
+  for (const pool of await readPools(context, members)) tellPool(pool, gauges);
+}
+
+function tellPool(pool: PoolRow, gauges: ReturnType<typeof define>): void {
+  const { template, settings, asked, hits } = pool;
+  for (const state of ["ready", "silent", "making"] as const) gauges.members.set({ template, state }, pool[state]);
+  gauges.poolTarget.set({ template }, pool.target);
+  gauges.poolMax.set({ template }, settings?.max ?? 0);
+  gauges.poolFailures.set({ template }, pool.failures);
+  gauges.poolAsked.inc({ template, result: "hit" }, hits);
+  gauges.poolAsked.inc({ template, result: "miss" }, Math.max(0, asked - hits));
+  gauges.poolClaims.inc({ template }, pool.claimMs / 1_000);
+  gauges.poolMade.inc({ template }, pool.made);
+  gauges.poolMaking.inc({ template }, pool.madeMs / 1_000);
+  gauges.poolIdle.inc({ template }, pool.idleMs / 1_000);
+}
+
+async function readOrphans({ strays }: WorkerContext, { orphans }: ReturnType<typeof define>): Promise<void> {
+  for (const verdict of VERDICTS) orphans.set({ verdict }, 0);
+  for (const { verdict = "new" } of (await strays.list()).values()) orphans.inc({ verdict });
 }

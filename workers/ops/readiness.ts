@@ -5,6 +5,8 @@ import type { WorkerContext } from "../context.ts";
 
 export interface Readiness {
   ready: boolean;
+  /** Who answers; with a port that is taken it may be another. */
+  pid: number;
   /** `ok`, or what is wrong. */
   checks: Record<"redis" | "pve" | "workers", string>;
 }
@@ -17,7 +19,7 @@ const STALE_MS = 60_000;
 export async function checkReadiness(context: WorkerContext): Promise<Readiness> {
   const [redis, workers] = await Promise.all([within(() => checkRedis(context)), within(() => checkWorkers(context))]);
   const checks = { redis, pve: checkPve(context), workers };
-  return { ready: Object.values(checks).every((text) => text === "ok"), checks };
+  return { ready: Object.values(checks).every((text) => text === "ok"), pid: process.pid, checks };
 }
 
 async function within(check: () => Promise<string>): Promise<string> {

@@ -1,6 +1,7 @@
 /** Processes as operators see them: they end by themselves, and say what is wrong with their settings. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { type AddressInfo, createServer } from "node:net";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { CHILD_ENV } from "../../child-env.ts";
@@ -64,6 +65,15 @@ describe("a worker that can't work says why and ends with 1", () => {
     const other = await worker({ PVE_TLS_FINGERPRINT: Array(32).fill("AB").join(":") });
     expect(other.code).toBe(1);
     expect(other.err).toContain("tls_untrusted");
+  });
+
+  test("a port that is taken, by its number and the setting", async () => {
+    await using other = createServer().listen(0, "127.0.0.1");
+    await once(other, "listening");
+    const { port } = other.address() as AddressInfo; // a TCP server's
+    const { code, err } = await worker({ FLEET_ROLES: "worker,ops", OPS_PORT: String(port) });
+    expect(code).toBe(1);
+    expect(err).toMatch(new RegExp(`not_configured: port ${port} is taken.*OPS_PORT`));
   });
 
   test("a PVE that does not answer", async () => {

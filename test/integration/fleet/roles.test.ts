@@ -73,6 +73,10 @@ test("sealed secrets: producers and ops hand them in, and none but workers gets 
       ["RENAME", key, `${bed.keys.prefix}:x`],
     ])
       expect(await tryAs(role, ...words), `${role}: ${words}`).toBe("refused");
+  // Nor are other keys taken for secret ones.
+  for (const role of ["producer", "ops", "gate", "viewer"] as const)
+    for (const name of ["second", "secrets", "secretary:1", "sea", "s1", "open"])
+      expect(await tryAs(role, "GET", `${bed.keys.prefix}:${name}-not-there`), `${role}: ${name}`).toBe("ok");
 });
 
 test("a viewer sees sandboxes, operations and events, and changes nothing", async () => {

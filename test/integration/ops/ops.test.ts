@@ -3,8 +3,10 @@ import { request as ask, type IncomingHttpHeaders } from "node:http";
 import { connect } from "node:net";
 import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { NodeName, Vmid } from "../../../shared/ids.ts";
 import { formatLogin } from "../../../shared/logins.ts";
 import { nodeQueue } from "../../../shared/queues.ts";
+import { createFleetGauges } from "../../../workers/ops/fleet-gauges.ts";
 import { type Ops, startOps } from "../../../workers/ops/server.ts";
 import { type Bed, containerOf, failure, provisionOne, run, startBed, until } from "../fleet/harness.ts";
 
@@ -67,7 +69,7 @@ describe("who gets in", () => {
     const readyz = await get("/readyz");
     expect([readyz.status, JSON.parse(readyz.body)]).toEqual([
       200,
-      { ready: true, checks: { redis: "ok", pve: "ok", workers: "ok" } },
+      { ready: true, pid: process.pid, checks: { redis: "ok", pve: "ok", workers: "ok" } },
     ]);
     for (const path of ["/", "/metrics", "/sandboxes", "/board", "/board/api/queues", "/operate", "/nothing"]) {
       const reply = await get(path);
@@ -305,6 +307,106 @@ describe("what is shown", () => {
     expect(value(/^fleet_pve_task_lag_seconds_count (\d+)$/m)).toBeGreaterThan(0);
     expect(value(/^fleet_vmids_leased (\d+)$/m)).toBeGreaterThan(0);
     expect(body).toMatch(/^fleet_slots_stale 0$/m);
+  });
+});
+
+describe("what is not a sandbox", () => {
+  /** As of now: the pages' own are kept for some seconds. */
+  const readGauges = () => {
+    if (bed.workers === null) throw new Error("the bed has no workers");
+    return createFleetGauges(bed.workers.context)();
+  };
+  const gaugeOf = (body: string, series: string) =>
+    Number(
+      body
+        .split("\n")
+        .find((line) => line.startsWith(`${series} `))
+        ?.split(" ")[1],
+    );
+
+  test("a pool: its members are nobody's team, and it tells how it serves, how soon and what it costs", async () => {
+    await bed.fleet.pools.set("cmux-base", { min: 1, max: 1 });
+    const ready = () => bed.redis.zcount(bed.keys.poolReady("cmux-base"), "(0", "+inf");
+    await until(async () => (await ready()) === 1, "a member");
+    const { sandboxId, warm } = await provisionOne(bed.fleet);
+    expect(warm).toBe(true);
+    await provisionOne(bed.fleet, { cores: 2 }); // none of the pool's
+    await until(async () => (await ready()) === 1, "the next member");
+    const body = await readGauges();
+    const of = (name: string, more = "") => gaugeOf(body, `fleet_pool_${name}{template="cmux-base"${more}}`);
+    expect([of("members", ',state="ready"'), of("target"), of("max"), of("failures")]).toEqual([1, 1, 1, 0]);
+    expect([of("provisions_total", ',result="hit"'), of("provisions_total", ',result="miss"')]).toEqual([1, 0]);
+    expect([of("claim_seconds_total"), of("idle_seconds_total")]).toEqual([expect.any(Number), expect.any(Number)]);
+    expect(of("claim_seconds_total")).toBeLessThan(1);
+    expect(of("making_seconds_total") / of("made_total")).toBeGreaterThan(0.01);
+    const page = await get("/", { as: VERA });
+    expect(page.body).toContain("Warm pools");
+    expect(page.body).toContain("1 of 1 (100 %)");
+    const [member = ""] = await bed.redis.zrange(bed.keys.poolReady("cmux-base"), "0", "-1");
+    const list = (await get("/sandboxes?state=warm", { as: VERA })).body;
+    expect(list).toContain(member);
+    expect(list).toContain("pool of cmux-base");
+    expect((await get(`/sandboxes/${sandboxId}`, { as: VERA })).body).not.toContain("pool of");
+    await bed.fleet.pools.remove("cmux-base");
+    await until(async () => (await ready()) === 0, "an end of the pool");
+  });
+
+  test("containers in quarantine, with what becomes of each and when", async () => {
+    if (bed.workers === null) throw new Error("the bed has no workers");
+    const { strays } = bed.workers.context;
+    for (const vmid of [29_990, 29_991, 29_992]) bed.pve.faults.occupy(vmid, "pve1");
+    await until(async () => (await strays.list()).size === 3, "the quarantine");
+    const note = async (vmid: number, verdict: "later" | "keep", reason: string) => {
+      const entry = {
+        node: NodeName.parse("pve1"),
+        since: Date.now(),
+        lookAt: Date.now() + 3_600_000,
+        verdict,
+        reason,
+      };
+      await strays.note(Vmid.parse(vmid), entry);
+    };
+    await note(29_991, "later", "no record names it");
+    await note(29_992, "keep", "of an <earlier> Redis");
+    const body = await readGauges();
+    const counts = ["new", "later", "keep", "remove"].map((one) =>
+      gaugeOf(body, `fleet_quarantined_containers{verdict="${one}"}`),
+    );
+    expect(counts).toEqual([1, 1, 1, 0]);
+    const page = (await get("/", { as: VERA })).body;
+    expect(page).toContain('<a href="#quarantine">3 containers that no sandbox owns in quarantine</a>');
+    const rows = [...page.slice(page.indexOf('id="quarantine"')).matchAll(/<tr role="row">(.*?)<\/tr>/gs)].slice(1);
+    const cells = rows.map(([, row = ""]) => row.replaceAll(/<[^>]*>/g, "|").replaceAll(/\|+/g, "|"));
+    expect(cells).toEqual([
+      expect.stringMatching(/^\|29991\|pve1\|.*\|in 24 h\|.*no record names it\|$/),
+      expect.stringMatching(/^\|29990\|pve1\|.*\|looked at in \d+ s\|/),
+      expect.stringMatching(/^\|29992\|pve1\|.*\|when an operator says so\|.*of an &lt;earlier&gt; Redis\|$/),
+    ]);
+    for (const vmid of [29_990, 29_991, 29_992]) bed.pve.faults.vanish(vmid);
+  });
+
+  test("how many events a group of consumers has yet to get", async () => {
+    const stop = new AbortController();
+    const first = Promise.withResolvers<void>();
+    const hold = Promise.withResolvers<void>();
+    const consuming = bed.fleet.consume(
+      "slow",
+      async () => {
+        first.resolve();
+        await hold.promise;
+      },
+      { after: "$", signal: stop.signal },
+    );
+    const lag = async () => gaugeOf(await readGauges(), 'fleet_event_group_lag_events{group="slow"}');
+    await until(async () => (await lag()) === 0, "the group");
+    await provisionOne(bed.fleet);
+    await first.promise;
+    const behind = await lag();
+    expect(behind).toBeGreaterThan(0);
+    hold.resolve();
+    await until(async () => (await lag()) === 0, "all events to be read");
+    stop.abort();
+    await consuming.catch(() => {});
   });
 });
 

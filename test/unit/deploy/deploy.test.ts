@@ -23,7 +23,9 @@ const NEEDED = {
 const metricsIn = (text: string) => [...new Set(text.match(/\bfleet_[a-z_]+/g))];
 
 test("rules and dashboard ask for metrics that there are, with labels that they have", async () => {
-  const gauges = [...read("workers/ops/fleet-gauges.ts").matchAll(/gauge\("(fleet_\w+)"/g)].map(([, name]) => name);
+  const gauges = [...read("workers/ops/fleet-gauges.ts").matchAll(/(?:gauge|total)\("(fleet_\w+)"/g)].map(
+    ([, name]) => name,
+  );
   const counted = (await createMetrics().registry.getMetricsAsJSON()).map(({ name }) => name);
   const known = new Set([...gauges, ...counted, ...counted.map((name) => `${name}_bucket`)]);
   expect(gauges.length).toBeGreaterThan(10);

@@ -2,6 +2,7 @@
 import type { BatchRecord, SandboxState } from "../../../shared/state/records.ts";
 import { type Html, html } from "./html.ts";
 import { gib, span, table } from "./layout.ts";
+import { poolSection, quarantineSection } from "./pools.ts";
 import type { FleetView, NodeRow } from "./read.ts";
 
 export function overview(view: FleetView, { acts }: { acts: boolean }): Html {
@@ -14,10 +15,12 @@ ${table(
 )}
 <h2>Sandboxes</h2>
 ${states(view.states)}
+${poolSection(view.pools)}
 <h2>Operations</h2>
 <p>${view.open} open${view.placing > 0 && `, ${view.placing} of them wait to be placed`}.</p>
 <h2>Batches that run</h2>
-${batchTable(view.batches.filter(({ endedAt }) => endedAt === undefined))}`;
+${batchTable(view.batches.filter(({ endedAt }) => endedAt === undefined))}
+${quarantineSection(view.quarantine)}`;
 }
 
 function troubles({ troubles: found }: FleetView): Html {

@@ -3,7 +3,7 @@ import type { FastifyInstance, FastifyReply } from "fastify";
 import { z } from "zod";
 import { createFleet } from "../../../producers/index.ts";
 import { FleetError } from "../../../shared/errors.ts";
-import { NodeName, OperationId, SandboxId } from "../../../shared/ids.ts";
+import { NodeName, OperationId, POOL_TEAM, SandboxId } from "../../../shared/ids.ts";
 import type { WorkerContext } from "../../context.ts";
 import { type Visitor, visitorOf } from "../access.ts";
 import { html } from "./html.ts";
@@ -125,7 +125,8 @@ export function addPages(app: FastifyInstance, context: WorkerContext): AsyncDis
     "/sandboxes/:id/destroy",
     async (params) => {
       const { id, team } = await loadSandbox(params);
-      return { text: `Destroy sandbox ${id} of team ${team}, with all that is in it?`, back: `/sandboxes/${id}` };
+      const whose = team === POOL_TEAM ? "a pool, which makes another" : `team ${team}`;
+      return { text: `Destroy sandbox ${id} of ${whose}, with all that is in it?`, back: `/sandboxes/${id}` };
     },
     async (params) => void (await fleet.destroy({ sandboxId: (await loadSandbox(params)).id })),
   );

@@ -1,6 +1,6 @@
 /** What the pages show, read from Redis. */
 import { z } from "zod";
-import { SandboxId } from "../../../shared/ids.ts";
+import { SandboxId, type Vmid } from "../../../shared/ids.ts";
 import { execQueue, type FleetQueue, nodeQueue, PLACE } from "../../../shared/queues.ts";
 import { createBatchStore } from "../../../shared/state/batches.ts";
 import type { Inventory } from "../../../shared/state/inventory.ts";
@@ -8,7 +8,10 @@ import { createNodeStateStore, toObstacles } from "../../../shared/state/nodes.t
 import type { BatchRecord, SandboxRecord, SandboxState } from "../../../shared/state/records.ts";
 import { SANDBOX_STATES } from "../../../shared/state/records.ts";
 import { slotOf } from "../../../shared/state/slots.ts";
+import type { Quarantined } from "../../../shared/state/strays.ts";
 import type { WorkerContext } from "../../context.ts";
+import { removalAt } from "../../control/orphans.ts";
+import { type PoolRow, readPools } from "../pools.ts";
 import { checkReadiness } from "../readiness.ts";
 import { findStale, type StaleSlot } from "../stale-slots.ts";
 
@@ -43,17 +46,29 @@ export interface FleetView {
   /** Jobs of `place` that wait. */
   placing: number;
   batches: BatchRecord[];
+  pools: PoolRow[];
+  quarantine: QuarantineView;
   troubles: Trouble[];
 }
 
+/** Containers that no sandbox owns. */
+export interface QuarantineView {
+  /** Those that go first, and `total` of them. */
+  rows: (Quarantined & { vmid: Vmid; removeAt: number })[];
+  total: number;
+}
+
 /** Fields that the list filters by. */
-const INDEXED = ["state", "team", "vmid", "hostname", "template", "instanceId"] as const;
+const INDEXED = ["state", "team", "vmid", "hostname", "template", "instanceId", "pool"] as const;
 type Indexed = { id: string } & Record<(typeof INDEXED)[number], string | null>;
 
 const PAGE = 500;
 export const PAGE_ROWS = 100;
 const OLD_OPERATION_MS = 600_000;
 const STORAGE_FULL = 0.9;
+const QUARANTINE_ROWS = 20;
+/** Of a pool's makings in a row. */
+const FAILURES = 3;
 
 const Replies = z.array(z.tuple([z.unknown(), z.array(z.string().nullable())]));
 
@@ -68,8 +83,9 @@ async function readIndex({ redis, keys }: WorkerContext): Promise<Indexed[]> {
     const replies = Replies.parse(await pipeline.exec());
     for (const [index, id] of page.entries()) {
       const values = replies[index]?.[1] ?? [];
-      const [state = null, team = null, vmid = null, hostname = null, template = null, instanceId = null] = values;
-      if (state !== null) found.push({ id, state, team, vmid, hostname, template, instanceId });
+      const [state = null, team = null, vmid = null, hostname = null, template = null, instanceId = null, pool = null] =
+        values;
+      if (state !== null) found.push({ id, state, team, vmid, hostname, template, instanceId, pool });
     }
   }
   return found;
@@ -109,20 +125,23 @@ export async function readFleet(context: WorkerContext): Promise<FleetView> {
   const { redis, keys, queues, slots, config } = context;
   const cluster = currentOf(context);
   const nodes = cluster?.nodes ?? [];
-  const [states, taken, stale, counts, placing, index, open, oldest, batches, readiness] = await Promise.all([
-    createNodeStateStore(redis, keys).load(),
-    slots.taken(nodes.map(({ name }) => slotOf.node(name))),
-    cluster === null ? [] : findStale(context, cluster),
-    Promise.all(
-      nodes.map(({ name }) => Promise.all([count(queues.get(nodeQueue(name))), count(queues.get(execQueue(name)))])),
-    ),
-    count(queues.get(PLACE)),
-    readIndex(context),
-    redis.zcard(keys.open),
-    redis.zrange(keys.open, "0", "0", "WITHSCORES"),
-    readBatches(context),
-    checkReadiness(context),
-  ]);
+  const [states, taken, stale, counts, placing, index, open, oldest, batches, readiness, quarantine] =
+    await Promise.all([
+      createNodeStateStore(redis, keys).load(),
+      slots.taken(nodes.map(({ name }) => slotOf.node(name))),
+      cluster === null ? [] : findStale(context, cluster),
+      Promise.all(
+        nodes.map(({ name }) => Promise.all([count(queues.get(nodeQueue(name))), count(queues.get(execQueue(name)))])),
+      ),
+      count(queues.get(PLACE)),
+      readIndex(context),
+      redis.zcard(keys.open),
+      redis.zrange(keys.open, "0", "0", "WITHSCORES"),
+      readBatches(context),
+      checkReadiness(context),
+      readQuarantine(context),
+    ]);
+  const pools = await readPools(context, index);
   const obstacles = toObstacles(states);
   const rows = nodes.map((node, at): NodeRow => {
     const [queue, exec] = counts[at] ?? [];
@@ -148,15 +167,44 @@ export async function readFleet(context: WorkerContext): Promise<FleetView> {
     open,
     placing: placing.waiting,
     batches,
+    pools,
+    quarantine,
     troubles: [
       ...Object.entries(readiness.checks).flatMap(([name, text]): Trouble[] =>
         text === "ok" ? [] : [{ grade: "bad", text: `${name}: ${text}` }],
       ),
       ...toStaleTroubles(stale),
+      ...toPoolTroubles(pools),
+      ...toQuarantineTroubles(quarantine),
       ...findTroubles(rows, totals, { id: oldest[0], acceptedAt: Number(oldest[1]) }),
     ],
   };
 }
+
+async function readQuarantine(context: WorkerContext): Promise<QuarantineView> {
+  const all = [...(await context.strays.list())].map(([vmid, entry]) => ({
+    ...entry,
+    vmid,
+    removeAt: removalAt(context, entry),
+  }));
+  // Two that stay for ever are as late as each other.
+  const rows = all.sort((a, b) => (a.removeAt === b.removeAt ? a.vmid - b.vmid : a.removeAt - b.removeAt));
+  return { rows: rows.slice(0, QUARANTINE_ROWS), total: all.length };
+}
+
+function toQuarantineTroubles({ total }: QuarantineView): Trouble[] {
+  if (total === 0) return [];
+  const text = `${total} ${total === 1 ? "container" : "containers"} that no sandbox owns in quarantine`;
+  return [{ grade: "warn", text, href: "#quarantine" }];
+}
+
+const toPoolTroubles = (pools: readonly PoolRow[]): Trouble[] =>
+  pools
+    .filter(({ failures }) => failures >= FAILURES)
+    .map(({ template, failures }) => ({
+      grade: "warn",
+      text: `members of the pool of ${template} can't be made: ${failures} failed in a row`,
+    }));
 
 const NAMED = 5;
 

@@ -1,5 +1,6 @@
 /** The list of sandboxes, one sandbox, one operation. */
 import { whyNotAgain } from "../../../producers/retry.ts";
+import { POOL_TEAM } from "../../../shared/ids.ts";
 import type { OperationRecord, SandboxRecord } from "../../../shared/state/records.ts";
 import { isEnded, isGone, SANDBOX_STATES } from "../../../shared/state/records.ts";
 import { jobUrl } from "../board.ts";
@@ -30,7 +31,7 @@ ${table(
   rows.map((one) => [
     linkTo(one.id),
     stateOf(one),
-    one.team,
+    teamOf(one),
     one.template,
     one.node,
     one.vmid,
@@ -44,8 +45,12 @@ ${table(
 <p>${page > 1 && html`<a href="${to(page - 1)}">Earlier page</a> `}${page < pages && html`<a href="${to(page + 1)}">Next page</a>`}</p>`;
 }
 
+/** What stands in a pool is nobody's yet: its team is a word of ours. */
+const teamOf = ({ team, pool }: SandboxRecord): Html =>
+  team === POOL_TEAM ? html`<span class="dim">pool${pool !== undefined && ` of ${pool}`}</span>` : html`${team}`;
+
 function stateOf({ state }: SandboxRecord): Html {
-  const grade = state === "running" ? "good" : state === "quarantined" ? "bad" : "dim";
+  const grade = state === "running" || state === "warm" ? "good" : state === "quarantined" ? "bad" : "dim";
   return html`<span class="${grade}">${state}</span>`;
 }
 
@@ -54,10 +59,10 @@ export function sandboxPage(
   sandbox: SandboxRecord,
   { acts, maker }: { acts: boolean; maker: OperationRecord | null },
 ): Html {
-  const { id, team, template, node, vmid, hostname, address, createdAt, runningAt, expiresAt, ttlAction } = sandbox;
+  const { id, template, node, vmid, hostname, address, createdAt, runningAt, expiresAt, ttlAction } = sandbox;
   return html`<dl>
 <dt>State</dt><dd>${stateOf(sandbox)}</dd>
-<dt>Team</dt><dd>${team}</dd>
+<dt>Team</dt><dd>${teamOf(sandbox)}</dd>
 <dt>Template</dt><dd>${template}</dd>
 <dt>Container</dt><dd>${vmid === undefined ? "none" : `${vmid} on ${node}`}</dd>
 <dt>Host name</dt><dd>${hostname}</dd>
