@@ -223,9 +223,9 @@ const CLAIMS_AT_ONCE = 32;
 function createQueueWorkers(context: WorkerContext, live: LiveRuns) {
   const { config } = context;
   const workers = new Map<string, Worker>();
-  const ensure = (queue: string, concurrency: number, placed = false) => {
+  const ensure = (queue: string, concurrency: number, { placed = false, claimsAhead = false } = {}) => {
     if (workers.has(queue)) return;
-    workers.set(queue, startOperationWorker(context, { queue, concurrency, placed, handlerOf, live }));
+    workers.set(queue, startOperationWorker(context, { queue, concurrency, placed, claimsAhead, handlerOf, live }));
   };
   let closed = false;
   return {
@@ -240,8 +240,8 @@ function createQueueWorkers(context: WorkerContext, live: LiveRuns) {
       const fresh = names.filter((name) => !workers.has(nodeQueue(name)));
       await Promise.all(fresh.map((name) => assertNodeLimits(context, name)));
       for (const name of closed ? [] : fresh) {
-        ensure(nodeQueue(name), config.FLEET_NODE_SLOTS, true);
-        ensure(execQueue(name), config.FLEET_EXEC_SLOTS);
+        ensure(nodeQueue(name), config.FLEET_NODE_SLOTS, { placed: true });
+        ensure(execQueue(name), config.FLEET_EXEC_SLOTS, { claimsAhead: true });
       }
     },
     async close() {

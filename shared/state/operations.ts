@@ -334,24 +334,7 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
 
     async claim(id, fence, by) {
       const lock = [by?.lockKey ?? "", by?.lockToken ?? "", LOCK_MS];
-      const [outcome, operation, sandbox, ...sealed] = await runList(CLAIM, id, fence, by?.job ?? "", now(), ...lock);
-      if (outcome === "claimed") {
-        const record = decodeOperation(toHash(operation));
-        const writer = { id, fence, revision: record.revision };
-        const [own, owner, sent] = SealedReply.parse(sealed);
-        return {
-          outcome,
-          writer,
-          operation: sent === 1 ? { ...record, step: undefined } : record,
-          sandbox: decodeSandbox(toHash(sandbox)),
-          sealed: { operation: own, sandbox: owner },
-          sent: sent === 1,
-        };
-      }
-      if (outcome === "ended") return { outcome, operation: decodeOperation(toHash(operation)) };
-      if (outcome === "newer")
-        return { outcome, what: `${operation} of version ${sandbox}, sandbox ${sealed[0] || "-"}` };
-      return outcome === "stale" || outcome === "again" ? { outcome } : { outcome: "unknown" };
+      return toClaim(fence, await runList(CLAIM, id, fence, by?.job ?? "", now(), ...lock));
     },
 
     async write(writer, write) {
@@ -478,6 +461,33 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
       return hash["id"] === undefined ? null : decodeHash(SnapshotRecord, hash, `snapshot ${id}`);
     },
   };
+}
+
+/** Of CLAIM's reply. Throws `internal` for a record that can't be read. */
+export function toClaim(fence: string, [outcome, operation, sandbox, ...rest]: readonly unknown[]): Claim {
+  switch (outcome) {
+    case "claimed": {
+      const record = decodeOperation(toHash(operation));
+      const [own, owner, sent] = SealedReply.parse(rest);
+      return {
+        outcome,
+        writer: { id: record.id, fence, revision: record.revision },
+        operation: sent === 1 ? { ...record, step: undefined } : record,
+        sandbox: decodeSandbox(toHash(sandbox)),
+        sealed: { operation: own, sandbox: owner },
+        sent: sent === 1,
+      };
+    }
+    case "ended":
+      return { outcome, operation: decodeOperation(toHash(operation)) };
+    case "newer":
+      return { outcome, what: `${operation} of version ${sandbox}, sandbox ${rest[0] || "-"}` };
+    case "stale":
+    case "again":
+      return { outcome };
+    default:
+      return { outcome: "unknown" };
+  }
 }
 
 const Facets = z.tuple([z.string(), z.string(), z.coerce.number(), TeamId]);

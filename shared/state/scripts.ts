@@ -729,18 +729,9 @@ local VERSIONS = {${Object.entries<JobSpec>(jobs)
 local STATES = ${luaSet(SANDBOX_STATES)}
 `;
 
-/**
- * ARGV: id, fence, job, now, lock key, lock token, lock ms → [outcome] or ['claimed', operation hash, sandbox hash, what is
- * sealed for each of them, 1 where it is on record as sent from here on].
- * `again`: it needs another job, behind those that are ready.
- * BullMQ's lock is checked and renewed in the same step, so a run that slept past its lock can't claim over its successor.
- */
-export const CLAIM = withPrelude(`${KNOWN}
-local id, fence, job, now, lock = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-if lock ~= '' then
-  if redis.call('GET', lock) ~= ARGV[7] then return {'stale'} end
-  redis.call('PEXPIRE', lock, ARGV[8])
-end
+/** Claims an operation in one step; `return`s as CLAIM. */
+export const CLAIM_LUA = `${KNOWN}
+local function claim(id, fence, job, now)
 local key = opKey(id)
 local status, current, parked, batch, holder, kind, version, sandbox, lane, queue, step, abort, once =
   unpack(redis.call('HMGET', key, 'status', 'job', 'parked', 'batch', 'fence', 'kind', 'version', 'sandbox', 'lane', 'queue', 'step', 'abort', 'once'))
@@ -788,6 +779,22 @@ local sends = fresh and state == 'running' and node and address and queue == 'ex
 if sends then redis.call('HSET', key, 'step', '{"name":"sent","at":'..now..'}') end
 return {'claimed', redis.call('HGETALL', key), redis.call('HGETALL', sbxKey(sandbox)),
   own, redis.call('GET', P..':secret:'..sandbox), sends and 1 or 0}
+end
+`;
+
+/**
+ * ARGV: id, fence, job, now, lock key, lock token, lock ms → [outcome] or ['claimed', operation hash, sandbox hash, what is
+ * sealed for each of them, 1 where it is on record as sent from here on].
+ * `again`: it needs another job, behind those that are ready.
+ * BullMQ's lock is checked and renewed in the same step, so a run that slept past its lock can't claim over its successor.
+ */
+export const CLAIM = withPrelude(`${CLAIM_LUA}
+local id, fence, job, now, lock = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+if lock ~= '' then
+  if redis.call('GET', lock) ~= ARGV[7] then return {'stale'} end
+  redis.call('PEXPIRE', lock, ARGV[8])
+end
+return claim(id, fence, job, now)
 `);
 
 /** Adds to a write what follows from the sandbox as it stands, so that two at once lose nothing; false: too much metadata. */

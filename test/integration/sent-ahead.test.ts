@@ -5,6 +5,8 @@ import { FleetError } from "../../shared/errors.ts";
 import { newFence, type OperationId } from "../../shared/ids.ts";
 import type { JobInput } from "../../shared/jobs/index.ts";
 import type { JobData } from "../../shared/queues.ts";
+import { toClaim } from "../../shared/state/operations.ts";
+import { takeJob } from "../../shared/state/take.ts";
 import type { WorkerContext } from "../../workers/context.ts";
 import type { Handler } from "../../workers/handlers/handler.ts";
 import { createLogger } from "../../workers/log.ts";
@@ -73,6 +75,39 @@ test("not where it may be run again, must be written to files first, or its sand
   const aborted = await ask();
   await rig.store.abort(aborted, { code: "canceled", message: "canceled", facts: {} }, undefined);
   expect(await claim(aborted)).toEqual({ sent: false, step: undefined });
+});
+
+const take = (token: string, fence = newFence()) => takeJob(rig.redis, rig.keys, { queue: QUEUE, token, fence });
+const marked = () => rig.redis.exists(`${rig.prefix}:${QUEUE}:marker`);
+
+test("a job is taken with its operation claimed, and the same one again after a lost reply", async () => {
+  await rig.redis.del(`${rig.prefix}:${QUEUE}:wait`);
+  const [first, second] = [await ask(), await ask()];
+  const fence = newFence();
+  const taken = await take("worker:1", fence);
+  expect([taken.id, taken.isLast, await marked()]).toEqual([first, false, 1]);
+  const claimed = toClaim(fence, taken.claimed?.reply ?? []);
+  expect(claimed).toMatchObject({
+    outcome: "claimed",
+    sent: true,
+    operation: { id: first, fence },
+  });
+  expect(await rig.redis.get(lockOf(first))).toBe("worker:1");
+
+  const again = await take("worker:1", fence);
+  expect([again.id, toClaim(fence, again.claimed?.reply ?? [])]).toMatchObject([first, { sent: true }]);
+
+  // The lock has another holder by now, so what was taken then is nobody's business any more.
+  await rig.redis.set(lockOf(first), "another");
+  expect(await take("worker:1")).toMatchObject({ id: second, isLast: true });
+  expect(await marked()).toBe(0); // nobody is woken for a job that is not there
+  expect(await take("worker:2")).toMatchObject({ id: undefined, claimed: undefined });
+});
+
+test("a job whose operation can't be claimed is taken all the same, and left to its run", async () => {
+  const id = await ask();
+  await rig.redis.hset(rig.keys.operation(id), "version", "none");
+  expect(await take("worker:3")).toMatchObject({ id, claimed: undefined });
 });
 
 /** One run of the operation, with this handler. */

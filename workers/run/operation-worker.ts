@@ -1,7 +1,8 @@
 /** A BullMQ Worker with the fleet's settings, for one queue of operations. */
-import { Worker } from "bullmq";
+import { type Job, type JobJson, raw2NextJobData, Worker, type WorkerOptions } from "bullmq";
 import { type JobData, LOCK_MS } from "../../shared/queues.ts";
 import { isConnectionError } from "../../shared/redis/connect.ts";
+import { type ClaimedAhead, takeJob } from "../../shared/state/take.ts";
 import type { WorkerContext } from "../context.ts";
 import { type HandlerOf, type LiveRuns, processOperation, RetryLater } from "./process-operation.ts";
 
@@ -11,15 +12,68 @@ export interface OperationWorkerOptions {
   concurrency: number;
   /** Whether operations wait to be placed into this queue: they are told when a job has left it. */
   placed: boolean;
+  /** Whether jobs are taken and their operations claimed in one step: for those that are over soon. */
+  claimsAhead: boolean;
   handlerOf: HandlerOf;
   live: LiveRuns;
 }
 
+interface Setting {
+  context: WorkerContext;
+  options: OperationWorkerOptions;
+}
+
+/** BullMQ's, which may take jobs with their operations, and then does not look for more where there is none. */
+class OperationWorker extends Worker<JobData> {
+  readonly #setting: Setting;
+  readonly #claims = new Map<string, ClaimedAhead>();
+  #lastJob: string | undefined;
+
+  constructor(setting: Setting, settings: WorkerOptions) {
+    const { context, options } = setting;
+    const process = (job: Job<JobData>, token = "") =>
+      processOperation(context, job, token, { ...options, claimed: this.#claimOf(nameOf(job.id, token)) });
+    super(options.queue, process, settings);
+    this.#setting = setting;
+  }
+
+  protected override createBackend(): void {
+    super.createBackend();
+    const { backend } = this;
+    const take = backend.moveToActive.bind(backend);
+    backend.moveToActive = (token, name) =>
+      this.#setting.options.claimsAhead ? this.#takeWithClaim(token) : take(token, name);
+  }
+
+  protected override async nextJobFromJobData(data?: JobJson, id?: string, token?: string): Promise<Job<JobData>> {
+    const job = await super.nextJobFromJobData(data, id, token);
+    // As after a look that finds nothing: the worker waits for the next one to be added.
+    if (id !== undefined && id === this.#lastJob) await super.nextJobFromJobData();
+    return job;
+  }
+
+  async #takeWithClaim(token: string): Promise<unknown[]> {
+    const { redis, keys } = this.#setting.context;
+    const { job, id, claimed, isLast } = await takeJob(redis, keys, { queue: this.name, token });
+    if (claimed) this.#claims.set(nameOf(id, token), claimed);
+    this.#lastJob = isLast ? id : undefined;
+    return raw2NextJobData(job);
+  }
+
+  #claimOf(name: string): ClaimedAhead | undefined {
+    const claimed = this.#claims.get(name);
+    this.#claims.delete(name);
+    return claimed;
+  }
+}
+
+/** A job taken with a token: that of a job that has ended may go on to the next one. */
+const nameOf = (job: string | undefined, token: string) => `${job} ${token}`;
+
 export function startOperationWorker(context: WorkerContext, options: OperationWorkerOptions): Worker<JobData> {
   const { config, redis, keys, log } = context;
-  const worker = new Worker<JobData>(
-    options.queue,
-    (job, token) => processOperation(context, job, token ?? "", options),
+  const worker = new OperationWorker(
+    { context, options },
     {
       connection: redis,
       prefix: config.FLEET_PREFIX,

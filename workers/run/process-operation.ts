@@ -13,8 +13,9 @@ import {
 import { newFence, type OperationId } from "../../shared/ids.ts";
 import { type JobName, jobs } from "../../shared/jobs/index.ts";
 import { type JobData, PLACE } from "../../shared/queues.ts";
-import type { OperationEnd, Write } from "../../shared/state/operations.ts";
+import { type OperationEnd, toClaim, type Write } from "../../shared/state/operations.ts";
 import { isEnded, type OperationRecord } from "../../shared/state/records.ts";
+import type { ClaimedAhead } from "../../shared/state/take.ts";
 import { annotate, annotateFailure, currentTrace } from "../../shared/trace.ts";
 import type { WorkerContext } from "../context.ts";
 import type { Ending, Handler } from "../handlers/handler.ts";
@@ -54,14 +55,17 @@ export async function processOperation(
   context: WorkerContext,
   job: Job<JobData>,
   token: string,
-  options: { handlerOf: HandlerOf; live: LiveRuns },
+  options: { handlerOf: HandlerOf; live: LiveRuns; claimed?: ClaimedAhead | undefined },
 ): Promise<JobSummary> {
   const { store, config } = context;
   const id = job.data.operation;
   const jobId = job.id ?? id;
-  const claimedAt = performance.now();
+  const { claimed } = options;
+  const claimedAt = claimed?.at ?? performance.now();
   const lockKey = `${config.FLEET_PREFIX}:${job.queueName}:${jobId}:lock`;
-  const claim = await store.claim(id, newFence(), { job: jobId, lockKey, lockToken: token });
+  const claim = claimed
+    ? toClaim(claimed.fence, claimed.reply)
+    : await store.claim(id, newFence(), { job: jobId, lockKey, lockToken: token });
   if (claim.outcome === "unknown") return { outcome: "unknown" };
   if (claim.outcome === "stale") return { outcome: "replaced" };
   if (claim.outcome === "again") {

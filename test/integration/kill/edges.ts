@@ -141,7 +141,9 @@ function wrapJobs(): void {
 // ---- Redis -------------------------------------------------------------------------------------------------------
 
 const scriptNames = new Map(
-  Object.entries(scripts).flatMap(([name, script]) => ("sha" in script ? [[script.sha, name] as const] : [])),
+  Object.entries(scripts).flatMap(([name, script]) =>
+    typeof script === "object" ? [[script.sha, name] as const] : [],
+  ),
 );
 /** What a run or the clockwork repeats by time: it changes nothing that the operation is made of. */
 const BY_TIME = new Set(["extendLock", "INSPECT", "RENEW", "hget op"]);
