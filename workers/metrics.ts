@@ -18,6 +18,17 @@ export interface EndedOperation {
   timings: Readonly<Record<string, number>>;
 }
 
+export type ReconcileAction =
+  | "quarantined"
+  | "removed"
+  | "leased"
+  | "lost"
+  | "drift"
+  | "restarted"
+  | "restored"
+  | "locked"
+  | "unlocked";
+
 export interface Metrics {
   readonly registry: Registry;
   operationEnded(operation: EndedOperation): void;
@@ -28,8 +39,11 @@ export interface Metrics {
   gateDecided(outcome: string): void;
   gateWoke(): void;
   leftToNewer(): void;
-  /** `action`: what the reconcile did, such as `removed`, to how many. */
-  reconciled(action: string, count: number): void;
+  /**
+   * What the reconcile did, to how many: `quarantined`, `removed`, `leased` (only its lease was lost), `lost`, `drift`, `restarted`,
+   * `restored`, `locked` (told of), `unlocked`.
+   */
+  reconciled(action: ReconcileAction, count: number): void;
   roundEnded(seconds: number): void;
 }
 

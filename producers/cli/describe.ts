@@ -170,6 +170,10 @@ function toDetail(event: FleetEvent, paint: Paint): string {
     }
     case "sandbox.updated":
       return event.data.fields.join(", ");
+    case "container.locked":
+    case "container.unlocked":
+      return paint("yellow", `${event.data.vmid} on ${event.data.node}: ${event.data.text}`);
+    case "container.quarantined":
     case "container.removed":
       return `${event.data.vmid} on ${event.data.node}: ${event.data.reason}`;
     case "sandbox.expiring":

@@ -21,7 +21,18 @@ export const Finding = z.object({
   sandbox: SandboxId.optional(),
   team: TeamId.optional(),
   /** `waits`: looked at again by itself; `left`: only an operator can decide; `to …`: what a dry run would have done. */
-  done: z.enum(["removed", "to remove", "taken in", "to take in", "asked for", "to ask for", "waits", "left"]),
+  done: z.enum([
+    "removed",
+    "to remove",
+    "taken in",
+    "to take in",
+    "cleared",
+    "to clear",
+    "asked for",
+    "to ask for",
+    "waits",
+    "left",
+  ]),
   /** Why, and the way out where there is one; for people. */
   text: z.string(),
   /** When it will be removed, ms since the epoch. */

@@ -4,8 +4,10 @@ import { FleetError } from "../errors.ts";
 import { BatchId, OperationId, SandboxId, TeamId } from "../ids.ts";
 import { TtlAction } from "../jobs/fields.ts";
 import type { RedisConnection } from "../redis/connect.ts";
+import { runScript } from "../redis/script.ts";
 import type { Keys } from "./keys.ts";
 import { SANDBOX_STATES } from "./records.ts";
+import { withPrelude } from "./scripts.ts";
 
 const base = {
   /** Position in the stream; pass it as `after` to go on from here. */
@@ -18,6 +20,8 @@ const base = {
 
 /** Of an operation that is an item of a batch. */
 const batched = { batch: BatchId.optional(), item: z.number().optional() };
+
+const Lock = z.object({ node: z.string(), vmid: z.number(), lock: z.string(), text: z.string() });
 
 export const FleetEventSchema = z.discriminatedUnion("type", [
   z.object({
@@ -71,10 +75,34 @@ export const FleetEventSchema = z.discriminatedUnion("type", [
     operation: OperationId,
     data: z.object({ node: z.string(), vmid: z.number(), reason: z.string() }),
   }),
+  /** A container that no record owns, by its stamp, is left for now. `removeAt`: ms since the epoch; absent: never by itself. */
+  z.object({
+    type: z.literal("container.quarantined"),
+    ...base,
+    operation: OperationId,
+    data: z.object({ node: z.string(), vmid: z.number(), reason: z.string(), removeAt: z.number().optional() }),
+  }),
+  /** A sandbox's container has a lock that no task holds: PVE refuses every change of it. `text` names the way out. */
+  z.object({ type: z.literal("container.locked"), ...base, operation: OperationId, data: Lock }),
+  z.object({ type: z.literal("container.unlocked"), ...base, operation: OperationId, data: Lock }),
 ]);
 export type FleetEvent = z.output<typeof FleetEventSchema>;
 export type FleetEventType = FleetEvent["type"];
 export const EVENT_TYPES = FleetEventSchema.options.map(({ shape }) => shape.type.value);
+
+/** ARGV: type, now, operation, sandbox, team, data JSON. */
+const EMIT = withPrelude("emit(unpack(ARGV, 2))\nreturn 'ok'");
+
+/** For what is no part of another write. */
+export async function emitEvent(redis: RedisConnection, keys: Keys, event: EventToEmit): Promise<void> {
+  const { type, operation, sandbox, team, data } = event;
+  const words = [keys.prefix, type, Date.now(), operation, sandbox, team, JSON.stringify(data)];
+  await runScript(redis, EMIT, [keys.open], words);
+}
+
+type EventToEmit = {
+  [Type in FleetEventType]: Omit<Extract<FleetEvent, { type: Type }>, "cursor" | "at">;
+}[FleetEventType];
 
 /** A cursor of the stream: `0` is its beginning, `$` its end. */
 const Cursor = z.string().regex(/^(0|\$|\d+-\d+)$/, "must be a cursor of an earlier event, 0 or $");

@@ -47,6 +47,8 @@ export interface Keys {
    */
   readonly restamp: string;
   readonly restamping: string;
+  /** Hash by VMID: locks that PVE's list shows, and since when; see `locks.ts`. */
+  readonly locks: string;
   /** Hash: when each node was started (ms since the epoch), as the last round of the reconcile saw it. */
   readonly boots: string;
   /** Sandboxes that ran when their node went down, and are to be started again. */
@@ -165,6 +167,7 @@ export function createKeys(prefix: string): Keys {
     strays: key("strays"),
     restamp: key("restamp"),
     restamping: key("restamping"),
+    locks: key("locks"),
     boots: key("boots"),
     restarts: key("restarts"),
     nodes: key("nodes"),

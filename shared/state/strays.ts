@@ -106,6 +106,8 @@ export const Quarantined = z.object({
   /** What was found by the last look; absent before the first. `reason` is for people. */
   verdict: z.enum(["wait", "remove", "later", "keep", "stranger"]).optional(),
   reason: z.string().optional(),
+  /** When it goes; absent before the first look, and where only an operator can decide. */
+  removeAt: z.number().optional(),
   operation: OperationId.optional(),
   sandbox: SandboxId.optional(),
   team: TeamId.optional(),

@@ -104,6 +104,16 @@ export class FaultBox implements Faults {
     this.onHit(`node ${name} ${state}`);
   }
 
+  async shutDown(name: string): Promise<void> {
+    const node = this.#world.node(name);
+    const by = { user: "root@pam", tokenid: "", privileges: "all" as const, disabled: false, expired: false };
+    const task = this.#world.fork({ type: "stopall", id: "", node, by, arrivedAt: now() }, async () => {
+      for (const container of node.containers.values()) if (container.running) await this.#guests.stop(container);
+    });
+    await task.ended;
+    this.onHit(`node ${name} shut down`);
+  }
+
   reboot(name: string): void {
     const node = this.#world.node(name);
     for (const container of node.containers.values()) if (container.running) crashGuest(this.#guests, container);

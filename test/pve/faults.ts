@@ -42,6 +42,8 @@ export interface Faults {
   request(fault: RequestFault): FaultHandle;
   task(fault: TaskFault): FaultHandle;
   node(name: string, state: NodeState): void;
+  /** An orderly shutdown: PVE's task `stopall` stops every container of the node, which is gone from then on. */
+  shutDown(name: string): Promise<void>;
   /** Powers a node off and on: its containers are stopped, those with `onboot` too. */
   reboot(name: string): void;
   quorum(present: boolean): void;

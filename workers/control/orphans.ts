@@ -6,6 +6,7 @@
 import { FleetError, toFleetError, unreachable } from "../../shared/errors.ts";
 import type { Vmid } from "../../shared/ids.ts";
 import type { Finding } from "../../shared/state/errands.ts";
+import { emitEvent } from "../../shared/state/events.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { Quarantined } from "../../shared/state/strays.ts";
 import type { WorkerContext } from "../context.ts";
@@ -56,7 +57,11 @@ export async function settleOrphans(context: WorkerContext, round: Round): Promi
             { ...facts, node, vmid: place.vmid, code },
             "could not settle a container in quarantine yet",
           );
-          findings.push(toFinding({ ...entry, reason: code }, "waits"));
+          const reason =
+            code === "container_locked"
+              ? `${code}; when no task works on it, on ${node}: pct unlock ${place.vmid}`
+              : code;
+          findings.push(toFinding({ ...entry, reason }, "waits"));
           // A node that can't tell must not keep those of the others.
           if (code === "node_unreachable" || code === "node_unavailable") silent = true;
         }
@@ -103,7 +108,7 @@ async function quarantine(
 
 /** Looks at it, and does what there is to do. Throws where that can't be done now. */
 async function settle(context: WorkerContext, entry: Entry, round: Round): Promise<Finding> {
-  const { strays, store, redis, keys, log } = context;
+  const { strays, store, redis, keys, metrics, log } = context;
   const { vmid, node } = entry;
   const stray = await readStray(context, { node, vmid }, round);
   if (stray === null) {
@@ -120,7 +125,8 @@ async function settle(context: WorkerContext, entry: Entry, round: Round): Promi
   const judged = { ...entry, ...whose, ...judgement };
   switch (judgement.verdict) {
     case "own":
-      if (!round.dryRun) await redis.hsetnx(keys.vmids, String(vmid), sandbox);
+      if (!round.dryRun && (await redis.hsetnx(keys.vmids, String(vmid), sandbox)) === 1)
+        metrics.reconciled("leased", 1);
       return toFinding({ ...judged, verdict: undefined, reason: "only its lease was lost" }, "taken in");
     case "wait":
       if (!round.dryRun && (await strays.adopt(stray.stamp, stray.place)))
@@ -160,17 +166,21 @@ export function removalAt(
 }
 
 async function note(
-  { strays, log }: WorkerContext,
+  { strays, redis, keys, log }: WorkerContext,
   before: Entry,
   entry: Entry,
   { dryRun, removeAt = Number.POSITIVE_INFINITY }: { dryRun: boolean; removeAt?: number },
 ): Promise<Finding> {
   const { vmid, ...noted } = entry;
-  const { node, sandbox, verdict, reason } = noted;
+  const { node, operation, sandbox, team, verdict, reason = "" } = noted;
   if (!dryRun) {
-    await strays.note(vmid, noted);
-    if (verdict !== before.verdict && verdict !== "stranger")
+    const at = Number.isFinite(removeAt) ? removeAt : undefined;
+    await strays.note(vmid, { ...noted, removeAt: at });
+    if (verdict !== before.verdict && operation && sandbox && team) {
       log.warn({ node, vmid, sandbox, reason }, "container that no sandbox owns is left for now");
+      const data = { node, vmid, reason, removeAt: at };
+      await emitEvent(redis, keys, { type: "container.quarantined", operation, sandbox, team, data });
+    }
   }
   return toFinding(entry, removeAt === Number.POSITIVE_INFINITY ? "left" : "waits", removeAt);
 }

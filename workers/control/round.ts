@@ -3,9 +3,10 @@ import type { NodeName } from "../../shared/ids.ts";
 import type { Finding } from "../../shared/state/errands.ts";
 import type { WorkerContext } from "../context.ts";
 import type { ClusterResource } from "../pve/api.ts";
+import { forgetNode } from "./forget-node.ts";
 import { settleOrphans } from "./orphans.ts";
 import { rebuild } from "./rebuild.ts";
-import { compareRecords, forgetNode } from "./standing.ts";
+import { compareRecords } from "./standing.ts";
 
 export interface RoundOptions {
   signal: AbortSignal;

@@ -2,41 +2,43 @@
  * The records against PVE's list: a sandbox whose container is gone ends as `lost`, what somebody changed behind our back is
  * taken into the record, and what ran when its node went down is started again. The list lags, so each is looked at first.
  */
-import { FleetError, toFleetError } from "../../shared/errors.ts";
-import { type NodeName, SandboxId, Vmid } from "../../shared/ids.ts";
+import { toFleetError } from "../../shared/errors.ts";
+import { type NodeName, Vmid } from "../../shared/ids.ts";
 import { parseInput } from "../../shared/jobs/index.ts";
-import { loadReservation, reserve, unreserve } from "../../shared/placement/reservation.ts";
+import { loadReservation, type Reservation, reserve, unreserve } from "../../shared/placement/reservation.ts";
 import type { Finding } from "../../shared/state/errands.ts";
 import type { Command } from "../../shared/state/operations.ts";
-import type { SandboxRecord, SandboxState } from "../../shared/state/records.ts";
+import type { SandboxRecord } from "../../shared/state/records.ts";
 import { type Settlement, settleSandbox } from "../../shared/state/settle-sandbox.ts";
+import { listPlaced, STANDING, type Standing } from "../../shared/state/standing.ts";
 import type { WorkerContext } from "../context.ts";
 import type { ClusterResource, LxcConfig } from "../pve/api.ts";
-import { hasMac, type Place } from "../sandbox/look.ts";
+import { type Place, placeOf } from "../sandbox/look.ts";
 import { releaseCommands } from "../sandbox/release.ts";
 import { toReservation } from "../sandbox/reservation.ts";
-import { parseStamp } from "../sandbox/stamp.ts";
 import { ask } from "./expire.ts";
+import { settleLocks } from "./locks.ts";
+import { readOwn } from "./own.ts";
 import type { Round } from "./round.ts";
 
-/** In all other states an operation is at work and looks itself, or nobody but a human can tell. */
-const STANDING: ReadonlySet<SandboxState> = new Set<SandboxState>(["running", "stopped", "paused", "template", "warm"]);
-/** A page is read in one go of the event loop, and a gate may answer in the same process. */
-const PAGE = 5;
+/** Containers at once on a node. */
 const AT_ONCE = 3;
 /** Clocks, and an uptime that is some seconds old. */
 const BOOT_SKEW_MS = 30_000;
 /** A node that stops all its containers has so long to go down; then somebody stopped them for good. */
 const GOING_DOWN_MS = 900_000;
 
+const MIB = 1_048_576;
+const GIB = 1_073_741_824;
+
 type Placed = SandboxRecord & Place;
 
 export async function compareRecords(context: WorkerContext, round: Round): Promise<Finding[]> {
-  const records = await loadStanding(context);
+  const standing = (await listPlaced(context.redis, context.keys)).filter(({ state }) => STANDING.has(state));
   const guests = new Map(round.guests.flatMap((one) => (one.vmid === undefined ? [] : [[Number(one.vmid), one]])));
   const nodes = new Map(round.guests.flatMap((one) => (one.type === "node" && one.node ? [[one.node, one]] : [])));
-  const toStart = await noteBoots(context, records, nodes, round);
-  const suspects = records.filter((one) => toStart.has(one.id) || differs(one, guests.get(one.vmid), nodes));
+  const toStart = await noteBoots(context, standing, nodes, round);
+  const suspects = standing.filter((one) => toStart.has(one.id) || differs(one, guests.get(one.vmid), nodes));
   const findings: Finding[] = [];
   const stopping = new Map<NodeName, Promise<boolean>>();
   const started = new Map<NodeName, number>();
@@ -58,40 +60,31 @@ export async function compareRecords(context: WorkerContext, round: Round): Prom
   const lanes = [...Map.groupBy(suspects, ({ node }) => node).values()].flatMap((some) => {
     const rest = some.values();
     return Array.from({ length: AT_ONCE }, async () => {
-      for (const record of rest) {
+      for (const { id, node } of rest) {
         try {
-          const finding = await settle(context, record, look);
+          const record = toPlaced(await context.store.loadSandbox(id));
+          const finding = record && (await settle(context, record, look));
           if (finding) findings.push(finding);
         } catch (error) {
           round.signal.throwIfAborted();
           const { code } = toFleetError(error);
-          context.log.debug({ sandbox: record.id, node: record.node, code }, "could not look at a container yet");
+          context.log.debug({ sandbox: id, node, code }, "could not look at a container yet");
         }
       }
     });
   });
   await Promise.all(lanes);
-  return findings;
+  return [...findings, ...(await settleLocks(context, round, standing))];
 }
 
-async function loadStanding({ redis, keys, store }: WorkerContext): Promise<Placed[]> {
-  const ids = await redis.zrange(keys.sandboxes, 0, "-1");
-  const found: Placed[] = [];
-  for (let at = 0; at < ids.length; at += PAGE) {
-    const page = await Promise.all(
-      ids.slice(at, at + PAGE).map((id) => store.loadSandbox(SandboxId.parse(id)).catch(() => null)),
-    );
-    for (const one of page) {
-      if (one === null || one.node === undefined || one.vmid === undefined || !STANDING.has(one.state)) continue;
-      found.push({ ...one, node: one.node, vmid: one.vmid });
-    }
-  }
-  return found;
+function toPlaced(record: SandboxRecord | null): Placed | null {
+  const place = record === null || !STANDING.has(record.state) ? null : placeOf(record);
+  return record && place && { ...record, ...place };
 }
 
 /** Whether the list says something else than the record. Of a node that is away it says nothing. */
 function differs(
-  { state, node, hostname }: Placed,
+  { state, node, hostname, memoryMib, diskGib }: Standing,
   guest: ClusterResource | undefined,
   nodes: ReadonlyMap<string, ClusterResource>,
 ): boolean {
@@ -99,16 +92,18 @@ function differs(
   if (guest.node !== node) return true;
   if (nodes.get(node)?.status === "offline" || guest.status === undefined || guest.status === "unknown") return false;
   if (state === "template" || state === "warm") return false;
-  const runs = guest.status === "running";
-  return (
-    runs === (state === "stopped") || (guest.name !== undefined && hostname !== undefined && guest.name !== hostname)
-  );
+  const { name, maxmem = 0, maxdisk = 0 } = guest;
+  if ((guest.status === "running") === (state === "stopped")) return true;
+  if (name !== undefined && hostname !== undefined && name !== hostname) return true;
+  if (memoryMib !== undefined && maxmem > 0 && maxmem !== memoryMib * MIB) return true;
+  // Disks only grow; what PVE tells of a running one is its file system, which is somewhat smaller.
+  return diskGib !== undefined && diskGib > 0 && maxdisk > diskGib * GIB;
 }
 
 /** What ran on nodes that were started anew since the last round; kept in Redis until each is asked for. */
 async function noteBoots(
   { redis, keys, log }: WorkerContext,
-  records: readonly Placed[],
+  records: readonly Standing[],
   nodes: ReadonlyMap<string, ClusterResource>,
   { now, dryRun }: Round,
 ): Promise<Set<string>> {
@@ -159,25 +154,6 @@ async function settle(context: WorkerContext, record: Placed, look: Look): Promi
   return settlePower(context, record, status, look);
 }
 
-/** Its live config; null where it is not, or not any more, the sandbox's. */
-async function readOwn(
-  { pve, config: { FLEET_PREFIX: fleet } }: WorkerContext,
-  { id, member, hwaddr }: Placed,
-  { node, vmid }: Place,
-  round: Round,
-): Promise<LxcConfig | null> {
-  try {
-    const config = await pve.lxc(node, vmid).config(round);
-    const stamp = parseStamp(config.description, vmid);
-    const isOurs =
-      stamp === null ? hasMac(config, hwaddr) : stamp.fleet === fleet && [id, member].includes(stamp.sandbox);
-    return isOurs ? config : null;
-  } catch (error) {
-    if (error instanceof FleetError && ["container_missing", "forbidden"].includes(error.code)) return null;
-    throw error;
-  }
-}
-
 const about = ({ node, vmid, hostname, id, team }: Placed) => ({ node, vmid, name: hostname, sandbox: id, team });
 
 async function apply(context: WorkerContext, record: Placed, change: Settlement, { dryRun, now }: Round) {
@@ -215,7 +191,7 @@ async function settleDrift(
   const fields: string[] = [];
   const before = await loadReservation(redis, keys, record.node, record.id);
   const now = { ...before, ...toReservation(config) };
-  const isResized = JSON.stringify([now.memoryMib, now.disks]) !== JSON.stringify([before.memoryMib, before.disks]);
+  const isResized = now.memoryMib !== before.memoryMib || hasOtherDisks(now.disks, before.disks);
   const isMoved = node !== record.node;
   const isRenamed = config.hostname !== undefined && config.hostname !== record.hostname;
   if (isMoved) fields.push("node");
@@ -234,6 +210,12 @@ async function settleDrift(
     log.info({ node, vmid: record.vmid, sandbox: record.id, fields }, "container was changed by somebody else");
   }
   return { what: "drift", ...about(record), node, done: round.dryRun ? "to take in" : "taken in", text };
+}
+
+/** In whole GiB, as placement counts. */
+function hasOtherDisks(now: Reservation["disks"], before: Reservation["disks"]): boolean {
+  const storages = Object.keys({ ...now, ...before });
+  return storages.some((name) => Math.ceil(now[name] ?? 0) !== Math.ceil(before[name] ?? 0));
 }
 
 async function settlePower(
@@ -281,29 +263,4 @@ async function startAgain(context: WorkerContext, record: Placed, { dryRun }: Ro
   await redis.srem(keys.restarts, record.id);
   metrics.reconciled("restarted", 1);
   return { ...finding, done: "asked for" };
-}
-
-/** For a node that is no more. Throws `invalid_input` while the cluster counts it as online. */
-export async function forgetNode(context: WorkerContext, node: NodeName, round: Round): Promise<Finding[]> {
-  const { redis, keys, store, slots, metrics, log } = context;
-  if (round.guests.some((one) => one.type === "node" && one.node === node && one.status === "online")) {
-    const text = `node: ${node} is online, and its containers run; drain it, or switch it off for good first`;
-    throw new FleetError("invalid_input", text, { facts: { node, fields: ["node"] } });
-  }
-  const findings: Finding[] = [];
-  for (const record of (await loadStanding(context)).filter((one) => one.node === node)) {
-    const also = await releaseCommands({ context, sandbox: record });
-    const done = await apply(context, record, { sandbox: { state: "lost" }, also }, round);
-    const text = done ? `ends as lost with ${node}` : "an operation is at work on it; ask again once that has ended";
-    findings.push({ what: "ghost", ...about(record), done: done ? "taken in" : "waits", text });
-  }
-  const name = `node-${node}`;
-  for (const holder of await slots.holders(name)) {
-    const operation = holder.startsWith("task:") ? null : await store.load(holder as never);
-    if (operation === null || operation.endedAt !== undefined) await slots.reap(name, holder);
-  }
-  await redis.hdel(keys.boots, node);
-  metrics.reconciled("lost", findings.length);
-  log.warn({ node, sandboxes: findings.length }, "node is forgotten: its sandboxes are lost");
-  return findings;
 }

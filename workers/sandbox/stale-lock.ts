@@ -28,9 +28,8 @@ export async function clearStaleLock(
   { place, lock, owner }: { place: Place; lock: string; owner: OperationId },
   call: Call,
 ): Promise<boolean> {
-  const { shell, config, log } = context;
-  const { first, last } = config.PVE_VMID_RANGE;
-  if (shell === null || !OURS.has(lock) || place.vmid < first || place.vmid > last) return false;
+  const { shell, log } = context;
+  if (shell === null || !mayClear(context, place, lock)) return false;
   try {
     if (!(await seesAllTasks(context, place, call))) return false;
     for (const upid of await findSuspects(context, place, owner, call)) {
@@ -46,6 +45,27 @@ export async function clearStaleLock(
   }
   log.warn({ ...place, lock, operation: owner }, "lock of a dead task removed");
   return true;
+}
+
+/** Whether a stale lock is ours to remove. */
+export function mayClear({ shell, config }: WorkerContext, { vmid }: Place, lock: string): boolean {
+  const { first, last } = config.PVE_VMID_RANGE;
+  return shell !== null && OURS.has(lock) && vmid >= first && vmid <= last;
+}
+
+/** Whether a task runs that may hold the lock, as far as the token sees: without Sys.Audit only those of its own. */
+export async function isWorkedOn(
+  { pve }: WorkerContext,
+  { node, vmid }: Place,
+  lock: string,
+  call: Call,
+): Promise<boolean> {
+  const tasks = await pve.tasks.list(node, { source: "active", limit: NEWEST }, call);
+  return tasks.some((task) => {
+    const { type, id } = parseUpid(task.upid);
+    const mayHold = id === String(vmid) || (type === "vzdump" && id === "") || (lock === "create" && MAKERS.has(type));
+    return mayHold && task.endtime === undefined;
+  });
 }
 
 /** Without Sys.Audit PVE lists the token's own tasks alone, and a human's at work would be missed. */

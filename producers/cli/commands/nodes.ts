@@ -129,8 +129,8 @@ function addCordons(node: Command, cli: Cli): void {
 }
 
 const FORGET_HELP = `
-For a node that will never be back as it was. Its sandboxes end as lost, their leases and slots are free. Switch it off for good
-first: where its containers come back all the same, they are orphans (fleet reconcile --dry-run).
+For a node that will never be back as it was. Its sandboxes end as lost, and what is open on them fails with sandbox_gone; their
+leases and slots are free. Those whose config somebody has moved to another node live on there. Switch it off for good first: where its containers come back all the same, they are orphans (fleet reconcile --dry-run).
 
 Example:
   fleet node forget pve2 --yes`;
@@ -153,7 +153,7 @@ function addForget(node: Command, cli: Cli): void {
         }
         const found = await fleet.nodes.forget(name, { signal: interrupt });
         const waits = found.filter(({ done }) => done === "waits").length;
-        const rest = waits === 0 ? "" : `; operations are at work on ${waits}, ask again once they have ended`;
+        const rest = waits === 0 ? "" : `; ${waits} are not, see --json: they stand elsewhere now, or ask again`;
         print(
           { node: name, findings: found },
           `${name} is forgotten: ${found.length - waits} sandboxes are lost${rest}\n`,

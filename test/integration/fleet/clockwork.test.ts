@@ -195,3 +195,27 @@ test("who has lost the lock does not take it from the next one", async () => {
   await withLock(rig.redis, key, () => rig.redis.set(key, "of another worker", "PX", 60_000));
   expect(await rig.redis.get(key)).toBe("of another worker");
 });
+
+test("an extension at the moment of the end: nothing is asked for and it lives on, or it is refused", async () => {
+  const ids = await Promise.all(Array.from({ length: 24 }, () => rig.running({ ttlSeconds: 3_600 })));
+  const now = Date.now();
+  for (const id of ids) {
+    await rig.redis.hset(rig.keys.sandbox(id), "expiresAt", now - 1);
+    await rig.redis.zadd(rig.keys.expiries, now - 1, id);
+  }
+  const extend = (id: SandboxId) =>
+    rig.fleet.sandboxes.extend(id, { seconds: 1_000 }).then(
+      () => "extended",
+      ({ code }: FleetError) => code,
+    );
+  const before = await Promise.all(ids.slice(0, 4).map(extend));
+  const [during] = await Promise.all([Promise.all(ids.slice(4, 20).map(extend)), expireSandboxes(context)]);
+  const after = await Promise.all(ids.slice(20).map(extend));
+  expect(new Set([...before, "-", ...after])).toEqual(new Set(["extended", "-", "sandbox_gone"]));
+  for (const [at, outcome] of [...before, ...during, ...after].entries()) {
+    const id = ids[at] ?? expect.fail();
+    expect(await destroysOf(id)).toHaveLength(outcome === "extended" ? 0 : 1);
+    expect(Number(await rig.redis.zscore(rig.keys.expiries, id)) > now + 900_000).toBe(outcome === "extended");
+  }
+  await rig.redis.del(rig.keys.expiries);
+});

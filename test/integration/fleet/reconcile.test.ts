@@ -1,10 +1,13 @@
 /** What somebody did behind our back is taken into the records; what ran when its node went down is started again. */
 import { afterAll, beforeAll, expect, test } from "vitest";
+import type { Finding } from "../../../producers/index.ts";
+import { Client } from "../../pve/client.ts";
+import { command } from "../command.ts";
 import { type Bed, containerOf, failure, provisionOne, run, startBed, until } from "./harness.ts";
 
 let bed: Bed;
 beforeAll(async () => {
-  bed = await startBed({ pve: { nodes: 3, timings: { resourcesLag: 0 } } });
+  bed = await startBed({ pve: { nodes: 3, timings: { resourcesLag: 0, snapshot: 40_000 } }, ssh: {} });
 });
 afterAll(() => bed.close());
 
@@ -30,6 +33,14 @@ test("ghosts end as lost; what is stopped, started, renamed, resized or moved is
   expect(await bed.fleet.sandboxes.get(changed.sandboxId)).toMatchObject({ node: "pve2", hostname: "renamed" });
   expect(await bed.redis.hexists(bed.keys.reserved("pve1"), changed.sandboxId)).toBe(0);
   await run(bed.fleet, "power", { sandboxId: changed.sandboxId, action: "start" });
+  // Nothing else about it: PVE's list alone tells.
+  const reserved = async () => bed.redis.hget(bed.keys.reserved("pve2"), changed.sandboxId);
+  expect(await reserved()).toContain('"memoryMib":1024');
+  const { rootfs = "" } = containerOf(bed, changed.vmid)?.config ?? {};
+  bed.pve.faults.edit(changed.vmid, { rootfs: rootfs.replace(/size=\w+/, "size=77G") });
+  await until(async () => (await reserved())?.includes(":77"), "its disk in the reservation");
+  bed.pve.faults.edit(changed.vmid, { memory: "2048" });
+  await until(async () => (await reserved())?.includes('"memoryMib":2048'), "its memory in the reservation");
   for (const { sandboxId } of [stopped, changed]) await run(bed.fleet, "destroy", { sandboxId });
 });
 
@@ -38,6 +49,11 @@ test("after its node's start anew what ran there runs again, and what was stoppe
   if (!ran || !rested) throw new Error("unreachable");
   await run(bed.fleet, "power", { sandboxId: rested.sandboxId, action: "stop" });
   await until(async () => (await bed.redis.hexists(bed.keys.boots, "pve3")) === 1, "a round");
+  // An orderly shutdown stops all first: that is nobody's wish for this one.
+  await bed.pve.faults.shutDown("pve3");
+  const found = await bed.fleet.reconcile();
+  expect(found.filter(({ sandbox }) => sandbox === ran.sandboxId)).toMatchObject([{ what: "restart", done: "waits" }]);
+  expect(await stateOf(ran.sandboxId)).toBe("running");
   bed.pve.faults.reboot("pve3");
   const isUp = () => containerOf(bed, ran.vmid)?.status === "running";
   await until(async () => isUp() && (await bed.redis.exists(bed.keys.restarts)) === 0, "its start", 30_000);
@@ -47,15 +63,103 @@ test("after its node's start anew what ran there runs again, and what was stoppe
   for (const { sandboxId } of [ran, rested]) await run(bed.fleet, "destroy", { sandboxId });
 });
 
-test("a node is forgotten only when it is no more: its sandboxes are lost, and hold nothing", async () => {
-  const { sandboxId, vmid } = await provisionOne(bed.fleet, { node: "pve2" });
+const cliEnv = () => ({
+  REDIS_URL: bed.redisServer.urlFor("producer"),
+  FLEET_PREFIX: bed.keys.prefix,
+  FLEET_SECRET_KEY: bed.env["FLEET_SECRET_KEY"],
+});
+
+/** As if it had been seen that long ago, and once more without a task. */
+const age = async (vmid: number) => {
+  const seen = await until(() => bed.redis.hget(bed.keys.locks, String(vmid)), "the lock to be seen");
+  await bed.redis.hset(bed.keys.locks, String(vmid), JSON.stringify({ ...JSON.parse(seen), lookAt: 0 }));
+};
+
+test("a lock that no task holds is told once with the command, or cleared where it is ours; one at work is let be", async () => {
+  const [backup, ours, held] = await Promise.all([1, 2, 3].map(() => provisionOne(bed.fleet, { node: "pve1" })));
+  if (!backup || !ours || !held) throw new Error("unreachable");
+  const events = bed.fleet.events({ after: "$", types: ["container.locked", "container.unlocked"] });
+  await using human = new Client(bed.pve);
+  await human.data("POST", `/nodes/pve1/lxc/${held.vmid}/snapshot`, { snapname: "mine" });
+  bed.pve.faults.lock(backup.vmid, "backup");
+  bed.pve.faults.lock(ours.vmid, "snapshot");
+  await bed.fleet.reconcile();
+  for (const { vmid } of [backup, ours, held]) await age(vmid);
+  for (let round = 0; round < 2; round++) await bed.fleet.reconcile();
+  const told = [(await events.next()).value, (await events.next()).value];
+  expect(told.find((event) => event?.sandbox === backup.sandboxId)).toMatchObject({
+    type: "container.locked",
+    data: { node: "pve1", lock: "backup", text: expect.stringContaining(`on pve1: pct unlock ${backup.vmid}`) },
+  });
+  expect(told.find((event) => event?.sandbox === ours.sandboxId)).toMatchObject({ type: "container.unlocked" });
+  expect([ours, backup, held].map(({ vmid }) => containerOf(bed, vmid)?.lock)).toEqual([
+    undefined,
+    "backup",
+    "snapshot",
+  ]);
+  const { code, out } = await command(cliEnv(), "reconcile", "--dry-run");
+  expect([code, out]).toEqual([0, expect.stringMatching(/1 lock left\n$/)]);
+  expect(out).toMatch(new RegExp(`^lock +pve1 +${backup.vmid} .* left .*on pve1: pct unlock ${backup.vmid}`, "m"));
+  const rebuilt = await command(cliEnv(), "reconcile", "--rebuild", "--dry-run");
+  expect(rebuilt.out).toBe("PVE and the records agree\n");
+  await age(backup.vmid);
+  await bed.fleet.reconcile();
+  bed.pve.faults.lock(backup.vmid, null);
+  await bed.fleet.reconcile();
+  expect(await bed.redis.hexists(bed.keys.locks, String(backup.vmid))).toBe(0);
+  const all = await bed.redis.xrange(bed.keys.events, "-", "+");
+  expect(all.filter(([, fields]) => fields.includes("container.locked"))).toHaveLength(1);
+  await until(() => containerOf(bed, held.vmid)?.lock === undefined, "the snapshot");
+  for (const { sandboxId } of [backup, ours, held]) await run(bed.fleet, "destroy", { sandboxId });
+});
+
+test("a node is forgotten only when it is no more: its sandboxes are lost, with all that was to be done to them", async () => {
+  const [{ sandboxId, vmid }, moved] = await Promise.all([
+    provisionOne(bed.fleet, { node: "pve2" }),
+    provisionOne(bed.fleet, { node: "pve2" }),
+  ]);
   const error = await failure(bed.fleet.nodes.forget("pve2"), "invalid_input");
   expect(error.text).toContain("pve2 is online");
+  const exec = await bed.fleet.exec({ sandboxId, command: "sleep 1000", timeoutMs: 600_000 });
+  await until(async () => (await exec.status()).status === "running", "the command");
+  const hang = bed.pve.faults.request({ kind: "hang", method: "POST", path: "pve2/lxc/\\d+/clone$", times: 10 });
+  const provision = await bed.fleet.provision({ template: "cmux-base", node: "pve2" });
+  await until(() => hang.hits > 0, "its clone");
   bed.pve.faults.node("pve2", "unreachable");
-  const found = await bed.fleet.nodes.forget("pve2");
-  expect(found).toMatchObject([{ what: "ghost", sandbox: sandboxId, done: "taken in" }]);
-  expect(await stateOf(sandboxId)).toBe("lost");
+  const [snapshot, rest, destroy] = [
+    await bed.fleet.snapshot({ sandboxId }),
+    await bed.fleet.power({ sandboxId, action: "stop" }),
+    await bed.fleet.destroy({ sandboxId: moved.sandboxId }),
+  ];
+  // A human gives the config of one to another node, as one does with shared storage; no round may see it first.
+  const other = await provisionOne(bed.fleet, { node: "pve1" });
+  const lock = `${bed.keys.prefix}:control-lock:reconcile`;
+  await until(async () => (await bed.redis.set(lock, "test", "PX", 30_000, "NX")) === "OK", "the end of a round");
+  await bed.redis.hset(bed.keys.sandbox(other.sandboxId), "node", "pve2");
+  const forgotten = command(cliEnv(), "node", "forget", "pve2", "--yes", "--json");
+  await until(async () => (await bed.redis.llen(bed.keys.errands)) > 0, "the errand");
+  await bed.redis.del(lock);
+  const { code, out } = await forgotten;
+  expect(code).toBe(1); // one waits
+  const found: Finding[] = JSON.parse(out).findings;
+  expect(new Map(found.map(({ sandbox, done }) => [sandbox, done]))).toEqual(
+    new Map([
+      [sandboxId, "taken in"],
+      [moved.sandboxId, "taken in"],
+      [provision.sandboxId, "taken in"],
+      [other.sandboxId, "waits"],
+    ]),
+  );
+  for (const handle of [exec, provision, snapshot, rest])
+    expect((await failure(handle.result({ timeoutMs: 5_000 }), "sandbox_gone")).text).toContain("pve2 is no more");
+  expect(await destroy.result({ timeoutMs: 5_000 })).toEqual({ destroyed: true, existed: false });
+  for (const id of [sandboxId, moved.sandboxId, provision.sandboxId]) expect(await stateOf(id)).toBe("lost");
+  hang.release();
+  const isBack = async () => (await bed.fleet.sandboxes.get(other.sandboxId)).node === "pve1";
+  await until(isBack, "where it stands");
+  expect(await stateOf(other.sandboxId)).toBe("running");
   expect(await bed.redis.exists(bed.keys.reserved("pve2"))).toBe(0);
-  bed.pve.faults.vanish(vmid);
+  for (const one of [vmid, moved.vmid]) bed.pve.faults.vanish(one);
   bed.pve.faults.node("pve2", "online");
+  await run(bed.fleet, "destroy", { sandboxId: other.sandboxId });
 });
