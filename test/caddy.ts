@@ -20,6 +20,7 @@ export interface CaddyOptions {
   port?: number;
   /** More global options. */
   global?: string;
+  env?: Record<string, string>;
 }
 
 /** With a Caddyfile as `fleet proxy caddy` prints it: only where it listens and keeps things is changed. */
@@ -35,7 +36,7 @@ export async function startCaddy(caddyfile: string, secret: string, options: Cad
     await startServerProcess({
       command: "caddy",
       args: ["run", "--config", file, "--adapter", "caddyfile"],
-      env: { HOME: folder, GATE_PROXY_SECRET: secret },
+      env: { ...options.env, HOME: folder, GATE_PROXY_SECRET: secret },
       isUp: () => canConnect(port),
     }),
   );

@@ -5,8 +5,11 @@ import { unreachable } from "../../shared/errors.ts";
 export const PROXIES = ["caddy", "cloudflared", "traefik", "tailscale", "zerotier"] as const;
 export type ProxyName = (typeof PROXIES)[number];
 
-/** `on-demand`: a certificate for each exposed host; `wildcard`: one for all, by DNS-01; `internal`: of Caddy's own CA. */
-export const TLS_MODES = ["on-demand", "wildcard", "internal"] as const;
+/**
+ * `on-demand`: a certificate for each exposed host; `wildcard`: one for all, by DNS-01; `files`: one for all that another tool
+ * renews; `internal`: of Caddy's own CA.
+ */
+export const TLS_MODES = ["on-demand", "wildcard", "files", "internal"] as const;
 export type TlsMode = (typeof TLS_MODES)[number];
 
 export interface ProxySettings {
@@ -26,6 +29,9 @@ export function toWildcard(pattern: string, domain: string): string {
   const labels = whole.replace("{domain}", domain).split(".");
   return labels.map((label) => (label.includes("{") ? "*" : label)).join(".");
 }
+
+/** Which modes have one certificate for all hosts. */
+export const isShared = (tls: TlsMode): boolean => tls === "wildcard" || tls === "files";
 
 /** Whether one certificate can cover all hosts: a wildcard stands for one label. */
 export const coversAll = (wildcard: string): boolean => /^\*\.[^*]+$/.test(wildcard);
@@ -51,6 +57,7 @@ const BIND = "\tdefault_bind {$OVERLAY_ADDRESS}\n";
 
 const CADDY_HEAD = `# Caddyfile (Caddy 2.6 or newer) in front of sandbox-fleet's gate. It never changes: the gate decides about each request.
 # Caddy needs GATE_PROXY_SECRET in its environment, the same as the gate's. DNS: the host below, with its stars, to Caddy.
+# On another machine than the gate, its address is to be in the gate's GATE_TRUSTED_PROXIES.
 `;
 
 const toOverlayHead = (network: string, command: string, { domain }: ProxySettings): string =>
@@ -59,8 +66,8 @@ const toOverlayHead = (network: string, command: string, { domain }: ProxySettin
 # 2. Names: let a DNS server of the network answer with that address, such as dnsmasq with
 #      address=/${domain}/OVERLAY_ADDRESS
 #    and have members ask it for ${domain} (${network === "Tailscale" ? "admin console, DNS, split DNS" : "the network's DNS settings"}).
-# 3. Certificates: the network gives none for these names. \`--tls wildcard\` needs DNS-01 at a public DNS provider;
-#    \`--tls internal\` needs Caddy's root certificate on each member.
+# 3. Certificates: the network gives none for these names. \`--tls wildcard\` and \`--tls files\` need DNS-01 at a public DNS
+#    provider; \`--tls internal\` needs Caddy's root certificate on each member.
 `;
 
 function toCaddyfile({ gate, domain, pattern, tls, dnsProvider }: ProxySettings, head: string, global: string): string {
@@ -70,24 +77,45 @@ function toCaddyfile({ gate, domain, pattern, tls, dnsProvider }: ProxySettings,
 		ask http://${gate}/ask
 	}
 `;
-  const certificates = {
+  // Of Caddy 2.6 and later; others only read a header for as long as it takes.
+  const timeouts = `	# Who is slow to say what it wants, or says nothing more, is hung up on.
+	servers {
+		timeouts {
+			read_header 10s
+			idle 2m
+		}
+	}
+`;
+  const certificates: Record<TlsMode, string> = {
     "on-demand": "\t\ton_demand\n",
     internal: "\t\tissuer internal\n\t\ton_demand\n",
-    wildcard: `		# Needs a Caddy with this plugin: caddy add-package github.com/caddy-dns/${dnsProvider}
+    wildcard: `		# Needs a Caddy with this plugin, whose README says what it takes: caddy add-package github.com/caddy-dns/${dnsProvider}
 		dns ${dnsProvider} {$DNS_API_TOKEN}
 `,
+    files: "",
   };
+  const site =
+    tls === "files"
+      ? `	# A certificate for ${hosts} that another tool renews by DNS-01 (certbot, lego, dehydrated): paths of its files, in Caddy's
+	# environment. After each renewal: caddy reload --force
+	tls {$TLS_CERTIFICATE} {$TLS_KEY}
+`
+      : `	tls {
+${certificates[tls]}	}
+`;
   return `${head}{
-${global}${tls === "wildcard" ? "" : ask}}
+${global}${timeouts}${isShared(tls) ? "" : ask}}
 
 ${hosts} {
-	tls {
-${certificates[tls]}	}
-
+${site}
 	# In this order: outside of a route Caddy would strip headers after it has asked.
 	route {
-		# The gate's own headers come from the gate alone.
+		# The gate's own headers come from the gate alone; what a client says of its request's way does not count.
 		request_header -X-Fleet-*
+		request_header -X-Forwarded-*
+		request_header -X_Forwarded_*
+		request_header -X-Real-Ip
+		request_header -Forwarded
 
 		# Upgraded connections go through the gate, which sees whether they are used and ends them with their service.
 		@upgrade header Upgrade *
@@ -123,8 +151,11 @@ ${certificates[tls]}	}
 			header @first +Clear-Site-Data "\\"cache\\", \\"storage\\""
 		}
 
+		# What a cache in front keeps would be given to those who may not pass, and outlive its service.
+		header +Cache-Control private
 		reverse_proxy {http.request.header.X-Fleet-Upstream} {
 			header_up -X-Fleet-*
+			header_down -X-Fleet-*
 			flush_interval -1
 		}
 	}
@@ -139,16 +170,14 @@ function toCloudflared({ gate, domain, pattern }: ProxySettings): string {
 # 2. cloudflared tunnel route dns sandboxes '${hosts}'
 # 3. Cloudflare's free certificate covers one label below the zone; for more, order one for ${hosts}
 #    (Advanced Certificate Manager).
+# 4. On another machine than the gate, its address is to be in the gate's GATE_TRUSTED_PROXIES. GATE_WAKE_SECONDS stays below 100,
+#    after which Cloudflare answers in the gate's place.
 tunnel: TUNNEL-ID
 credentials-file: /etc/cloudflared/TUNNEL-ID.json
 ingress:
   # The gate forwards by itself, so no secret is needed here; the Host header stays as it is.
   - hostname: "${hosts}"
     service: http://${gate}
-    originRequest:
-      connectTimeout: 10s
-      # Waking a sandbox takes its time.
-      keepAliveTimeout: 90s
   - service: http_status:404
 `;
 }
@@ -171,6 +200,8 @@ function toTraefik({ gate, domain, pattern }: ProxySettings): string {
 #         email: YOU@EXAMPLE.COM
 #         storage: /etc/traefik/acme.json
 #         dnsChallenge: { provider: YOUR-PROVIDER }
+#
+# On another machine than the gate, its address is to be in the gate's GATE_TRUSTED_PROXIES.
 http:
   routers:
     sandboxes:

@@ -1,7 +1,6 @@
 /** The gate's own answers: for browsers as small pages, for API clients as JSON, else as text. */
 import { createHash } from "node:crypto";
 import { type IncomingMessage, type ServerResponse, STATUS_CODES } from "node:http";
-import type { Socket } from "node:net";
 import { unreachable } from "../../shared/errors.ts";
 import type { Outcome } from "./enter.ts";
 import type { Route } from "./registry.ts";
@@ -55,13 +54,6 @@ function toPage(status: number, text: string, reloadSec: number | undefined): st
   const reload = reloadSec === undefined ? "" : `<meta http-equiv="refresh" content="${reloadSec}">`;
   const said = text.replace(/[&<>"]/g, (one) => `&#${one.charCodeAt(0)};`);
   return `<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">${reload}<title>${title}</title><style>${STYLE}</style><main><h1>${title}</h1><p>${said}</p></main></html>`;
-}
-
-/** The end of a connection that is not upgraded. */
-export function leave(socket: Socket, { status, text, headers = {} }: Answer): void {
-  const lines = Object.entries({ ...headers, connection: "close", "content-length": Buffer.byteLength(text) });
-  const head = lines.map(([name, value]) => `${name}: ${value}\r\n`).join("");
-  socket.end(`HTTP/1.1 ${status} ${STATUS_CODES[status] ?? ""}\r\n${head}\r\n${text}`);
 }
 
 function toState({ sandbox: { state }, leaving }: Route): string {

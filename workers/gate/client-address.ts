@@ -18,6 +18,17 @@ export function createTrust(cidrs: readonly string[]): Trust {
   };
 }
 
+/** Whether a proxy in front says that the client speaks HTTPS. `peer` as below. */
+export function isSecure({ headers }: Pick<IncomingMessage, "headers">, peer: string | null, trust: Trust): boolean {
+  const told =
+    String(headers["x-forwarded-proto"] ?? "")
+      .split(",")
+      .at(-1)
+      ?.trim()
+      .toLowerCase() ?? "";
+  return (peer === null || trust(peer)) && ["https", "wss"].includes(told);
+}
+
 /**
  * Each proxy adds whom it heard from at the end of `x-forwarded-for`: the first from there that is no proxy has sent it,
  * whatever stands before. `peer`: who is at the other end; null, where that is a proxy for certain.

@@ -99,8 +99,8 @@ function takeToken(target: string): { token: string | null; rest: string } {
   const found = parts.filter(own);
   if (found.length === 0) return { token: null, rest: target };
   const rest = parts.filter((part) => !own(part)).join("&");
-  // Two slashes at the beginning would make it another host's address.
-  const clean = path.replace(/^\/+/, "/");
+  // Two slashes at the beginning would make it another host's address; to browsers a backslash is one, too.
+  const clean = path.replace(/^[/\\]+/, "/");
   const token = found.length === 1 ? (found[0] ?? "").slice(LINK_PARAMETER.length + 1) : "";
   return { token, rest: rest === "" ? clean : `${clean}?${rest}` };
 }

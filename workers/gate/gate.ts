@@ -6,13 +6,15 @@ import { timingSafeEqual } from "node:crypto";
 import { once } from "node:events";
 import { type Agent, createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
-import { createProxyServer, proxyUpgrade } from "httpxy";
+import { createProxyServer } from "httpxy";
 import { connectRedis } from "../../shared/redis/connect.ts";
 import { parseHostHeader } from "../../shared/url-pattern.ts";
 import type { WorkerContext } from "../context.ts";
 import { startActivity } from "./activity.ts";
-import { leave, say, toAnswer } from "./answers.ts";
-import { clientOf, createTrust } from "./client-address.ts";
+import { say, toAnswer } from "./answers.ts";
+import { askUpgrade, createLastResponse } from "./ask-upgrade.ts";
+import { cleanRequest, cleanResponse } from "./clean-headers.ts";
+import { clientOf, createTrust, isSecure } from "./client-address.ts";
 import { createEnter, type Enter } from "./enter.ts";
 import { startExchanges } from "./exchanges.ts";
 import { CLEARED, toMark } from "./first-visit.ts";
@@ -82,9 +84,18 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   const isTrusted = createTrust(config.GATE_TRUSTED_PROXIES);
   const marks = new WeakMap<IncomingMessage, string>();
   const proxy = createProxyServer({ xfwd: false });
-  proxy.on("proxyRes", ({ headers }, request) => {
-    // A proxy in front must not take a service's words for the gate's.
-    for (const name of Object.keys(headers)) if (name.startsWith("x-fleet-")) delete headers[name];
+  proxy.on("proxyReq", (sent) => {
+    // Without a listener nothing would ever be heard of it.
+    sent.once("upgrade", (_, socket) => {
+      socket.destroy();
+      sent.emit("error", new Error("the service switched to a protocol that nobody asked for"));
+    });
+  });
+  proxy.on("proxyRes", (answer, request, response) => {
+    const { headers } = answer;
+    if (answer.statusCode === 101) answer.statusCode = 502; // to nothing, and whoever asked would believe it
+    cleanResponse(headers);
+    headers.connection = response.shouldKeepAlive ? "keep-alive" : "close";
     const mark = marks.get(request);
     if (mark === undefined) return;
     headers["set-cookie"] = [...(headers["set-cookie"] ?? []), mark];
@@ -94,19 +105,20 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
 
   const answer = (request: IncomingMessage, response: ServerResponse) => {
     const answered = isFromProxy(request, secret) ? answerProxy(request, response) : serve(request, response);
-    answered.catch((error: unknown) => {
-      if (!closing.signal.aborted) log.warn({ err: error }, "the gate could not answer a request");
-      if (response.headersSent) response.destroy();
-      else {
-        const text = "the registry of services can't be read just now; try again";
-        say(request, response, { status: 503, text, headers: { "retry-after": "1" } });
-      }
-    });
+    answered.catch((error: unknown) => unanswered(request, response, error));
   };
-  const server = createServer({ maxHeaderSize: 32_768, shouldUpgradeCallback: isWebSocket }, answer);
+  const unanswered = (request: IncomingMessage, response: ServerResponse, error: unknown) => {
+    if (!closing.signal.aborted) log.warn({ err: error }, "the gate could not answer a request");
+    const text = "the registry of services can't be read just now; try again";
+    if (response.headersSent || request.socket.destroyed) response.destroy();
+    else say(request, response, { status: 503, text, headers: { "retry-after": "1" } });
+  };
+  const limits = { maxHeaderSize: 32_768, headersTimeout: HEADERS_MS, connectionsCheckingInterval: HEADERS_MS / 10 };
+  const server = createServer({ ...limits, shouldUpgradeCallback: isWebSocket }, answer);
+  // By their size alone: of many small ones Node would leave out the last, such as those that the proxy adds.
+  server.maxHeadersCount = 0;
   // Who asks before sending its body is told to go on once there is somebody to take it.
   server.on("checkContinue", answer);
-  server.headersTimeout = HEADERS_MS;
   server.keepAliveTimeout = IDLE_MS;
   server.requestTimeout = 0; // uploads take their time
 
@@ -137,31 +149,44 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
     }
     const host = parseHostHeader(request.headers.host);
     if ((host === null || !registry.isOurs(host)) && (await ownPage(request, response))) return;
-    const client = clientOf(request, request.socket.remoteAddress ?? "", isTrusted);
-    const outcome = await enter(request, askedOf(request), client);
+    const way = wayOf(request);
+    const outcome = await enter(request, askedOf(request), way.client);
     if (request.socket.destroyed) return; // while it waited for the sandbox
     if (outcome.is !== "forward") return say(request, response, toAnswer(outcome));
     const mark = toMark(request, outcome.route);
     if (mark !== null) marks.set(request, mark);
-    forwardHeaders(request, client);
+    cleanRequest(request, way);
     if (request.headers.expect !== undefined) {
       delete request.headers.expect;
       response.writeContinue();
     }
     try {
-      await forward(request, response, outcome.route).catch(async (error: unknown) => {
-        const now =
-          isUnreachable(error) && host !== null && (await relocate(outcome.route)) ? await registry.find(host) : null;
-        // Nothing was read of its body yet.
-        if (now?.address === undefined || now.service.epoch !== outcome.route.service.epoch) throw error;
-        await forward(request, response, now);
-      });
+      await reach(outcome.route, host, (route) => forward(request, response, route));
     } catch (error) {
-      const { sandbox, service } = outcome.route;
-      log.debug({ err: error, sandbox: sandbox.id, service: service.name }, "a service did not answer");
-      if (response.headersSent || request.socket.destroyed) response.destroy();
-      else say(request, response, { status: 502, text: `nothing answers on port ${service.port} of this sandbox` });
+      failed(request, response, outcome.route, error);
     }
+  };
+
+  const wayOf = (request: IncomingMessage) => {
+    const peer = request.socket.remoteAddress ?? "";
+    return { client: clientOf(request, peer, isTrusted), isSecure: isSecure(request, peer, isTrusted) };
+  };
+
+  /** Once more where the sandbox has another address by now: of the request and its body nothing has gone anywhere yet. */
+  const reach = async (route: Route, host: string | null, send: (route: Route) => Promise<void>): Promise<void> => {
+    try {
+      await send(route);
+    } catch (error) {
+      const now = isUnreachable(error) && host !== null && (await relocate(route)) ? await registry.find(host) : null;
+      if (now?.address === undefined || now.service.epoch !== route.service.epoch) throw error;
+      await send(now);
+    }
+  };
+
+  const failed = (request: IncomingMessage, response: ServerResponse, { sandbox, service }: Route, error: unknown) => {
+    log.debug({ err: error, sandbox: sandbox.id, service: service.name }, "a service did not answer");
+    if (response.headersSent || request.socket.destroyed) response.destroy();
+    else say(request, response, { status: 502, text: `nothing answers on port ${service.port} of this sandbox` });
   };
 
   const forward = async (request: IncomingMessage, response: ServerResponse, route: Route) => {
@@ -175,35 +200,49 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
     });
   };
 
-  const upgrade = async (request: IncomingMessage, socket: Socket, head: Buffer) => {
-    const client = clientOf(request, socket.remoteAddress ?? "", isTrusted);
-    const outcome = await enter(request, askedOf(request), client);
-    if (outcome.is !== "forward") return leave(socket, toAnswer(outcome));
-    const { route } = outcome;
-    forwardHeaders(request, client);
+  const upgrade = async (request: IncomingMessage, response: ServerResponse, head: Buffer) => {
+    const { socket } = request;
+    const way = wayOf(request);
+    const outcome = await enter(request, askedOf(request), way.client);
+    if (socket.destroyed) return;
+    if (outcome.is !== "forward") return say(request, response, toAnswer(outcome));
+    cleanRequest(request, way);
+    if (head.length > 0) socket.unshift(head);
+    try {
+      await reach(outcome.route, parseHostHeader(request.headers.host), (route) => tunnel(request, response, route));
+    } catch (error) {
+      failed(request, response, outcome.route, error);
+    }
+  };
+
+  const tunnel = async (request: IncomingMessage, response: ServerResponse, route: Route) => {
+    const { socket } = request;
     const held = open.add(route, socket);
-    socket.once("close", () => held[Symbol.dispose]());
-    const upstream = await proxyUpgrade(`http://${upstreamOf(route)}`, request, socket, head, { xfwd: false }).catch(
-      async (error: unknown) => {
-        if (isUnreachable(error)) await relocate(route); // for its next try
-        throw error;
-      },
-    );
-    // Piped streams end one another, but one that is destroyed leaves the other open.
-    socket.once("close", () => upstream.destroy());
-    upstream.once("close", () => socket.destroy());
-    if (socket.destroyed) upstream.destroy();
+    try {
+      const service = await askUpgrade(request, response, route, upstream.fresh);
+      socket.once("close", () => held[Symbol.dispose]());
+      if (service === null) return;
+      service.on("error", () => socket.destroy());
+      service.pipe(socket).pipe(service);
+      // Piped streams end one another, but one that is destroyed leaves the other open.
+      socket.once("close", () => service.destroy());
+      service.once("close", () => socket.destroySoon());
+      if (socket.destroyed) service.destroy();
+    } catch (error) {
+      held[Symbol.dispose]();
+      throw error;
+    }
   };
 
   /** Pages of the gate itself, at its own address: for the load balancer, and for Caddy's `ask`. */
   const ownPage = async (request: IncomingMessage, response: ServerResponse): Promise<boolean> => {
-    const url = new URL(request.url ?? "/", "http://gate");
-    if (url.pathname === "/healthz") say(request, response, { status: 200, text: "ok" });
-    else if (url.pathname === "/ask") {
+    const [path, query = ""] = (request.url ?? "").split("?", 2);
+    if (path === "/healthz") say(request, response, { status: 200, text: "ok" });
+    else if (path === "/ask") {
       if (!isTrusted(request.socket.remoteAddress))
         say(request, response, { status: 403, text: "only the proxy may ask" });
       else {
-        const host = parseHostHeader(url.searchParams.get("domain") ?? undefined);
+        const host = parseHostHeader(new URLSearchParams(query).get("domain") ?? undefined);
         const known = host !== null && (await registry.find(host)) !== null;
         const asker = request.socket.remoteAddress ?? "";
         if (!known) unknownAsks.count(asker);
@@ -217,10 +256,8 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   const unknownAsks = createLimiter(UNKNOWN_ASKS);
   server.on("upgrade", (request: IncomingMessage, socket: Socket, head: Buffer) => {
     socket.on("error", () => socket.destroy());
-    upgrade(request, socket, head).catch((error: unknown) => {
-      log.debug({ err: error }, "the gate could not upgrade a connection");
-      leave(socket, { status: 502, text: "nothing answers there" });
-    });
+    const response = createLastResponse(request, socket);
+    upgrade(request, response, head).catch((error: unknown) => unanswered(request, response, error));
   });
 
   server.listen(config.GATE_PORT, config.GATE_HOST);
@@ -270,13 +307,4 @@ function isFromProxy({ headers }: IncomingMessage, secret: Buffer | null): boole
   if (secret === null || typeof shown !== "string") return false;
   const given = Buffer.from(shown);
   return given.length === secret.length && timingSafeEqual(given, secret);
-}
-
-/** What the service learns of the request's way; what clients say of it themselves does not count. */
-function forwardHeaders({ headers }: IncomingMessage, client: string): void {
-  stripCredentials(headers);
-  for (const name of Object.keys(headers))
-    if (name === "forwarded" || name.startsWith("x-forwarded-")) delete headers[name];
-  headers["x-forwarded-for"] = client;
-  headers["x-forwarded-host"] = headers.host ?? "";
 }

@@ -10,6 +10,7 @@ import { parseDurationMs } from "../parse-values.ts";
 import { checkProxy } from "../proxy-check.ts";
 import {
   coversAll,
+  isShared,
   PROXIES,
   type ProxyName,
   TLS_MODES,
@@ -70,7 +71,7 @@ function print(cli: Cli, proxy: ProxyName, { json, gate, tls, dnsProvider }: Opt
   const config = loadGateConfig(cli.env);
   const { PVE_PUBLIC_DOMAIN: domain, PVE_URL_PATTERN: pattern, GATE_HOST: host, GATE_PORT: port } = config;
   const hosts = toWildcard(pattern, domain);
-  const needsOne = proxy === "traefik" || proxy === "cloudflared" || tls === "wildcard";
+  const needsOne = proxy === "traefik" || proxy === "cloudflared" || isShared(tls);
   if (needsOne && !coversAll(hosts)) {
     const text = `tls: a wildcard stands for one label, so no certificate covers ${hosts}; take caddy with --tls on-demand, or a PVE_URL_PATTERN without dots`;
     throw new FleetError("invalid_input", text, { facts: { fields: ["tls"] } });

@@ -14,14 +14,15 @@ import { type Gate, startGate } from "../../../workers/gate/gate.ts";
 import { type Caddy, startCaddy } from "../../caddy.ts";
 import { startDnsmasq } from "../../dnsmasq.ts";
 import { startPebble } from "../../pebble.ts";
+import { makeCertificate } from "../../pve/certificate.ts";
 import { freePort } from "../../server-process.ts";
+import { command } from "../command.ts";
 import { type Bed, provisionOne, run, startBed, until } from "../fleet/harness.ts";
 import { type Asked, type Reply, seen, startEcho } from "./rig.ts";
 
 const DOMAIN = "sandbox.test";
 const SECRET = "s".repeat(40);
 const PORT = 8_000;
-const MAIN = new URL("../../../producers/cli/main.ts", import.meta.url).pathname;
 
 const execute = promisify(execFile);
 
@@ -63,10 +64,9 @@ afterAll(async () => {
 });
 
 async function fleet(words: string[], env: Record<string, string> = {}): Promise<string> {
-  const { stdout } = await execute(process.execPath, [MAIN, ...words], {
-    env: { PATH: process.env["PATH"], PVE_PUBLIC_DOMAIN: DOMAIN, GATE_PROXY_SECRET: SECRET, ...env },
-  });
-  return stdout;
+  const { code, out, err } = await command({ PVE_PUBLIC_DOMAIN: DOMAIN, GATE_PROXY_SECRET: SECRET, ...env }, ...words);
+  if (code !== 0) throw Object.assign(new Error(err), { code, stdout: out });
+  return out;
 }
 
 const target = (servername: string) => ({ host: "127.0.0.1", port: caddy.port, servername, ca: caddy.authority() });
@@ -95,7 +95,42 @@ test("what it prints is valid for Caddy, in each mode that needs no plugin", asy
     ]);
     expect(stdout).toBe(text);
   };
-  await Promise.all([validate("caddy"), validate("tailscale", "--tls", "internal")]);
+  await Promise.all([validate("caddy"), validate("tailscale", "--tls", "internal"), validate("zerotier")]);
+});
+
+test("for a wildcard by DNS-01 nothing but the provider's plugin is missing in it", async () => {
+  const text = await fleet(["proxy", "caddy", "--tls", "wildcard", "--dns-provider", "cloudflare"]);
+  const adapt = async (name: string, caddyfile: string) => {
+    const file = join(folder, name);
+    writeFileSync(file, caddyfile);
+    const env = { PATH: process.env["PATH"], HOME: folder, GATE_PROXY_SECRET: SECRET, DNS_API_TOKEN: "token" };
+    return JSON.parse((await execute("caddy", ["adapt", "--config", file, "--adapter", "caddyfile"], { env })).stdout);
+  };
+  await expect(adapt("as-printed", text)).rejects.toMatchObject({
+    stderr: expect.stringContaining("module not registered: dns.providers.cloudflare"),
+  });
+  const own = "\t\tdns cloudflare {$DNS_API_TOKEN}\n";
+  expect(text.split(own)).toHaveLength(2);
+  const { apps } = await adapt("with-another", text.replace(own, "\t\tissuer internal\n"));
+  expect(apps.tls.automation.policies).toEqual([{ subjects: [`*.${DOMAIN}`], issuers: [{ module: "internal" }] }]);
+  // But for where certificates come from it is as with any other.
+  const other = await adapt("on-demand", await fleet(["proxy", "caddy", "--tls", "on-demand"]));
+  expect(apps.http).toEqual(other.apps.http);
+});
+
+test("a wildcard certificate that another tool keeps serves every host", async () => {
+  const { cert, key } = await makeCertificate({ names: [`*.${DOMAIN}`] });
+  const [certFile, keyFile] = [join(folder, "wildcard.pem"), join(folder, "wildcard.key")];
+  writeFileSync(certFile, cert);
+  writeFileSync(keyFile, key);
+  const text = await fleet(["proxy", "caddy", "--tls", "files", "--gate", new URL(gate.url).host]);
+  await using own = await startCaddy(text, SECRET, { env: { TLS_CERTIFICATE: certFile, TLS_KEY: keyFile } });
+  const at = (servername: string) => ({ host: "127.0.0.1", port: own.port, servername, ca: cert });
+  expect((await ask(hostOf("open"), {}, "", at(hostOf("open")))).status).toBe(200);
+  expect((await ask(hostOf("nobody"), {}, "", at(hostOf("nobody")))).status).toBe(404);
+  await expect(fleet(["proxy", "caddy", "--tls", "files"], { PVE_URL_PATTERN: "{service}.{id}" })).rejects.toThrow(
+    "a wildcard stands for one label",
+  );
 });
 
 test("exposed, a service answers at once; hidden, no more; and it gets what was sent, without the gate's own things", async () => {
