@@ -8,7 +8,7 @@ const MEASURING = [
 ];
 /** In Chromium, which takes both cores for itself. */
 const BROWSER = ["test/integration/ops/pages.test.ts", "test/integration/gate/browser.test.ts"];
-const KILL = ["kill", "batch", "claims"].map((name) => `test/integration/kill/${name}.test.ts`);
+const KILL = ["kill", "batch", "claims", "reconcile", "ttl"].map((name) => `test/integration/kill/${name}.test.ts`);
 
 /** A fleet and a stand-in in each file, on one Redis. Each counts what it leaves behind, so files may share their imports. */
 const onRedis = { globalSetup: ["test/global-redis.ts"], testTimeout: 60_000, hookTimeout: 60_000, isolate: false };

@@ -1,3 +1,4 @@
+import { setImmediate as pause } from "node:timers/promises";
 import { z } from "zod";
 import { FleetError } from "../../shared/errors.ts";
 import type { NodeName, Vmid } from "../../shared/ids.ts";
@@ -69,7 +70,7 @@ export interface PveApi {
 export function createPveApi(http: PveHttp): PveApi {
   const send: Send = async (request, schema, call) => {
     const data = await http.request({ ...request, ...call });
-    const parsed = schema.safeParse(data);
+    const parsed = await parse(schema, data);
     if (parsed.success) return parsed.data;
     throw unexpectedData(request, parsed.error);
   };
@@ -150,6 +151,25 @@ function createTasksApi(send: Send): TasksApi {
 const nodePath = (node: NodeName) => `/nodes/${encodeSegment(node)}`;
 
 /** Names the fields and what was wrong with them, never their values. */
+/** Rows that are read in one go. */
+const PAGE = 100;
+
+/** A long list is read in pages, and others have their turn in between: a gate may answer in the same process. */
+async function parse<Schema extends z.ZodType>(
+  schema: Schema,
+  data: unknown,
+): Promise<z.ZodSafeParseResult<z.output<Schema>>> {
+  if (!(schema instanceof z.ZodArray) || !Array.isArray(data) || data.length <= PAGE) return schema.safeParse(data);
+  const rows: unknown[] = [];
+  for (let at = 0; at < data.length; at += PAGE) {
+    const page = schema.safeParse(data.slice(at, at + PAGE));
+    if (!page.success) return page as z.ZodSafeParseError<z.output<Schema>>; // its type is of what would have been
+    rows.push(...z.unknown().array().parse(page.data));
+    await pause();
+  }
+  return { success: true, data: rows as z.output<Schema> }; // page by page
+}
+
 function unexpectedData(request: Parameters<Send>[0], error: z.ZodError): FleetError {
   const { method, path } = request;
   const fields = error.issues.slice(0, 5).map((issue) => `${issue.path.join(".") || "data"} ${issue.code}`);
