@@ -2,7 +2,7 @@
 import { setTimeout as pause } from "node:timers/promises";
 import { z } from "zod";
 import { FleetError, toFleetError } from "../shared/errors.ts";
-import { NodeName, type SandboxId } from "../shared/ids.ts";
+import { NodeName, POOL_TEAM, type SandboxId } from "../shared/ids.ts";
 import { execQueue, nodeQueue } from "../shared/queues.ts";
 import type { Finding } from "../shared/state/errands.ts";
 import { loadInventory, type NodeInventory } from "../shared/state/inventory.ts";
@@ -45,7 +45,7 @@ export interface CordonOptions {
 
 /** What keeps a node from being empty. */
 export interface NodeRest {
-  /** Sandboxes that have, or may have, a container on it. */
+  /** Sandboxes that have, or may have, a container on it; members of pools, too. */
   sandboxes: SandboxRecord[];
   /** Operations that run there or wait for it, commands included. */
   operations: number;
@@ -192,9 +192,9 @@ async function drain(node: string, { look, destroy, migrate }: Drain, options: D
     if (left.sandboxes.length === 0 && left.operations === 0) return;
     const isAsked = options.destroy === true || options.migrate === true;
     let under = left.sandboxes.filter(({ id }) => removed.has(id) && removed.get(id) === undefined).length;
-    for (const { id, state: at } of isAsked ? left.sandboxes : []) {
-      // What is only on its way there turns back by itself.
-      if (at === "placing" || removed.has(id) || under >= atOnce) continue;
+    for (const { id, team, state: at } of isAsked ? left.sandboxes : []) {
+      // What is only on its way there turns back by itself, and members of pools leave a cordoned node.
+      if (at === "placing" || team === POOL_TEAM || removed.has(id) || under >= atOnce) continue;
       under += 1;
       removed.set(id, undefined);
       remove(id).catch((error: unknown) => removed.set(id, { error }));
@@ -236,13 +236,17 @@ async function assertOperator({ link, keys, nodeStates, team }: Parts, node: str
 }
 
 async function loadRest(parts: Parts, sandboxes: Sandboxes, node: string): Promise<NodeRest> {
-  const [all, ofNode, exec] = await Promise.all([
+  const [all, members, ofNode, exec] = await Promise.all([
     sandboxes.list(),
+    sandboxes.list({ team: POOL_TEAM }),
     countJobs(parts, nodeQueue(node)),
     countJobs(parts, execQueue(node)),
   ]);
   const count = ({ active, waiting, delayed }: QueueCounts) => active + waiting + delayed;
-  return { sandboxes: all.filter((one) => one.node === node), operations: count(ofNode) + count(exec) };
+  return {
+    sandboxes: [...all, ...members].filter((one) => one.node === node),
+    operations: count(ofNode) + count(exec),
+  };
 }
 
 async function loadNodes(parts: Parts): Promise<NodeView[]> {

@@ -10,6 +10,7 @@ import { ProvisionInput } from "./provision.ts";
 const WITHOUT_CONFIG: ReadonlySet<string> = new Set<keyof ProvisionInput>([
   "template",
   "team",
+  "instanceId",
   "metadata",
   "env",
   "setup",

@@ -119,9 +119,7 @@ export interface Keys {
   readonly nodeSettings: string;
   /** Hash of pools by template: see `pools.ts`. */
   readonly pools: string;
-  /** Hash: the Redis server for which all members of a pool were looked at, by template. */
-  readonly poolsAdopted: string;
-  /** Hash: members that were found to have been claimed by a sandbox of which Redis lost that, by that sandbox. */
+  /** Hash: members whose stamp names a sandbox of which Redis has lost that it claimed them, by that sandbox. */
   readonly poolsOwned: string;
   /** Members that a provision may claim, by when they were last seen ready (ms, the server's clock). */
   poolReady(template: string): string;
@@ -209,7 +207,6 @@ export function createKeys(prefix: string): Keys {
     breakers: key("breakers"),
     nodeSettings: key("node-settings"),
     pools: key("pools"),
-    poolsAdopted: key("pools-adopted"),
     poolsOwned: key("pools-owned"),
     poolReady: (template) => key("pool-ready", template),
     poolCounts: (template) => key("pool-counts", template),

@@ -54,25 +54,23 @@ export interface Taken {
 
 /**
  * Takes a member off the list, so that nobody else gets it meanwhile; it comes back by itself with its next probe. Not the
- * claim: that is a part of the write that ends the provision, or leads it on.
- * ARGV: template, sandbox of the provision, for batch work 1 → [] or [member, node, VMID, host name, address, sealed]; a server that lacks
- * what happened before it was started: its id.
+ * claim: that is a part of the write that ends the provision, or leads it on. None that was ready before Redis was started:
+ * it may have been claimed in a second that Redis has lost. But a sandbox whose name its stamp bears gets it back.
+ * ARGV: template, sandbox of the provision, for batch work 1 → [] or [member, node, VMID, host name, address, sealed].
  */
 const TAKE = withPrelude(`
 local template, sandbox = ARGV[2], ARGV[3]
 local json = redis.call('HGET', P..':pools', template)
 if not json then return {} end
-local server = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or 'one'
-if redis.call('HGET', P..':pools-adopted', template) ~= server then return server end
-local ready = poolReady(template)
+local server, ready = serverId(), poolReady(template)
+local own = redis.call('HGET', P..':pools-owned', sandbox)
 local function give(id)
   redis.call('ZREM', ready, id)
-  local state, node, vmid, hostname, address =
-    unpack(redis.call('HMGET', sbxKey(id), 'state', 'node', 'vmid', 'hostname', 'address'))
-  if state ~= 'warm' or not node or not address then return nil end
+  local state, on, node, vmid, hostname, address =
+    unpack(redis.call('HMGET', sbxKey(id), 'state', 'warmOn', 'node', 'vmid', 'hostname', 'address'))
+  if state ~= 'warm' or not node or not address or not (on == server or id == own) then return nil end
   return {id, node, vmid, hostname, address, redis.call('GET', P..':secret:'..id)}
 end
-local own = redis.call('HGET', P..':pools-owned', sandbox)
 local taken = own and give(own)
 if own then redis.call('HDEL', P..':pools-owned', sandbox) end
 if taken then return taken end
@@ -89,28 +87,23 @@ return {}
 const SEEN = withPrelude(`
 for at = 3, #ARGV do
   local id = ARGV[at]
-  local state, pool = unpack(redis.call('HMGET', sbxKey(id), 'state', 'pool'))
-  if state == 'warm' and pool == ARGV[2] and redis.call('LLEN', P..':changes:'..id) == 0 then
+  local state, pool, on = unpack(redis.call('HMGET', sbxKey(id), 'state', 'pool', 'warmOn'))
+  if state == 'warm' and pool == ARGV[2] and on == serverId() and redis.call('LLEN', P..':changes:'..id) == 0 then
     redis.call('ZADD', poolReady(pool), string.format('%.0f', nowMs()), id)
   end
 end
 return 'ok'
 `);
 
-/**
- * It is given to nobody: negative scores tell since when it is silent, 0 that it was set aside.
- * ARGV: template, member, which → whether that is new.
- */
-const OFF = withPrelude(`
-local key, id, aside = poolReady(ARGV[2]), ARGV[3], ARGV[4] == 'aside'
-if redis.call('HGET', sbxKey(id), 'state') ~= 'warm' then return 0 end
-local before = tonumber(redis.call('ZSCORE', key, id) or 1)
-if aside and before == 0 or not aside and before < 0 then return 0 end
-redis.call('ZADD', key, aside and 0 or string.format('%.0f', -nowMs()), id)
-return 1
+/** It is given to nobody: its score, below 0, tells since when it is silent. ARGV: template, member. */
+const SILENT = withPrelude(`
+local key, id = poolReady(ARGV[2]), ARGV[3]
+if redis.call('HGET', sbxKey(id), 'state') ~= 'warm' then return 'ok' end
+if tonumber(redis.call('ZSCORE', key, id) or 1) > 0 then redis.call('ZADD', key, string.format('%.0f', -nowMs()), id) end
+return 'ok'
 `);
 
-const SERVER = withPrelude(`return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or 'one'`);
+const SERVER = withPrelude(`return serverId()`);
 
 const TakenReply = z.tuple([
   SandboxId,
@@ -121,7 +114,7 @@ const TakenReply = z.tuple([
   z.string().nullable(),
 ]);
 
-/** When members were last seen ready; negative: since when they are silent; 0: set aside. By the server's clock, now. */
+/** When members were last seen ready; negative: since when they are silent. By the server's clock, now. */
 export interface Seen {
   now: number;
   members: ReadonlyMap<string, number>;
@@ -134,23 +127,15 @@ export interface Pools {
   /** False: there was none. */
   remove(template: string): Promise<boolean>;
   counts(template: string): Promise<PoolCounts>;
-  /** Null: there is none ready. `unadopted`: this Redis server has to be told first which members were claimed. */
-  take(
-    template: string,
-    sandbox: SandboxId,
-    options: { batch: boolean },
-  ): Promise<Taken | { unadopted: string } | null>;
+  /** Null: there is none ready. */
+  take(template: string, sandbox: SandboxId, options: { batch: boolean }): Promise<Taken | null>;
   /** These answered just now. */
   seen(template: string, members: readonly SandboxId[]): Promise<void>;
   /** It did not, and is given to nobody until it does. */
   silent(template: string, member: SandboxId): Promise<void>;
-  /** It is given to nobody until it is seen again. Returns whether that is new. */
-  setAside(template: string, member: SandboxId): Promise<boolean>;
   lastSeen(template: string): Promise<Seen>;
-  /** The Redis server that is asked, by its id: another one may have lost claims. */
+  /** The Redis server that is asked, by its start: members that were ready before that are given to nobody. */
   server(): Promise<string>;
-  adopted(template: string): Promise<string | null>;
-  adopt(template: string, server: string): Promise<void>;
   /** The sandbox had claimed the member, and Redis lost it: it gets that one when it asks again. */
   own(sandbox: SandboxId, member: SandboxId): Promise<void>;
   /** Ids of all members, those in the making included. */
@@ -171,7 +156,6 @@ export function createPools(redis: RedisConnection, keys: Keys): Pools {
     counts: async (template) => PoolCounts.parse(await redis.hgetall(keys.poolCounts(template))),
     async take(template, sandbox, { batch }) {
       const reply = await run(TAKE, template, sandbox, batch ? "1" : "");
-      if (typeof reply === "string") return { unadopted: reply };
       if (Array.isArray(reply) && reply.length === 0) return null;
       const [member, node, vmid, hostname, address, sealed] = TakenReply.parse(reply);
       return { member, node, vmid, hostname: hostname ?? undefined, address, sealed };
@@ -180,9 +164,8 @@ export function createPools(redis: RedisConnection, keys: Keys): Pools {
       if (members.length > 0) await run(SEEN, template, ...members);
     },
     async silent(template, member) {
-      await run(OFF, template, member, "silent");
+      await run(SILENT, template, member);
     },
-    setAside: async (template, member) => (await run(OFF, template, member, "aside")) === 1,
     async lastSeen(template) {
       const [[sec = 0, us = 0], flat] = await Promise.all([
         redis.time(),
@@ -192,10 +175,6 @@ export function createPools(redis: RedisConnection, keys: Keys): Pools {
       return { now: Number(sec) * 1_000 + Number(us) / 1_000, members: new Map(entries) };
     },
     server: async () => String(await run(SERVER)),
-    adopted: (template) => redis.hget(keys.poolsAdopted, template),
-    async adopt(template, server) {
-      await redis.hset(keys.poolsAdopted, template, server);
-    },
     async own(sandbox, member) {
       await redis.hset(keys.poolsOwned, sandbox, member);
     },

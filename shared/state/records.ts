@@ -176,6 +176,8 @@ export const SandboxRecord = z.object({
   pool: z.string().optional(),
   /** Of such a member: the replica that it was cloned from, as that was then; see `toMadeOf`. */
   madeOf: z.string().optional(),
+  /** Of such a member: the Redis server, by its start, that has known it as ready; see `pools.ts`. */
+  warmOn: z.string().optional(),
   /** The member of a pool that its container was made as; until the stamp has followed it names that one. */
   member: SandboxId.optional(),
   /** Of a member that was claimed: the sandbox whose container it is now. */

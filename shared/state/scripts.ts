@@ -63,6 +63,8 @@ local function nowMs()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
+-- The server by its start: one that was started anew, or another master, may lack the last writes of the one before.
+local function serverId() return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or 'one' end
 local function poolReady(template) return P..':pool-ready:'..template end
 local function poolCounts(template) return P..':pool-counts:'..template end
 -- An event's id ends in its number, so whoever reads on can tell when one before it is gone, however it went.
@@ -233,12 +235,15 @@ local function isStamped(change)
   for _, name in ipairs(change.unset) do if STAMPED[name] then return true end end
   return false
 end
--- A member of a pool is ready from the moment of its making, which has looked.
+-- A member of a pool is ready from the moment of its making, which has looked; for this server, see pools.ts.
 local function watchPool(id, before, state, now)
   if before ~= 'warm' and state ~= 'warm' then return end
   local key = sbxKey(id)
   local pool, since = unpack(redis.call('HMGET', key, 'pool', 'stateAt'))
-  if state == 'warm' then return redis.call('ZADD', poolReady(pool), string.format('%.0f', nowMs()), id) end
+  if state == 'warm' then
+    redis.call('HSET', key, 'warmOn', serverId())
+    return redis.call('ZADD', poolReady(pool), string.format('%.0f', nowMs()), id)
+  end
   redis.call('ZREM', poolReady(pool), id)
   redis.call('HINCRBY', poolCounts(pool), 'idleMs', math.max(0, now - since))
 end

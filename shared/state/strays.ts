@@ -21,7 +21,7 @@ const SET_BACK_MS = 10_000;
  * notes that writes since then may be missing. ARGV: now, this process' last beat or 0, an id to be `origin` → origin.
  */
 const BEAT = withPrelude(`
-local server = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or 'one'
+local server = serverId()
 local known, alive = unpack(redis.call('HMGET', P..':pulse', 'server', 'at'))
 if known and (known ~= server or tonumber(ARGV[3]) - alive > ${SET_BACK_MS}) then
   redis.call('LPUSH', P..':losses', alive..' '..ARGV[2])

@@ -39,7 +39,7 @@ async function claimOne(): Promise<void> {
   if (claimed.outcome !== "claimed") throw new Error(`${id} is ${claimed.outcome}`);
   while (true) {
     const taken = await pools.take(template, sandbox, { batch: false });
-    if (taken === null || "unadopted" in taken) {
+    if (taken === null) {
       // Those that are in other hands come back with the next probe; not when nobody probes any more.
       if (performance.now() > PATIENCE_MS) throw new Error("no member is left");
       await delay(20);

@@ -34,8 +34,7 @@ export async function raceForMembers(url: string, { claims, processes }: { claim
   const keys = createKeys(prefix);
   const pools = createPools(redis, keys);
   await pools.set(TEMPLATE, { min: 1, max: 10_000 });
-  await pools.adopt(TEMPLATE, await pools.server());
-  const members = await makeMembers(redis, keys, claims + SPARE);
+  const members = await makeMembers(redis, keys, { count: claims + SPARE, server: await pools.server() });
   const see = () => pools.seen(TEMPLATE, members);
   await see();
   const probe = setInterval(() => void see(), PROBE_MS);
@@ -51,7 +50,7 @@ export async function raceForMembers(url: string, { claims, processes }: { claim
   return { claims: made.length, doubleClaims: await countDoubles(redis, keys, made), refused } satisfies Race;
 }
 
-async function makeMembers(redis: RedisConnection, keys: Keys, count: number) {
+async function makeMembers(redis: RedisConnection, keys: Keys, { count, server }: { count: number; server: string }) {
   const pipeline = redis.pipeline();
   const now = Date.now();
   const ids = Array.from({ length: count }, newSandboxId);
@@ -63,7 +62,14 @@ async function makeMembers(redis: RedisConnection, keys: Keys, count: number) {
       hostname: `cmux-${vmid}`,
       address: `10.${at >> 16}.${(at >> 8) % 256}.${at % 256}`,
     };
-    const about = { id, operation: newOperationId(), team: POOL_TEAM, template: TEMPLATE, pool: TEMPLATE };
+    const about = {
+      id,
+      operation: newOperationId(),
+      team: POOL_TEAM,
+      template: TEMPLATE,
+      pool: TEMPLATE,
+      warmOn: server,
+    };
     const { set } = encodeFields({ ...about, ...place, state: "warm", stateAt: now, createdAt: now });
     pipeline.hset(keys.sandbox(id), ...set).hset(keys.vmids, vmid, id);
     pipeline.zadd(keys.sandboxes, now, id).zadd(keys.teamSandboxes(POOL_TEAM), now, id);

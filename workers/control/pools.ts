@@ -6,7 +6,7 @@ import type { PoolCounts, PoolSettings, Seen } from "../../shared/state/pools.ts
 import type { SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
 import { averageRate, planPool, toMadeOf } from "../pool/plan.ts";
-import { adoptPool, type Finding, loadMembers, probeMembers } from "../pool/probe.ts";
+import { type Finding, loadMembers, lookAtMembers } from "../pool/probe.ts";
 import { addJob } from "../run/process-operation.ts";
 import { ASK_AGAIN_MS, destroySandbox } from "./expire.ts";
 import { forEachRecord } from "./for-each-record.ts";
@@ -46,7 +46,7 @@ interface Pool {
 /** Returns how many were asked for. */
 async function tend(context: WorkerContext, { template, settings, members, room }: Pool, signal: AbortSignal) {
   const { pools, redis, keys, inventory, nodes } = context;
-  const found = await lookAtMembers(context, template, members, signal);
+  const found = await lookAtDue(context, template, members, signal);
   const [counts, seen] = await Promise.all([pools.counts(template), pools.lastSeen(template)]);
   const now = Date.now();
   const rate = averageRate(counts, now);
@@ -60,6 +60,7 @@ async function tend(context: WorkerContext, { template, settings, members, room 
     })),
     sources: sourcesOf(inventory.current(), template),
     obstacles: nodes.obstacles(),
+    isCordoned: nodes.isCordoned,
     counts: { ...counts, ...demand },
     room,
     now,
@@ -81,25 +82,21 @@ function silentMs({ now, members }: Seen, id: string): number {
   return at < 0 ? now + at : 0;
 }
 
-/** After a start of Redis all of them, else those whose turn it is. */
-async function lookAtMembers(
+/** Those whose turn it is, and after a start of Redis all of them. */
+async function lookAtDue(
   context: WorkerContext,
   template: string,
   members: readonly SandboxRecord[],
   signal: AbortSignal,
 ): Promise<Map<string, Finding>> {
   const { pools } = context;
-  const [server, adopted, seen] = await Promise.all([
-    pools.server(),
-    pools.adopted(template),
-    pools.lastSeen(template),
-  ]);
-  if (server !== adopted) return adoptPool(context, template, server, signal);
+  const [server, seen] = await Promise.all([pools.server(), pools.lastSeen(template)]);
   const everyMs = Math.min(LOOK_MS.most, Math.max(LOOK_MS.least, members.length * LOOK_MS.each));
   const due = members.filter(
-    ({ id, state }) => state === "warm" && seen.now - (seen.members.get(id) ?? 0) > everyMs - 500,
+    ({ id, state, warmOn }) =>
+      state === "warm" && (warmOn !== server || seen.now - (seen.members.get(id) ?? 0) > everyMs - 500),
   );
-  return probeMembers(context, template, due, signal);
+  return lookAtMembers(context, due, { template, server, signal });
 }
 
 /** By name, tag or VMID, as placement finds them. */

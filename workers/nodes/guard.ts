@@ -11,7 +11,9 @@ import { type BreakerEvent, nextBreaker } from "./breaker.ts";
 export interface NodeGuard extends NodeHealth, AsyncDisposable {
   /** Why no new sandbox goes to a node, by node; as last heard. */
   obstacles(): ReadonlyMap<string, string>;
-  /** The same, read now. */
+  /** Whether people keep new sandboxes away from it, as last heard. */
+  isCordoned(node: string): boolean;
+  /** The obstacles, read now. */
   readObstacles(): Promise<ReadonlyMap<string, string>>;
   /** What operators have set for the nodes, as last heard or read. */
   settings(): NodeStates["settings"];
@@ -93,6 +95,7 @@ export async function startNodeGuard(store: NodeStateStore, wake: Wake, log: Log
 
   return {
     obstacles: () => obstacles,
+    isCordoned: (node) => [...states.cordons.keys()].some((one) => one === node),
     settings: () => states.settings,
     async readObstacles() {
       await reload();

@@ -17,7 +17,7 @@ const FAILED_MS = { first: 2_000, last: 300_000 };
 export type Member = Pick<SandboxRecord, "id" | "state" | "node" | "createdAt" | "madeOf"> & {
   /** It does not answer for so long; 0: it does. */
   silentMs: number;
-  /** Somebody has claimed it who can't use it. */
+  /** It may be somebody's, who can't use it. */
   lost: boolean;
 };
 
@@ -27,8 +27,10 @@ export interface PoolFacts {
   members: readonly Member[];
   /** What its members are to be made of, by `toMadeOf`; empty: not known. */
   sources: ReadonlySet<string>;
-  /** Why nodes are left out. */
+  /** Why nodes are left out: what is there is no use just now. */
   obstacles: ReadonlyMap<string, string>;
+  /** Those of them that people keep free: what is there goes. */
+  isCordoned: (node: string) => boolean;
   counts: PoolCounts;
   /** How many may be in the making. */
   room: number;
@@ -68,7 +70,9 @@ export function planPool(facts: PoolFacts): PoolPlan {
     const why = whyUnfit(one, facts);
     return why === null ? [] : [{ id: one.id, why }];
   });
-  const fit = standing.filter(({ id }) => remove.every((one) => one.id !== id));
+  const fit = standing.filter(
+    ({ id, node = "" }) => !facts.obstacles.has(node) && remove.every((one) => one.id !== id),
+  );
   // All at once over the most; over the target one after the other, since demand comes and goes.
   const surplus = Math.max(fit.length - settings.max, Math.min(1, fit.length - target - 1), 0);
   const oldest = [...fit].sort((a, b) => a.createdAt - b.createdAt).slice(0, surplus);
@@ -80,11 +84,11 @@ export function planPool(facts: PoolFacts): PoolPlan {
   return { make: mayTry ? Math.max(0, Math.min(left, waits ? 1 : room)) : 0, remove, target };
 }
 
-function whyUnfit(one: Member, { sources, obstacles, now }: PoolFacts): string | null {
-  const obstacle = obstacles.get(one.node ?? "");
-  if (one.lost) return "it was claimed in a second that Redis lost";
-  if (obstacle !== undefined) return `${one.node}: ${obstacle}`;
+function whyUnfit(one: Member, { sources, isCordoned, obstacles, now }: PoolFacts): string | null {
+  const { node = "" } = one;
+  if (one.lost) return "it was ready before Redis was started, and may have been claimed in a second that is lost";
+  if (isCordoned(node)) return `${node}: ${obstacles.get(node) ?? "cordoned"}`;
   if (sources.size > 0 && !sources.has(one.madeOf ?? "")) return "its template has changed";
-  if (one.silentMs > SILENT_MS) return "it does not answer";
+  if (one.silentMs > SILENT_MS && !obstacles.has(node)) return "it does not answer";
   return now - one.createdAt > OLD_MS ? "it is a day old" : null;
 }

@@ -1,13 +1,14 @@
-/** Looking at members of pools: whether they answer, and whether one is somebody's whose claim Redis has lost. */
+/** Looking at members of pools: whether they answer, and whose those are that may have been claimed in a lost second. */
 import { toFleetError } from "../../shared/errors.ts";
 import { isEnded, type SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
-import { type Owner, readOwner } from "./owner-mark.ts";
+import { placeOf } from "../sandbox/look.ts";
+import { parseStamp, type Stamp } from "../sandbox/stamp.ts";
 
-/** Probes at once. */
+/** Looks at once. */
 const LANES = 16;
 
-/** `lost`: it is somebody's who has another container, or none any more: nobody can use it. */
+/** `lost`: it may be somebody's of whom Redis knows nothing any more: nobody can use it. */
 export type Finding = "ready" | "silent" | "owned" | "lost";
 
 export async function loadMembers({ pools, store }: WorkerContext): Promise<SandboxRecord[]> {
@@ -19,70 +20,66 @@ export async function loadMembers({ pools, store }: WorkerContext): Promise<Sand
 }
 
 /** Looks at warm members, and writes down who may be claimed. Returns what was found, by id. */
-export async function probeMembers(
+export async function lookAtMembers(
   context: WorkerContext,
-  template: string,
   members: readonly SandboxRecord[],
-  signal: AbortSignal,
+  { template, server, signal }: { template: string; server: string; signal: AbortSignal },
 ): Promise<Map<string, Finding>> {
   const { pools } = context;
   const found = new Map<string, Finding>();
-  const lane = async (_: unknown, from: number) => {
-    for (let at = from; at < members.length; at += LANES) {
-      const member = members[at];
-      if (member === undefined) return;
-      const finding = await look(context, member, signal);
+  const rest = members.values();
+  const lane = async () => {
+    for (const member of rest) {
+      const finding =
+        member.warmOn === server ? await probe(context, member, signal) : await judge(context, member, signal);
       found.set(member.id, finding);
       if (finding === "ready") await pools.seen(template, [member.id]);
       else if (finding === "silent") await pools.silent(template, member.id);
-      else if (await pools.setAside(template, member.id))
-        context.log.warn({ member: member.id, vmid: member.vmid, finding }, "a member of a pool has an owner already");
     }
   };
   await Promise.all(Array.from({ length: LANES }, lane));
   return found;
 }
 
-/** Before a pool is used behind another start of Redis: claims may have been lost, and their marks tell. */
-export async function adoptPool(
-  context: WorkerContext,
-  template: string,
-  server: string,
-  signal: AbortSignal,
-): Promise<Map<string, Finding>> {
-  const members = (await loadMembers(context)).filter(({ pool, state }) => pool === template && state === "warm");
-  const found = await probeMembers(context, template, members, signal);
-  await context.pools.adopt(template, server);
-  return found;
-}
-
-async function look(context: WorkerContext, member: SandboxRecord, signal: AbortSignal): Promise<Finding> {
-  const { secrets, log } = context;
+async function probe({ secrets, execd }: WorkerContext, member: SandboxRecord, signal: AbortSignal): Promise<Finding> {
   const { execToken: token } = await secrets.get(member.id);
   if (member.address === undefined || token === undefined) return "silent";
-  try {
-    const owner = await readOwner(context, { address: member.address, token, signal });
-    return owner === null ? "ready" : await judge(context, member, owner);
-  } catch (error) {
-    signal.throwIfAborted();
-    log.debug({ member: member.id, code: toFleetError(error).code }, "a member of a pool does not answer");
-    return "silent";
-  }
+  return (await execd.probe({ address: member.address, token, signal })) === "ready" ? "ready" : "silent";
 }
 
-async function judge(context: WorkerContext, member: SandboxRecord, owner: Owner | "unknown"): Promise<Finding> {
-  const { store, pools, strays } = context;
-  if (owner === "unknown") return "lost";
-  const [operation, sandbox, losses] = await Promise.all([
-    store.load(owner.operation),
-    store.loadSandbox(owner.sandbox),
-    strays.losses(),
-  ]);
+/**
+ * One that was ready before Redis was started: it may have been claimed in a second that Redis lost, and is given to nobody.
+ * Only where the stamp has followed already, and its owner is still waiting, that one gets its own back.
+ */
+async function judge(context: WorkerContext, member: SandboxRecord, signal: AbortSignal): Promise<Finding> {
+  const { store, pools, redis, keys, log } = context;
+  const stamp = await readStamp(context, member, signal);
+  if (stamp === "unreadable") return "silent";
+  if (stamp === null || stamp.sandbox === member.id) return "lost";
+  const [operation, sandbox] = await Promise.all([store.load(stamp.operation), store.loadSandbox(stamp.sandbox)]);
+  log.warn({ member: member.id, vmid: member.vmid, sandbox: stamp.sandbox }, "a member of a pool has an owner already");
   if (operation && sandbox && !isEnded(operation.status) && sandbox.node === undefined) {
     await pools.own(sandbox.id, member.id);
     return "owned";
   }
-  // One whose owner nobody knows may be somebody's work after a FLUSHALL; a lost second takes no more than that.
-  if (operation || sandbox || losses.length > 0) return "lost";
-  return "owned";
+  await redis.hdel(keys.poolsOwned, stamp.sandbox);
+  return "lost";
+}
+
+async function readStamp(
+  { pve, log }: WorkerContext,
+  member: SandboxRecord,
+  signal: AbortSignal,
+): Promise<Stamp | "unreadable" | null> {
+  const place = placeOf(member);
+  if (place === null) return null;
+  try {
+    const { description } = await pve.lxc(place.node, place.vmid).config({ signal });
+    return parseStamp(description, place.vmid);
+  } catch (error) {
+    signal.throwIfAborted();
+    const { code } = toFleetError(error);
+    log.info({ ...place, code, member: member.id }, "could not read whose a member of a pool is");
+    return code === "container_missing" ? null : "unreadable";
+  }
 }

@@ -19,7 +19,7 @@ for _ in $(seq 180); do
   (exec 3<>/dev/tcp/127.0.0.1/39375) 2>/dev/null && break
   sleep 0.5
 done
-rm -f root/.worker-auth-token run/sandbox-fleet-owner etc/ssh/ssh_host_*_key etc/ssh/ssh_host_*_key.pub
+rm -f root/.worker-auth-token etc/ssh/ssh_host_*_key etc/ssh/ssh_host_*_key.pub
 [ -L var/lib/dbus/machine-id ] || rm -f var/lib/dbus/machine-id
 [ ! -e etc/machine-id ] || : >etc/machine-id
 if [ -d etc/systemd/system ] && [ -x usr/bin/ssh-keygen ]; then

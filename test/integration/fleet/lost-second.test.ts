@@ -235,6 +235,22 @@ test("the same key after a lost second makes one sandbox", async () => {
   await settled(here, 2);
 });
 
+test("a member of a pool whose claim Redis forgot is given to nobody else", async () => {
+  const here = await startFleet();
+  await here.fleet.pools.set("cmux-base", { min: 1, max: 1 });
+  await until(async () => (await here.fleet.pools.list())[0]?.ready === 1, "a member", 20_000);
+  await beating(here);
+  const goBack = await markRedis(here.redisServer);
+  const first = await provisionOne(here.fleet);
+  expect(first.warm).toBe(true);
+  await rewind(here, goBack);
+  const others = await Promise.all([provisionOne(here.fleet), provisionOne(here.fleet)]);
+  expect(others.map(({ vmid }) => vmid)).not.toContain(first.vmid);
+  await until(() => own(here).every(({ vmid }) => vmid !== first.vmid), "the end of what was claimed", 20_000);
+  await here.fleet.pools.remove("cmux-base");
+  await settled(here, 2);
+});
+
 test("a sandbox whose destroy Redis forgot is lost: nothing is held for a container that is gone", async () => {
   const here = await startFleet();
   const { sandboxId } = await provisionOne(here.fleet);

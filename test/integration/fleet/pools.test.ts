@@ -1,11 +1,13 @@
 /** Pools: sandboxes that are made before they are asked for, and given out whole and once. */
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { newOperationId, newSandboxId } from "../../../shared/ids.ts";
-import { markOwner } from "../../../workers/pool/owner-mark.ts";
 import { loadMembers } from "../../../workers/pool/probe.ts";
-import { type Bed, containerOf, provisionOne, run, startBed, until } from "./harness.ts";
+import { type Bed, containerOf, provisionOne, run, startBed, until, within } from "./harness.ts";
 
 let bed: Bed;
+const warmOnes = async () => {
+  if (!bed.workers) throw new Error("no workers");
+  return (await loadMembers(bed.workers.context)).filter(({ state }) => state === "warm");
+};
 
 beforeAll(async () => {
   bed = await startBed();
@@ -14,7 +16,7 @@ afterAll(() => bed.close());
 
 const TEMPLATE = "cmux-base";
 const ready = async (count: number) =>
-  until(async () => (await bed.redis.zcount(bed.keys.poolReady(TEMPLATE), "(0", "+inf")) === count, `${count} ready`);
+  until(async () => (await bed.redis.zcount(bed.keys.poolReady(TEMPLATE), "(0", "+inf")) >= count, `${count} ready`);
 
 test("a pool is filled, and a provision gets a member of it, with all that it asked for", async () => {
   await bed.fleet.pools.set(TEMPLATE, { min: 2, max: 3 });
@@ -40,23 +42,81 @@ test("a pool is filled, and a provision gets a member of it, with all that it as
   expect(await bed.fleet.pools.list()).toMatchObject([{ template: TEMPLATE, target: 2, ready: 2, asked: 1, hits: 1 }]);
 });
 
-test("a member that is somebody's by the name inside it is given to nobody else, whatever Redis says", async () => {
-  const context = bed.workers?.context;
+test("one that does not answer is not given out, nor one that was ready before Redis was started", async () => {
+  const { context } = bed.workers ?? {};
   if (!context) throw new Error("no workers");
-  const members = await loadMembers(context);
-  expect(members).toHaveLength(2);
-  for (const { id, address = "" } of members) {
-    const { execToken: token = "" } = await context.secrets.get(id);
-    const owner = { sandbox: newSandboxId(), operation: newOperationId() };
-    const inside = { address, token, signal: AbortSignal.timeout(10_000) };
-    expect(await markOwner(context, owner, inside)).toEqual(owner);
-    expect(await markOwner(context, { sandbox: newSandboxId(), operation: newOperationId() }, inside)).toEqual(owner);
-  }
+  const [first, second] = await warmOnes();
+  if (first?.vmid === undefined || second === undefined) throw new Error("no members");
+  bed.pve.faults.freeze(first.vmid);
+  await bed.redis.hset(bed.keys.sandbox(second.id), "warmOn", "an earlier one");
   const made = await provisionOne(bed.fleet);
   expect(made.warm).toBe(false);
-  const vmids = members.map(({ vmid }) => vmid);
-  expect(vmids).not.toContain(made.vmid);
+  bed.pve.faults.unfreeze(first.vmid);
   await run(bed.fleet, "destroy", { sandboxId: made.sandboxId });
+  await until(async () => (await bed.fleet.sandboxes.get(second.id)).state === "destroyed", "the end of the second");
+});
+
+test("whoever had claimed a member that Redis has as nobody's gets it back, by its stamp", async () => {
+  const { context } = bed.workers ?? {};
+  if (!context) throw new Error("no workers");
+  await ready(2);
+  await bed.fleet.quotas.set("default", { sandboxes: 1 });
+  const blocker = await provisionOne(bed.fleet, { node: "pve1" });
+  const handle = await bed.fleet.provision({ template: TEMPLATE }, { onQuota: "wait" });
+  const [member] = await warmOnes();
+  if (member?.vmid === undefined || member.node === undefined) throw new Error("no member");
+  // As it would be had the claim come before the loss, and the stamp after it.
+  const lxc = context.pve.lxc(member.node, member.vmid);
+  const { description = "" } = await lxc.config({ signal: within() });
+  const named = description.replace(member.id, handle.sandboxId).replace(member.operation, handle.id);
+  await lxc.setConfig({ description: named }, { signal: within() });
+  await bed.redis.hset(bed.keys.sandbox(member.id), "warmOn", "an earlier one");
+  await until(async () => (await bed.redis.hexists(bed.keys.poolsOwned, handle.sandboxId)) === 1, "its owner");
+  await bed.fleet.quotas.remove("default");
+  await run(bed.fleet, "destroy", { sandboxId: blocker.sandboxId });
+  expect(await handle.result({ timeoutMs: 20_000 })).toMatchObject({ warm: true, vmid: member.vmid });
+  await run(bed.fleet, "exec", { sandboxId: handle.sandboxId, command: "true" });
+  await run(bed.fleet, "destroy", { sandboxId: handle.sandboxId });
+});
+
+test("an instance id is no hindrance: it is found by that, and keeps the host name that it has", async () => {
+  await ready(2);
+  const made = await provisionOne(bed.fleet, { instanceId: "pvelxc-1a2b3c4d" });
+  expect(made).toMatchObject({ warm: true, hostname: `cmux-${made.vmid}` });
+  expect(await bed.fleet.sandboxes.get("pvelxc-1a2b3c4d")).toMatchObject({ id: made.sandboxId, vmid: made.vmid });
+  await until(() => containerOf(bed, made.vmid)?.config["description"]?.includes("pvelxc-1a2b3c4d"), "its stamp");
+  await run(bed.fleet, "destroy", { sandboxId: made.sandboxId });
+});
+
+test("members go with a cordon, and where their template has changed", async () => {
+  const { context } = bed.workers ?? {};
+  if (!context) throw new Error("no workers");
+  await ready(2);
+  const areGone = async (ids: readonly string[]) => {
+    const states = await Promise.all(ids.map(async (id) => (await bed.fleet.sandboxes.get(id)).state));
+    return states.every((state) => state === "destroyed");
+  };
+  const [first] = await warmOnes();
+  if (first?.node === undefined) throw new Error("no member");
+  const progress: string[][] = [];
+  await bed.fleet.nodes.drain(first.node, {
+    by: "the test",
+    onProgress: ({ sandboxes }) => progress.push(sandboxes.map(({ id }) => id)),
+  });
+  expect(progress[0]).toContain(first.id);
+  expect(await areGone([first.id])).toBe(true);
+  await bed.fleet.nodes.uncordon(first.node);
+  await ready(2);
+  const older = (await warmOnes()).map(({ id }) => id);
+  const [template] = context.inventory.current().replicas.filter(({ name }) => name === TEMPLATE);
+  if (!template) throw new Error("no template");
+  await context.pve.lxc(template.node, template.vmid).setConfig({ memory: 1_024 }, { signal: within() });
+  await until(async () => {
+    const { replicas } = await context.inventory.refresh(AbortSignal.timeout(5_000));
+    return replicas.every(({ vmid, configHash }) => vmid !== template.vmid || configHash !== template.configHash);
+  }, "the new template's reading");
+  await until(() => areGone(older), "their end", 20_000);
+  await ready(2);
 });
 
 test("a pool that is removed takes its members along", async () => {
