@@ -266,6 +266,11 @@ const WorkerEnv = SharedEnv.extend({
     description: "Idle time of provisions that name none: so long unused, a sandbox is paused or stopped",
     shown: "none",
   }),
+  FLEET_DEMAND_REPLICAS: integer(0, 100)
+    .default(2)
+    .describe(
+      "Replicas of a template that the fleet makes by itself, one after the other, where its nodes have no room and others have; 0: none",
+    ),
   FLEET_REPLICA_IDLE_HOURS: integer(0, 87_600)
     .default(168)
     .describe("Replicas that the fleet made go so long after a sandbox was last cloned from them; 0: never"),

@@ -233,7 +233,7 @@ function createQueueWorkers(context: WorkerContext, live: LiveRuns) {
     async follow({ nodes }: Inventory) {
       if (!workers.has(PLACE)) await assertPlaceLimit(context);
       if (!closed) ensure(PLACE, 1);
-      if (!closed) ensure(WARM, CLAIMS_AT_ONCE);
+      if (!closed) ensure(WARM, CLAIMS_AT_ONCE, { claimsAhead: true });
       // Nodes that have left the cluster stay served, also after a restart: what waits in their queues must end too.
       if (nodes.length > 0) await context.redis.sadd(context.keys.nodes, ...nodes.map(({ name }) => name));
       const names = (await context.redis.smembers(context.keys.nodes)).map((name) => NodeName.parse(name));

@@ -10,6 +10,8 @@ export const Storage = z.object({
   shared: z.boolean(),
   /** Can hold container disks. */
   rootdir: z.boolean(),
+  /** Can hold archives of containers. */
+  backup: z.boolean().default(false),
   active: z.boolean(),
   totalBytes: z.number(),
   usedBytes: z.number(),

@@ -24,6 +24,8 @@ export interface Keys {
   /** Hash of replicas of templates that the fleet made, by sandbox id; and when each was last cloned, by VMID. */
   readonly replicas: string;
   readonly replicaUses: string;
+  /** The operation that makes a replica of a template by demand; nobody asks for another meanwhile. */
+  replicaWish(vmid: number): string;
   /** Running sandboxes with `idleSeconds`, by when to look whether they are idle. */
   readonly idle: string;
   /** Hash of when each of these was last used, as far as it is written down; open exchanges and operations are not. */
@@ -154,6 +156,7 @@ export function createKeys(prefix: string): Keys {
     retired: key("retired"),
     replicas: key("replicas"),
     replicaUses: key("replica-uses"),
+    replicaWish: (vmid) => key(`replica-wish:${vmid}`),
     idle: key("idle"),
     uses: key("uses"),
     instances: key("instances"),

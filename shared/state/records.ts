@@ -98,6 +98,8 @@ export const OperationRecord = z.object({
   target: NodeName.optional(),
   /** Of `template`: the networks that the copy gets again once it is cleaned, by key of its config. */
   networks: z.record(z.string(), z.string()).optional(),
+  /** Of `replicate`: the storage with the archive that it makes of the template. */
+  archive: z.object({ storage: z.string(), vmid: Vmid }).optional(),
   timings: z.record(z.string(), z.number()).default({}),
   result: z.unknown().optional(),
   error: ErrorRecordSchema.optional(),

@@ -41,6 +41,8 @@ export interface StorageSpec {
   /** One store behind all nodes that name it. */
   shared?: boolean;
   sizeGib?: number;
+  /** What it is for, as PVE has it ("backup,vztmpl"); all that its type can do by default. */
+  content?: string;
   /** Taken by something else than containers. */
   usedGib?: number;
 }
@@ -87,6 +89,8 @@ export interface TemplateSpec {
 export interface Timings {
   cloneLinked: number;
   cloneFull: number;
+  backup: number;
+  restore: number;
   create: number;
   start: number;
   stop: number;
@@ -125,6 +129,9 @@ export interface Timings {
 export const TIMINGS: Timings = {
   cloneLinked: 300,
   cloneFull: 1500,
+  // Of these nothing was recorded: a full clone, and its compression.
+  backup: 3000,
+  restore: 3000,
   create: 2000,
   start: 1500,
   stop: 1300,

@@ -39,7 +39,8 @@ export interface Route {
 
 interface Step {
   fixed: Map<string, Step>;
-  variable?: { name: string; step: Step };
+  /** `rest`: it takes all that is left of the path, slashes included. */
+  variable?: { name: string; step: Step; rest: boolean };
   routes: Map<string, Route>;
 }
 
@@ -59,10 +60,15 @@ export class Router {
   find(method: string, path: string): { route: Route; variables: Record<string, string> } | undefined {
     const variables: Record<string, string> = {};
     let step = this.#root;
-    for (const part of path.split("/").slice(1)) {
+    const parts = path.split("/").slice(1);
+    for (const [at, part] of parts.entries()) {
       const next = step.fixed.get(part);
       if (next !== undefined) step = next;
-      else if (step.variable !== undefined && part !== "") {
+      else if (step.variable?.rest) {
+        variables[step.variable.name] = parts.slice(at).join("/");
+        step = step.variable.step;
+        break;
+      } else if (step.variable !== undefined && part !== "") {
         variables[step.variable.name] = part;
         step = step.variable.step;
       } else return undefined;
@@ -73,9 +79,9 @@ export class Router {
 }
 
 function descend(step: Step, part: string): Step {
-  const name = /^\{(.+)\}$/.exec(part)?.[1];
+  const [, name, rest] = /^\{(.+?)(\.\.\.)?\}$/.exec(part) ?? [];
   if (name !== undefined) {
-    step.variable ??= { name, step: newStep() };
+    step.variable ??= { name, step: newStep(), rest: rest !== undefined };
     return step.variable.step;
   }
   const next = step.fixed.get(part) ?? newStep();

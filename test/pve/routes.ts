@@ -1,4 +1,5 @@
 import { clusterRoutes } from "./api/cluster.ts";
+import { backupRoutes } from "./api/lxc-backup.ts";
 import { cloneRoutes } from "./api/lxc-clone.ts";
 import { configRoutes } from "./api/lxc-config.ts";
 import { makeRoutes } from "./api/lxc-make.ts";
@@ -25,4 +26,5 @@ export const ROUTES: readonly Route[] = [
   ...migrateRoutes,
   ...snapshotRoutes,
   ...volumeRoutes,
+  ...backupRoutes,
 ];

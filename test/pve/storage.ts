@@ -1,3 +1,4 @@
+import type { Container } from "./container.ts";
 import type { StorageSpec, StorageType } from "./options.ts";
 
 export const GIB = 1024 ** 3;
@@ -13,6 +14,16 @@ export interface Volume {
   createdAt: number;
   /** The base volume of a linked clone. */
   parent?: string;
+}
+
+/** A container as vzdump has saved it. Of its disk there is no copy: what is saved here does not change. */
+export interface Backup {
+  volid: string;
+  of: Container;
+  values: Map<string, string>;
+  sizeBytes: number;
+  createdAt: number;
+  notes: string;
 }
 
 /** What each kind of storage can do (PVE::Storage's plugins); `base` says who counts a base volume's clones. */
@@ -58,6 +69,8 @@ export class Storage {
   readonly totalBytes: number;
   readonly otherBytes: number;
   readonly volumes = new Map<string, Volume>();
+  readonly backups = new Map<string, Backup>();
+  readonly content: string;
   #used = 0;
   /** How many linked clones a base volume has. */
   readonly #clones = new Map<string, number>();
@@ -66,6 +79,7 @@ export class Storage {
     this.name = spec.name;
     this.type = spec.type;
     this.shared = spec.shared ?? false;
+    this.content = spec.content ?? CONTENT[spec.type];
     this.totalBytes = (spec.sizeGib ?? 200) * GIB;
     this.otherBytes = (spec.usedGib ?? 0) * GIB;
   }
@@ -74,8 +88,8 @@ export class Storage {
     return ABILITIES[this.type];
   }
 
-  get content(): string {
-    return CONTENT[this.type];
+  holds(content: string): boolean {
+    return this.content.split(",").includes(content);
   }
 
   get usedBytes(): number {

@@ -186,7 +186,7 @@ export class World {
 
   /** Forks a worker: the reply carries its UPID, the body runs on. */
   fork(
-    facts: { type: string; id: number | ""; node: PveNode; by: Identity; arrivedAt: number; target?: number },
+    facts: { type: string; id: number | string; node: PveNode; by: Identity; arrivedAt: number; target?: number },
     body: (task: Task) => Promise<void>,
   ): Task {
     const task = new Task(

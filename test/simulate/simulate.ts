@@ -154,6 +154,7 @@ function makeNode(index: number, memoryGib: number): NodeInventory {
         type: "lvmthin",
         shared: false,
         rootdir: true,
+        backup: false,
         active: true,
         totalBytes: memoryGib * 16 * GIB,
         usedBytes: 0,

@@ -1,13 +1,15 @@
 import { FleetError } from "../../shared/errors.ts";
 import type { TeamId } from "../../shared/ids.ts";
 import { ProvisionInput } from "../../shared/jobs/provision.ts";
-import { canLink, findSources, type Source } from "../../shared/placement/choose-node.ts";
+import { findSources, type Source } from "../../shared/placement/choose-node.ts";
 import { reserve } from "../../shared/placement/reservation.ts";
 import type { Storage } from "../../shared/state/inventory.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import { toCopyCommand } from "../../shared/state/templates.ts";
 import { hashConfig, toReplica } from "../inventory/collect.ts";
-import { teamInventory } from "../placement/place.ts";
+import { type Way, waysTo } from "../placement/replica-site.ts";
+import { teamInventory } from "../placement/team-inventory.ts";
+import type { Call } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import { convertToTemplate } from "../sandbox/convert.ts";
 import { CLONE, mayHaveCloned, ownContainer, type Place } from "../sandbox/look.ts";
@@ -19,7 +21,10 @@ import { runTask } from "../sandbox/task.ts";
 import type { Ending, Handler } from "./handler.ts";
 import { onNode } from "./template.ts";
 
-/** PVE moves what a full clone makes to another node where all of its disks are on shared storages. */
+/**
+ * PVE moves what a full clone makes to another node where all of its disks are on shared storages. Elsewhere an archive of the
+ * template is restored there, over a storage for archives that both nodes have.
+ */
 export const replicate: Handler<"replicate"> = {
   async run(run) {
     await onNode(run, async () => {
@@ -27,12 +32,14 @@ export const replicate: Handler<"replicate"> = {
         // What an earlier run asked for is found by its stamp; the original need not be there for that any more.
         const from = mayHaveCloned(run) ? null : await prepare(run);
         await makeContainer(run, {
-          clone: async (place) => clone(run, from ?? (await prepare(run)), place),
+          clone: async (place) => make(run, from ?? (await prepare(run)), place),
           refused: async (error) => error,
         });
         await run.write({ sandbox: { state: "configuring" } });
       }
+      // One that is restored is a template already.
       await convertToTemplate(run);
+      await dropArchives(run, run);
     });
     return finish(run);
   },
@@ -41,8 +48,9 @@ export const replicate: Handler<"replicate"> = {
     const call = run.undoing();
     const destroy = () => destroyContainer(run, { call, writing: call });
     const existed = run.sandbox.state !== "placing" && (await onNode(run, destroy, call));
+    const dropped = await dropArchives(run, { call, writing: call });
     return {
-      undone: existed ? ["container"] : [],
+      undone: [...(existed ? ["container"] : []), ...(dropped ? ["archive"] : [])],
       write: { sandbox: { state: "failed" }, also: await releaseCommands(run) },
     };
   },
@@ -50,7 +58,7 @@ export const replicate: Handler<"replicate"> = {
 
 interface From {
   source: Source;
-  storage: Storage;
+  way: Way;
   configHash: string;
   hostname: string;
   /** Whose the original is; everybody's when absent. */
@@ -75,36 +83,27 @@ async function prepare(run: Run<"replicate">): Promise<From> {
     throw new FleetError("node_unreachable", `no node that is online has template ${template}`, {
       facts: { template: String(template) },
     });
-  const storage = storageFor(run, source);
+  const way = wayFor(run, source);
   const config = await run.context.pve.lxc(source.node, source.vmid).config(run.call);
   const team = inventory.replicas.find(({ vmid }) => vmid === source.vmid)?.owner?.team;
-  return { source, storage, configHash: hashConfig(config), hostname: config.hostname ?? String(template), team };
+  return { source, way, configHash: hashConfig(config), hostname: config.hostname ?? String(template), team };
 }
 
-function storageFor({ input, context }: Run<"replicate">, { node: from, storage: own }: Source): Storage {
-  const { nodes } = context.inventory.current();
-  const of = (node: string) =>
-    (nodes.find(({ name }) => name === node)?.storages ?? []).filter((one) => one.active && one.rootdir && one.shared);
-  const common = of(input.node).filter(({ name }) => of(from).some((one) => one.name === name));
-  const ranked = [...common].sort(
-    (a, b) => Number(b.name === own) - Number(a.name === own) || Number(canLink(b.type)) - Number(canLink(a.type)),
-  );
-  const found = input.storage === undefined ? ranked[0] : common.find(({ name }) => name === input.storage);
+function wayFor({ input, context }: Run<"replicate">, source: Source): Way {
+  const ways = waysTo(context.inventory.current(), source, input.node);
+  const found = input.storage === undefined ? ways[0] : ways.find(({ storage }) => storage.name === input.storage);
   if (found) return found;
   const wanted = input.storage ?? "storage";
   throw new FleetError(
     "storage_not_found",
-    `storage: ${from} and ${input.node} share no active ${wanted} for containers, over which PVE could bring a clone there`,
-    { facts: { storage: input.storage ?? null, nodes: [from, input.node] } },
+    `storage: ${source.node} and ${input.node} share no active ${wanted} for containers, over which PVE could bring a clone there, nor one for backups`,
+    { facts: { storage: input.storage ?? null, nodes: [source.node, input.node] } },
   );
 }
 
-async function clone(
-  run: Run<"replicate">,
-  { source, storage, configHash, hostname, team }: From,
-  place: Place,
-): Promise<null> {
+async function make(run: Run<"replicate">, from: From, place: Place): Promise<null> {
   const { pve, config, origin } = run.context;
+  const { source, way, hostname, configHash, team } = from;
   const { PVE_POOL: pool } = config;
   const stamp = {
     fleet: config.FLEET_PREFIX,
@@ -117,26 +116,77 @@ async function clone(
     copyOf: { vmid: source.vmid, configHash, ...(team === undefined ? {} : { team }) },
   };
   const params = {
-    newid: place.vmid,
-    full: true,
-    target: place.node,
-    storage: storage.name,
     hostname,
     description: formatDescription(stamp, { token: null, text: undefined }),
+    storage: way.storage.name,
     ...(pool === undefined ? {} : { pool }),
   };
-  const request = () =>
-    runTask(run, {
-      step: CLONE,
-      kind: "full_clone",
-      node: source.node,
-      write: { sandbox: { state: "cloning", hostname } },
-      start: () => pve.lxc(source.node, source.vmid).clone(params, run.writing),
-    });
-  await run.withSlot(slotOf.storage(storage.name), config.FLEET_STORAGE_SLOTS, () =>
-    run.withSlot(slotOf.replica(source.node, source.vmid), 1, request),
+  const step = { step: CLONE, write: { sandbox: { state: "cloning" as const, hostname } } };
+  if (way.archive !== undefined) {
+    const ostemplate = (await findArchives(run, run.call))[0] ?? (await saveArchive(run, source, way.archive));
+    const restored = { vmid: place.vmid, ostemplate, restore: true, unique: true, ...params };
+    const start = () => pve.createLxc(place.node, restored, run.writing);
+    await onStorage(run, way.storage, () => runTask(run, { ...step, kind: "restore", type: "vzrestore", start }));
+    return null;
+  }
+  const cloned = { newid: place.vmid, full: true, target: place.node, ...params };
+  const start = () => pve.lxc(source.node, source.vmid).clone(cloned, run.writing);
+  await onStorage(run, way.storage, () =>
+    run.withSlot(slotOf.replica(source.node, source.vmid), 1, () =>
+      runTask(run, { ...step, kind: "full_clone", node: source.node, start }),
+    ),
   );
   return null;
+}
+
+function onStorage(run: Run, { name, shared }: Pick<Storage, "name" | "shared">, work: () => Promise<void>) {
+  return shared ? run.withSlot(slotOf.storage(name), run.context.config.FLEET_STORAGE_SLOTS, work) : work();
+}
+
+/** Its notes say whose it is, so that it is found again whatever becomes of the run. */
+const notesOf = (run: Run<"replicate">) => `sandbox-fleet ${run.id}`;
+
+/** While it is saved, PVE lets nobody clone it. */
+async function saveArchive(run: Run<"replicate">, { node, vmid }: Source, storage: string): Promise<string> {
+  const { pve } = run.context;
+  const archive = {
+    step: "archive",
+    kind: "backup",
+    type: "vzdump",
+    node,
+    vmid,
+    write: { operation: { archive: { storage, vmid } } },
+    start: () => pve.backup(node, { vmid, storage, notes: notesOf(run) }, run.writing),
+  };
+  await onStorage(run, { name: storage, shared: true }, () =>
+    run.withSlot(slotOf.replica(node, vmid), 1, () => runTask(run, archive)),
+  );
+  const [volid] = await findArchives(run, run.call);
+  if (volid !== undefined) return volid;
+  throw new FleetError("task_failed", `PVE reports ${vmid} as saved to ${storage}, but there is no archive`, {
+    facts: { node, vmid, storage },
+  });
+}
+
+async function findArchives(run: Run<"replicate">, call: Call): Promise<string[]> {
+  const { archive } = run.operation;
+  if (archive === undefined) return [];
+  const { storage, vmid } = archive;
+  const all = await run.context.pve.backups(run.input.node, storage, vmid, call);
+  return all.filter(({ notes }) => notes?.trim() === notesOf(run)).map(({ volid }) => volid);
+}
+
+/** Whether there was one. */
+async function dropArchives(run: Run<"replicate">, { call, writing }: { call: Call; writing: Call }): Promise<boolean> {
+  const { pve, tasks } = run.context;
+  const { archive } = run.operation;
+  if (archive === undefined) return false;
+  const found = await findArchives(run, call);
+  for (const volid of found) {
+    const upid = await pve.deleteVolume(run.input.node, archive.storage, volid, writing);
+    if (upid !== null) await tasks.wait(upid, { signal: call.signal, kind: "delete_volume" });
+  }
+  return found.length > 0;
 }
 
 async function finish(run: Run<"replicate">): Promise<Ending<"replicate">> {

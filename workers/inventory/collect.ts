@@ -238,11 +238,13 @@ const isOurs = (vmid: Vmid | undefined, { first, last }: { first: number; last: 
 function toStorage(resource: ClusterResource, before: readonly Storage[]): Storage {
   const last = before.find(({ name }) => name === resource.storage);
   const active = resource.status === "available";
+  const contents = (resource.content ?? "").split(",");
   return {
     name: resource.storage ?? "",
     type: resource.plugintype ?? last?.type ?? "",
     shared: resource.shared ?? last?.shared ?? false,
-    rootdir: (resource.content ?? "").split(",").includes("rootdir"),
+    rootdir: contents.includes("rootdir"),
+    backup: contents.includes("backup"),
     active,
     // An inactive one is said to hold 0 bytes.
     totalBytes: active ? (resource.maxdisk ?? 0) : resource.maxdisk || last?.totalBytes || 0,

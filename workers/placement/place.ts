@@ -5,10 +5,7 @@ import { SnapshotId } from "../../shared/ids.ts";
 import { checkRanges } from "../../shared/jobs/check-ranges.ts";
 import { chooseNode, type Placement, type PlacementRequest, withDefaults } from "../../shared/placement/choose-node.ts";
 import { type Reservation, reserve, unreserve } from "../../shared/placement/reservation.ts";
-import { toTeamInventory } from "../../shared/placement/team-inventory.ts";
 import { nodeQueue, PLACE } from "../../shared/queues.ts";
-import type { Inventory } from "../../shared/state/inventory.ts";
-import { loadCopies, loadTemplates } from "../../shared/state/templates.ts";
 import { Reroute } from "../handlers/handler.ts";
 import { NotYet } from "../run/not-yet.ts";
 import type { Run } from "../run/run.ts";
@@ -17,6 +14,8 @@ import type { Watch } from "../wake.ts";
 import { asideMs } from "./aside.ts";
 import { toLimits } from "./limits.ts";
 import { factsOf, forgetFacts } from "./node-facts.ts";
+import { teamInventory } from "./team-inventory.ts";
+import { wantReplica } from "./want-replica.ts";
 
 /** How long the placer sleeps when nothing wakes it. */
 const POLL_MS = 200;
@@ -38,7 +37,10 @@ export async function place(run: Run<"provision">): Promise<never> {
   if (trouble && isAboutAccess(trouble)) return await wait(run, { wait: "line", reason: trouble.message }, freed);
   const request = await toRequest(run);
   const placement = await choose(run, request);
-  if ("wait" in placement) return await wait(run, placement, freed);
+  if ("wait" in placement) {
+    if (placement.wait !== "line") await wantReplica(run, request);
+    return await wait(run, placement, freed);
+  }
   const { node } = placement;
   const { keys, inventory } = run.context;
   // What it reserved before it came back here was taken back with that, unless Redis has forgotten that it was.
@@ -171,13 +173,4 @@ async function decideOn(run: Run<"provision">, request: PlacementRequest): Promi
   if ("wait" in placement || young.now) return placement;
   const { facts } = await factsOf(context, "now");
   return chooseNode(request, inventory, facts, limits);
-}
-
-/** The cluster as the team of a provision may use it. */
-export async function teamInventory({ context, operation }: Run): Promise<Inventory> {
-  const [templates, copies] = await Promise.all([
-    loadTemplates(context.redis, context.keys, operation.team),
-    loadCopies(context.redis, context.keys),
-  ]);
-  return toTeamInventory(context.inventory.current(), templates, { copies, team: operation.team });
 }

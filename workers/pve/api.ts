@@ -64,6 +64,12 @@ export interface PveApi {
   createLxc(node: NodeName, params: CreateParams, call: Call): Promise<Upid>;
   /** Ids of what a storage holds, such as `local:vztmpl/debian-12.tar.zst`. */
   volumes(node: NodeName, storage: string, content: "vztmpl" | "backup", call: Call): Promise<string[]>;
+  /** Saves a container to a storage; its notes are what tells whose the archive is. No other archive is pruned for it. */
+  backup(node: NodeName, params: { vmid: Vmid; storage: string; notes: string }, call: Call): Promise<Upid>;
+  /** Archives of a container. */
+  backups(node: NodeName, storage: string, vmid: Vmid, call: Call): Promise<replies.Volume[]>;
+  /** Waits some seconds for its end; else returns its task. */
+  deleteVolume(node: NodeName, storage: string, volid: string, call: Call): Promise<Upid | null>;
   readonly tasks: TasksApi;
 }
 
@@ -114,6 +120,18 @@ export function createPveApi(http: PveHttp): PveApi {
       const path = `${nodePath(node)}/storage/${encodeSegment(storage)}/content`;
       const found = await send({ method: "GET", path, node, params: { content } }, replies.Volume.array(), call);
       return found.map(({ volid }) => volid);
+    },
+    backup: (node, { vmid, storage, notes }, call) => {
+      const params = { vmid, storage, "notes-template": notes, mode: "stop", compress: "zstd", remove: false };
+      return send({ method: "POST", path: `${nodePath(node)}/vzdump`, node, params }, Upid, call);
+    },
+    backups: (node, storage, vmid, call) => {
+      const path = `${nodePath(node)}/storage/${encodeSegment(storage)}/content`;
+      return send({ method: "GET", path, node, params: { content: "backup", vmid } }, replies.Volume.array(), call);
+    },
+    deleteVolume: (node, storage, volid, call) => {
+      const path = `${nodePath(node)}/storage/${encodeSegment(storage)}/content/${encodeSegment(volid)}`;
+      return send({ method: "DELETE", path, node, params: { delay: 5 } }, Upid.nullable(), call);
     },
     tasks: createTasksApi(send),
   };

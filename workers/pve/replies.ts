@@ -95,7 +95,9 @@ export const StorageConfig = loose({
 });
 export type StorageConfig = z.infer<typeof StorageConfig>;
 
-export const Volume = loose({ volid: text });
+/** `notes`: the first line. */
+export const Volume = loose({ volid: text, notes: text.optional() });
+export type Volume = z.infer<typeof Volume>;
 
 export const Pool = loose({ poolid: text, comment: text.optional() });
 export type Pool = z.infer<typeof Pool>;

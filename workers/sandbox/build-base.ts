@@ -3,7 +3,7 @@ import { FleetError } from "../../shared/errors.ts";
 import { ProvisionInput } from "../../shared/jobs/provision.ts";
 import { canLink, findSources } from "../../shared/placement/choose-node.ts";
 import { slotOf } from "../../shared/state/slots.ts";
-import { teamInventory } from "../placement/place.ts";
+import { teamInventory } from "../placement/team-inventory.ts";
 import { formatNet } from "../pve/config-format.ts";
 import type { Run } from "../run/run.ts";
 import { cloneContainer } from "./clone.ts";

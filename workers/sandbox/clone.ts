@@ -15,7 +15,7 @@ import { loadReservation, reserve } from "../../shared/placement/reservation.ts"
 import { hasConfigEnv } from "../../shared/state/inventory.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import { hostLabel } from "../../shared/urls.ts";
-import { teamInventory } from "../placement/place.ts";
+import { teamInventory } from "../placement/team-inventory.ts";
 import { toMadeOf } from "../pool/plan.ts";
 import type { CloneParams, LxcConfig } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";

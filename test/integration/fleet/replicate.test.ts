@@ -1,8 +1,14 @@
 /** Replicas of templates on other nodes: made when asked for, cloned from like their original, gone when nobody needs them. */
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { Template } from "../../../shared/state/templates.ts";
+import type { StorageSpec } from "../../pve/options.ts";
 import { type Bed, containerOf, failure, provisionOne, run, startBed, until } from "./harness.ts";
 import type { WorkerProcess } from "./worker-process.ts";
+
+const local: StorageSpec = { name: "local-lvm", type: "lvmthin" };
+const ceph: StorageSpec = { name: "ceph", type: "rbd", shared: true };
+/** For archives alone. */
+const nas: StorageSpec = { name: "nas", type: "dir", shared: true, content: "backup" };
 
 let bed: Bed;
 let worker: WorkerProcess;
@@ -10,9 +16,14 @@ beforeAll(async () => {
   bed = await startBed({
     workers: "none",
     pve: {
-      nodes: [{ name: "pve1" }, { name: "pve2" }, { name: "pve3", storages: [{ name: "local-lvm", type: "lvmthin" }] }],
+      nodes: [
+        { name: "pve1", storages: [local, ceph, nas] },
+        { name: "pve2", storages: [local, ceph] },
+        { name: "pve3", storages: [local] },
+        { name: "pve4", storages: [local, nas] },
+      ],
       templates: [{ name: "cmux-base", node: "pve1" }],
-      timings: { cloneFull: 10_000 },
+      timings: { cloneFull: 10_000, backup: 8_000, restore: 8_000 },
     },
   });
   worker = await bed.startProcess();
@@ -52,6 +63,37 @@ test("refused before anything is touched: where there is one, and where no stora
   expect(bed.pve.tasks().length).toBe(before);
 });
 
+test("where only archives can be shared, one is saved, restored and deleted; nothing of it is left after a crash or a cancel", async () => {
+  const archives = () => bed.pve.tasks().filter(({ type }) => type === "imgdel").length;
+  const begun = bed.pve.tasks().length;
+  const saving = () => bed.pve.tasks().some(({ type, endedAt }) => type === "vzdump" && !endedAt);
+  const canceled = await bed.fleet.replicate({ template: "cmux-base", node: "pve4" });
+  await until(() => bed.pve.tasks().some(({ type, endedAt }) => type === "vzrestore" && !endedAt), "the restore");
+  await canceled.cancel();
+  await failure(canceled.result({ timeoutMs: 40_000 }), "canceled");
+  expect(copies().filter(({ node }) => node === "pve4")).toEqual([]);
+  expect(archives()).toBe(1);
+
+  const handle = await bed.fleet.replicate({ template: "cmux-base", node: "pve4" });
+  await until(saving, "the save");
+  await worker.end("SIGKILL");
+  worker = await bed.startProcess();
+  const made = await handle.result({ timeoutMs: 40_000 });
+  expect(made).toMatchObject({ of: 9_001, node: "pve4", storage: "local-lvm" });
+  expect(copies().filter(({ node }) => node === "pve4")).toMatchObject([{ vmid: made.vmid, template: true }]);
+  const types = bed.pve
+    .tasks()
+    .slice(begun + 2)
+    .map(({ type }) => type);
+  expect(types.filter((type) => /^vzdump|^vzrestore$/.test(type)).slice(-2)).toEqual(["vzdump", "vzrestore"]);
+  expect(archives()).toBe(2);
+  expect(containerOf(bed, 9_001)?.lock).toBeUndefined();
+  const { sandboxId, vmid } = await provisionOne(bed.fleet, { node: "pve4" });
+  expect(bed.pve.log().find(({ params }) => params["newid"] === String(vmid))?.path).toContain(`/${made.vmid}/`);
+  await run(bed.fleet, "destroy", { sandboxId });
+  await run(bed.fleet, "destroy", { sandboxId: made.replicaId });
+});
+
 test("one from which nothing was cloned for long goes by itself", async () => {
   const [text = "{}"] = await bed.redis.hvals(bed.keys.replicas);
   const copy = Template.parse(JSON.parse(text));
@@ -72,4 +114,12 @@ test("a team's template is replicated for that team alone", async () => {
   const copy = await provisionOne(red, { template: templateId, node: "pve2" });
   expect(copy.node).toBe("pve2");
   await failure(provisionOne(blue, { template: "own" }), "template_not_found");
+});
+
+test("where its nodes take nothing, a template gets a replica by itself on one that has room", async () => {
+  await bed.fleet.nodes.cordon("pve1", { by: "the test" });
+  const made = await provisionOne(bed.fleet, { memoryMib: 640 });
+  expect(made.node).toBe("pve2");
+  expect(copies().filter(({ node }) => node === "pve2")).toHaveLength(2);
+  await bed.fleet.nodes.uncordon("pve1");
 });

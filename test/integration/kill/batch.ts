@@ -5,21 +5,30 @@ import { once } from "node:events";
 import { fileURLToPath } from "node:url";
 import { createFleet, type Handle, type JobName } from "../../../producers/index.ts";
 import { loadWorkerConfig } from "../../../shared/config.ts";
+import { POOL_TEAM } from "../../../shared/ids.ts";
 import { closeRedis, connectRedis, type RedisConnection } from "../../../shared/redis/connect.ts";
 import { createKeys } from "../../../shared/state/keys.ts";
 import { startFleetWorkers } from "../../../workers/fleet.ts";
 import { createLogger } from "../../../workers/log.ts";
 import { startPve, type Timings } from "../../pve/index.ts";
+import type { StorageSpec } from "../../pve/options.ts";
 import { FAST } from "../fleet/harness.ts";
+import { until } from "../fleet/until.ts";
 import type { DoomedCommand, DoomedFleet, DoomedMessage } from "./doomed-process.ts";
 import type { Boundary } from "./edges.ts";
 import { KILLED, type Killed, type KillFleet } from "./kill-fleet.ts";
 
 const DOOMED = fileURLToPath(new URL("./doomed-process.ts", import.meta.url));
 const RANGE = 20;
-const FLEETS_A_CLUSTER = 6;
-/** Templates are on the first; only what moves needs the second. */
+/** Templates are on the first; only what goes to another needs the second. */
 const NODES = ["pve1", "pve2"];
+const FLEETS_A_CLUSTER = 6;
+
+/** Nothing is shared but archives. */
+const FOR_ARCHIVES: StorageSpec[] = [
+  { name: "local-lvm", type: "lvmthin" },
+  { name: "nas", type: "dir", shared: true, content: "backup" },
+];
 
 /** PVE has the request and executes it when everything is over. */
 export function lateRequest({ template, vmids }: KillFleet, edge: string) {
@@ -28,36 +37,74 @@ export function lateRequest({ template, vmids }: KillFleet, edge: string) {
   return { kind: "hang" as const, method, path: `/lxc/${vmid}${what === "container" ? "" : `/${what}`}$` };
 }
 
+const PATIENCE = { timeoutMs: 30_000 };
+
+export interface Begun {
+  handle: Handle<JobName>;
+  /** The sandbox that it is about or copies, which must be whole afterwards. */
+  source?: string;
+}
+
 /** Sends the operation that is to be killed; `armed` is called right before. */
-export async function begin({ fleet, killed, template }: KillFleet, armed = () => {}): Promise<Handle<JobName>> {
-  if (killed === "provision") {
-    armed();
-    return fleet.provision({ template: template.name });
+export async function begin(one: KillFleet, redis: RedisConnection, armed = () => {}): Promise<Begun> {
+  const { fleet, killed, template, prefix } = one;
+  const pool = { min: 1, max: 1 };
+  switch (killed) {
+    case "provision":
+      armed();
+      return { handle: await fleet.provision({ template: template.name }) };
+    case "build": {
+      const from = { template: template.name };
+      return { handle: await fleet.build({ name: "built", version: "1", from, setup: ["true"], test: "true" }) };
+    }
+    case "replicate":
+    case "archive":
+      return { handle: await fleet.replicate({ template: template.name, node: "pve2" }) };
+    case "fill": {
+      await fleet.pools.set(template.name, pool);
+      const [member] = await until(async () => {
+        const members = await fleet.sandboxes.list({ team: POOL_TEAM });
+        return members.length > 0 && members;
+      }, "a member in the making");
+      if (!member) throw new Error("no member");
+      return { handle: await fleet.operation(member.operation) };
+    }
+    case "claim": {
+      await fleet.pools.set(template.name, pool);
+      const keys = createKeys(prefix);
+      await until(async () => (await redis.zcard(keys.poolReady(template.name))) > 0, "a member", 60_000);
+      // None is made in its place.
+      await fleet.pools.set(template.name, { min: 0, max: 1 });
+      return { handle: await fleet.provision({ template: template.name }) };
+    }
+    default:
+      return beginOn(one, armed);
   }
-  if (killed === "build") {
-    armed();
-    return fleet.build({
-      name: "built",
-      version: "1",
-      from: { template: template.name },
-      setup: ["true"],
-      test: "true",
-    });
-  }
+}
+
+/** What needs a sandbox. */
+async function beginOn({ fleet, killed, template }: KillFleet, armed: () => void): Promise<Begun> {
   const { sandboxId, ...provision } = await fleet.provision({ template: template.name });
-  await provision.result({ timeoutMs: 30_000 });
-  if (killed === "restore") {
-    const { snapshotId } = await (await fleet.snapshot({ sandboxId })).result({ timeoutMs: 30_000 });
-    return fleet.restore({ sandboxId, snapshotId });
+  await provision.result(PATIENCE);
+  if (killed === "destroy") {
+    armed();
+    return { handle: await fleet.destroy({ sandboxId }) };
   }
-  armed();
-  if (killed === "migrate") return fleet.migrate({ sandboxId, target: "pve2" });
-  return fleet.destroy({ sandboxId });
+  if (killed === "migrate") return { handle: await fleet.migrate({ sandboxId, target: "pve2" }) };
+  if (killed === "template") return { handle: await fleet.template({ sandboxId, name: "made" }), source: sandboxId };
+  const { snapshotId } = await (await fleet.snapshot({ sandboxId })).result(PATIENCE);
+  const again = {
+    snapshot: () => fleet.snapshot({ sandboxId, keepLast: 1 }),
+    restore: () => fleet.restore({ sandboxId, snapshotId }),
+    copy: () => fleet.provision({ template: snapshotId }),
+  };
+  if (!(killed in again)) throw new Error(`${killed} is not begun here`);
+  return { handle: await again[killed as keyof typeof again](), source: sandboxId }; // as just seen
 }
 
 /** Jobs that are waited for or worked on in any queue but the clockwork's. */
 export async function activeJobs(redis: RedisConnection, prefix: string): Promise<number> {
-  const queues = ["place", ...NODES.flatMap((node) => [`node-${node}`, `exec-${node}`])].map(
+  const queues = ["place", "warm", ...NODES.flatMap((node) => [`node-${node}`, `exec-${node}`])].map(
     (name) => `${prefix}:${name}`,
   );
   const counts = await Promise.all(
@@ -95,8 +142,10 @@ export async function startBatch(
 ): Promise<Batch> {
   await using stack = new AsyncDisposableStack();
   const templates = plans.map((_, at) => ({ name: `base-${at}`, vmid: 9_001 + at, node: "pve1" }));
-  const names = plans.some(({ killed }) => killed === "migrate") ? NODES : NODES.slice(0, 1);
-  const nodes = names.map((name) => ({ name, memoryMib: 1_048_576 }));
+  const isAny = (...kinds: Killed[]) => plans.some(({ killed }) => kinds.includes(killed));
+  const names = isAny("migrate", "replicate", "archive") ? NODES : NODES.slice(0, 1);
+  const storages = isAny("archive") ? { storages: FOR_ARCHIVES } : {};
+  const nodes = names.map((name) => ({ name, memoryMib: 1_048_576, ...storages }));
   const timings = { ...FAST, nodeParallel: 1_000, ...more };
   // Each fleet reads every template of its cluster, so that one cluster for all would be asked with the square of them.
   const clusters = await Promise.all(
@@ -134,7 +183,7 @@ export async function startBatch(
   // These fleets share a token, so each would take the others' clones for tasks of its own that Redis has forgotten.
   const [, server = ""] = /run_id:(\w+)/.exec(await redis.info("server")) ?? [];
   for (const { prefix } of fleets)
-    await redis.hset(createKeys(prefix).adopted, ...names.flatMap((name) => [name, server]));
+    await redis.hset(createKeys(prefix).adopted, ...names.flatMap((node) => [node, server]));
 
   const edges: string[] = [];
   const held = new Set<string>();

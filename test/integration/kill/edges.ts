@@ -299,6 +299,9 @@ function nameOfRequest({ method, path }: Dispatcher.DispatchOptions): string | n
   if (plain === "/cluster/nextid") return "GET nextid";
   const task = /^\/nodes\/[^/]+\/tasks\/UPID:(?:[^:]*:){4}([^:]*):/.exec(plain)?.[1];
   if (task !== undefined) return `${method} task ${task}`;
+  if (/\/vzdump$/.test(plain)) return `${method} archive`;
+  if (/\/storage\/[^/]+\/content/.test(plain)) return `${method} archives`;
+  if (method === "POST" && /^\/nodes\/[^/]+\/lxc$/.test(plain)) return "POST container";
   const container = /^\/nodes\/[^/]+\/lxc\/(\d+)\/?(.*)$/.exec(plain);
   if (!container || (method === "GET" && Number(container[1]) < 20_000)) return null;
   // A snapshot's name is another in each fleet.

@@ -3,7 +3,24 @@ import type { Fleet } from "../../../producers/index.ts";
 import type { Pve } from "../../pve/index.ts";
 
 /** What is killed, and which operation of its fleet that is: others come before it. */
-export const KILLED = { provision: 1, destroy: 2, build: 1, restore: 3, migrate: 2 } as const;
+export const KILLED = {
+  provision: 1,
+  destroy: 2,
+  build: 1,
+  /** One that deletes the snapshot before. */
+  snapshot: 3,
+  restore: 3,
+  migrate: 2,
+  template: 2,
+  /** Of a branch: the provision of its snapshot. */
+  copy: 3,
+  replicate: 1,
+  /** A replica by way of an archive. */
+  archive: 1,
+  /** The provision of a pool's member, and one that gets it. */
+  fill: 1,
+  claim: 2,
+} as const;
 export type Killed = keyof typeof KILLED;
 
 /** A fleet of the batch: its own prefix, template and VMIDs, so that no two meet. */

@@ -2,16 +2,14 @@
  * A provision and a destroy, struck once at every boundary of a step: before a request or write is sent, on its way, and
  * after its answer. Killed there: a worker that starts later must end each as if nothing had been. Stopped there (SIGSTOP)
  * past its lock, and going on in the middle of what another run does: it must change neither the record nor PVE. The
- * latter is tried around every change; `FLEET_TEST_BOUNDARIES=all` tries it at every boundary there is. Kinds that are alike
- * in most of their steps are killed at some of theirs only, or at all.
+ * latter is tried around every change; `FLEET_TEST_BOUNDARIES=all` tries it at every boundary there is. Other kinds are killed
+ * between any two of their steps, or at every boundary.
  */
 import { beforeAll, describe, expect, inject, test } from "vitest";
 import { boundariesOf, isPveChange, type KillCase, type Strike, strikeAt } from "./strike.ts";
 
 /** Fleets at a time: each takeover waits for a lock to run out, so many of them cost little more than one. */
 const BATCH = 30;
-/** Boundaries of the kinds that are tried at some only. */
-const SOME = 8;
 const redisUrl = inject("redisUrl");
 const boundaries: KillCase[] = [];
 
@@ -25,6 +23,10 @@ const isAll = process.env["FLEET_TEST_BOUNDARIES"] === "all";
 const isChange = ({ boundary: { moment, edge } }: KillCase): boolean =>
   isAll || isPveChange(edge) || (moment === "before" && /^(WRITE|END|LEASE)/.test(edge));
 
+/** Before and after each change of PVE, and after each of the record: between any two steps. */
+const isOfStep = ({ boundary: { moment, edge } }: KillCase): boolean =>
+  isAll || isPveChange(edge) || (moment === "after" && /^(CLAIM|WRITE|END|LEASE|moveToFinished|take)/.test(edge));
+
 async function strikeAll(how: Strike, cases: readonly KillCase[]): Promise<void> {
   const problems: string[] = [];
   for (let at = 0; at < cases.length; at += BATCH)
@@ -34,12 +36,21 @@ async function strikeAll(how: Strike, cases: readonly KillCase[]): Promise<void>
 }
 
 describe("at the boundaries of what takes many steps besides", { timeout: 600_000 }, () => {
-  test.each(["build", "restore", "migrate"] as const)("killed: each %s ends well, once", async (killed) => {
-    const all = await boundariesOf(redisUrl, killed);
-    await strikeAll(
-      "kill",
-      all.filter((_, at) => isAll || at % Math.ceil(all.length / SOME) === 0),
-    );
+  const killed = [
+    "build",
+    "snapshot",
+    "restore",
+    "migrate",
+    "template",
+    "copy",
+    "replicate",
+    "archive",
+    "fill",
+    "claim",
+  ] as const;
+  test.each(killed)("killed: each %s ends well, once", async (kind) => {
+    const all = await boundariesOf(redisUrl, kind);
+    await strikeAll("kill", all.filter(isOfStep));
   });
 });
 

@@ -15,26 +15,55 @@ export interface Aftermath {
   late: boolean;
 }
 
+/** Containers that are there in the end, and snapshots that those have. */
+const KEPT: Partial<Record<Killed, number>> = { destroy: 0, template: 2, copy: 2 };
+const SNAPSHOTS: Partial<Record<Killed, { source: number } & Partial<Record<"made", number>>>> = {
+  restore: { source: 1 },
+  snapshot: { source: 1 },
+  copy: { source: 1 },
+};
+
 export async function brokenPromises({ one, handle, redis, late }: Aftermath): Promise<string[]> {
   const keys = createKeys(one.prefix);
   const { vmids, killed, pve } = one;
   const own = pve.containers().filter(({ vmid }) => vmid >= vmids.first && vmid <= vmids.last);
   const view = { containers: () => own };
-  const kept = killed === "destroy" ? 0 : 1;
+  const kept = KEPT[killed] ?? 1;
   const stamped = own.filter(({ config }) => config["description"]?.includes(handle.sandboxId));
+  const first = Math.min(...own.map(({ vmid }) => vmid));
   const leases = await redis.hvals(keys.vmids);
   const requests = pve.log().filter(({ path }) => isOf(one, path));
   return [
-    ...(own.length === kept && stamped.length === kept
+    ...(own.length === kept && stamped.length === Math.min(kept, 1)
       ? []
       : [`${own.length} containers, ${stamped.length} of them ours`]),
     ...(leases.length === kept ? [] : [`${leases.length} VMIDs leased`]),
+    ...own.flatMap(({ vmid, lock, snapshots }) => [
+      ...(lock === undefined ? [] : [`container ${vmid} is locked (${lock})`]),
+      ...(snapshots.length === (SNAPSHOTS[killed]?.[vmid === first ? "source" : "made"] ?? 0)
+        ? []
+        : [`container ${vmid} has snapshots ${snapshots.join()}`]),
+    ]),
     ...(await leaksOfFleet(redis, keys, view)),
     ...(await wrongEvents(redis, one, handle)),
     ...wrongTasks(one),
     ...refusals(requests, late),
   ];
 }
+
+const STEPS = ["cloning", "configuring", "starting", "readying"];
+const MADE = [...STEPS, "running"];
+/** Of all sandboxes of the fleet, in their order. */
+const STATES: Partial<Record<Killed, readonly string[]>> = {
+  destroy: [...MADE, "destroying", "destroyed"],
+  build: [...STEPS, "template"],
+  template: [...MADE, ...STEPS, "template"],
+  copy: [...MADE, ...MADE],
+  replicate: ["cloning", "configuring", "template"],
+  archive: ["cloning", "configuring", "template"],
+  fill: [...STEPS, "warm"],
+  claim: [...STEPS, "warm", "claimed", "running"],
+};
 
 /** One acceptance and one end an operation; each state of the sandbox once, in order. */
 async function wrongEvents(redis: RedisConnection, one: KillFleet, handle: Handle<JobName>): Promise<string[]> {
@@ -44,8 +73,7 @@ async function wrongEvents(redis: RedisConnection, one: KillFleet, handle: Handl
   // On a busy machine a connection to PVE may take too long: then nothing was asked for, and it is placed again. That
   // nothing was is seen from the tasks and refusals.
   const told = states.join().replace(/^(cloning,placing,)+/, "");
-  const wanted = ["cloning", "configuring", "starting", "readying", one.killed === "build" ? "template" : "running"];
-  if (one.killed === "destroy") wanted.push("destroying", "destroyed");
+  const wanted = STATES[one.killed] ?? MADE;
   return [
     ...(of("operation.accepted") === 1 ? [] : [`accepted ${of("operation.accepted")} times`]),
     ...(of("operation.succeeded") === 1 ? [] : [`succeeded ${of("operation.succeeded")} times`]),
@@ -53,13 +81,20 @@ async function wrongEvents(redis: RedisConnection, one: KillFleet, handle: Handl
   ];
 }
 
-/** After the clone and the start. */
+const CLONED = ["vzclone", "vzstart"];
 const TASKS: Readonly<Record<Killed, readonly string[]>> = {
-  provision: [],
-  destroy: ["vzdestroy"],
-  build: ["vzshutdown", "vztemplate"],
-  restore: ["vzsnapshot", "vzrollback", "vzstart"],
-  migrate: ["vzmigrate"],
+  provision: CLONED,
+  destroy: [...CLONED, "vzdestroy"],
+  build: [...CLONED, "vzshutdown", "vztemplate"],
+  snapshot: [...CLONED, "vzsnapshot", "vzsnapshot", "vzdelsnapshot"],
+  restore: [...CLONED, "vzsnapshot", "vzrollback", "vzstart"],
+  migrate: [...CLONED, "vzmigrate"],
+  template: [...CLONED, "vzsnapshot", "vzclone", "vzdelsnapshot", "vzstart", "vzshutdown", "vztemplate"],
+  copy: [...CLONED, "vzsnapshot", ...CLONED],
+  replicate: ["vzclone", "vztemplate"],
+  archive: ["vzdump", "vzrestore"],
+  fill: CLONED,
+  claim: CLONED,
 };
 
 /** Each task once, and well. */
@@ -69,7 +104,7 @@ function wrongTasks({ pve, template, vmids, killed }: KillFleet): string[] {
     return Number(id) === template.vmid || (vmid >= vmids.first && vmid <= vmids.last);
   });
   const told = own.map(({ type, exitstatus }) => (exitstatus === "OK" ? type : `${type} (${exitstatus})`));
-  const wanted = ["vzclone", "vzstart", ...TASKS[killed]];
+  const wanted = TASKS[killed];
   // One that was asked for without its answer being heard is asked for again, before anything is started: see restore.ts.
   if (killed === "restore" && told.join() === [...wanted.slice(0, -1), ...wanted.slice(-2)].join()) return [];
   return told.join() === wanted.join() ? [] : [`tasks: ${told.join(", ")}`];

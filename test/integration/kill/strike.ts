@@ -47,7 +47,8 @@ async function listEdges(redisUrl: string, killed: Killed): Promise<string[]> {
   await using batch = await startBatch(redisUrl, [{ killed, hold: null }], { scope: "fleet" });
   const [one] = batch.fleets;
   if (!one) throw new Error("no fleet");
-  await (await begin(one)).result({ timeoutMs: 60_000 });
+  const { handle } = await begin(one, batch.redis);
+  await handle.result({ timeoutMs: 60_000 });
   // BullMQ's own end of the job comes after ours.
   await until(() => batch.edges.some((edge) => edge.startsWith("moveToFinished")) && batch.edges, "the job's end");
   await until(async () => (await activeJobs(batch.redis, one.prefix)) === 0, "the job's end");
@@ -63,10 +64,16 @@ export async function strikeAt(redisUrl: string, how: Strike, cases: readonly Ki
   const struck = await Promise.all(
     batch.fleets.map(async (one, at): Promise<Struck> => {
       const boundary = cases[at]?.boundary;
-      const handle = await begin(one, () => {
+      const { handle, source } = await begin(one, batch.redis, () => {
         if (boundary?.moment === "sent") late.set(one, one.pve.faults.request(lateRequest(one, boundary.edge)));
       });
-      return { one, handle, name: `${one.killed} ${how} ${boundary?.moment} ${boundary?.edge}`, untaken: false };
+      return {
+        one,
+        handle,
+        source,
+        name: `${one.killed} ${how} ${boundary?.moment} ${boundary?.edge}`,
+        untaken: false,
+      };
     }),
   );
   await until(() => batch.held.size === cases.length, "every fleet at its boundary", 60_000).catch((error: unknown) => {
@@ -94,6 +101,7 @@ export async function strikeAt(redisUrl: string, how: Strike, cases: readonly Ki
 interface Struck {
   readonly one: KillFleet;
   readonly handle: Handle<JobName>;
+  readonly source: string | undefined;
   readonly name: string;
   /** The held run went on before another had begun: it is still the operation's own. */
   untaken: boolean;
@@ -135,7 +143,7 @@ async function strike(how: Strike, batch: Batch, struck: readonly Struck[]): Pro
   return null;
 }
 
-async function aftermath({ redis }: Batch, { one, handle }: Struck, held?: FaultHandle): Promise<string[]> {
+async function aftermath({ redis }: Batch, { one, handle, source }: Struck, held?: FaultHandle): Promise<string[]> {
   const { pve } = one;
   const result = await handle.result({ timeoutMs: RECOVERY_MS }).then(
     () => "well",
@@ -150,8 +158,12 @@ async function aftermath({ redis }: Batch, { one, handle }: Struck, held?: Fault
     held.release();
     await isLate;
   }
-  if (one.killed !== "destroy" && one.killed !== "build") {
-    const exec = await one.fleet.exec({ sandboxId: handle.sandboxId, command: "true" });
+  const usable = [
+    source,
+    ...(["provision", "restore", "migrate", "copy", "claim"].includes(one.killed) ? [handle.sandboxId] : []),
+  ];
+  for (const sandboxId of usable.filter((id) => id !== undefined)) {
+    const exec = await one.fleet.exec({ sandboxId, command: "true" });
     await exec.result({ timeoutMs: RECOVERY_MS });
   }
   await until(async () => (await activeJobs(redis, one.prefix)) === 0, `the jobs of ${one.prefix}`, RECOVERY_MS);

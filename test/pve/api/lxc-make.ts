@@ -1,10 +1,11 @@
 import { check, has } from "../access.ts";
 import { sleep } from "../clock.ts";
 import type { Container } from "../container.ts";
-import { parseProperties, printNetwork } from "../property-string.ts";
-import { forbidden, refuse } from "../refusal.ts";
+import { parseProperties, parseSize, printNetwork } from "../property-string.ts";
+import { forbidden, invalid, refuse } from "../refusal.ts";
 import { type Call, flagOf, type Route, route, vmidOf } from "../router.ts";
 import { createRules, NODE, VMID } from "../schema/lxc.ts";
+import { type Backup, GIB } from "../storage.ts";
 import type { Task } from "../task.ts";
 import { allowChange, uniqueTags } from "./lxc-config.ts";
 import { bringUp, locked } from "./lxc-power.ts";
@@ -54,15 +55,25 @@ async function create(call: Call): Promise<string> {
   const storage = params["storage"] ?? "local";
   const rootfs = params["rootfs"] ?? storage;
   const rootStorage = rootfs.split(":")[0] ?? "";
+  const backup = flagOf(call, "restore") ? backupOf(call, rootStorage) : undefined;
   if (!/^\d/.test(rootfs) && !node.storages.has(rootStorage)) throw refuse(`storage '${rootStorage}' does not exist`);
   // Two creates at once both come this far; the claim decides.
   await sleep(world.latency(10, 16), world.closing);
   await new Promise((resolve) => setImmediate(resolve));
-  const container = claim(call, vmid);
+  const container = claim(call, vmid, backup === undefined ? "create" : "restore");
   // PVE::LXC::Config::create_and_lock_config: all else comes once the archive is unpacked, unlike with a clone.
   container.config.set("lock", "create");
   if (call.noWorker) throw refuse("got no worker upid - start worker failed");
-  const facts = { type: "vzcreate", id: vmid, node, by, arrivedAt: call.arrivedAt, target: vmid };
+  const facts = {
+    type: backup === undefined ? "vzcreate" : "vzrestore",
+    id: vmid,
+    node,
+    by,
+    arrivedAt: call.arrivedAt,
+    target: vmid,
+  };
+  if (backup !== undefined)
+    return world.fork(facts, (task) => restore(call, task, { container, storage, backup })).upid;
   const root = rootfs.includes(":") ? rootfs : /^\d/.test(rootfs) ? `${storage}:${rootfs}` : `${storage}:4`;
   return world.fork(facts, (task) => build(call, task, { container, root, unprivileged })).upid;
 }
@@ -78,11 +89,71 @@ function allowCreate(call: Call, vmid: number): void {
   for (const [key, value] of Object.entries(params)) if (!NOT_CONFIG.has(key)) allowChange(call, undefined, key, value);
 }
 
-function claim(call: Call, vmid: number): Container {
+/** PVE::Storage::check_volume_access; whether it is there is seen by the task. */
+function backupOf(call: Call, rootStorage: string): Backup | string {
+  const { world, node, by, params } = call;
+  const volid = params["ostemplate"] ?? "";
+  const storage = node.storages.get(volid.split(":")[0] ?? "");
+  if (storage === undefined) throw refuse(`storage '${volid.split(":")[0]}' does not exist`);
+  const [, owner] = /:backup\/vzdump-lxc-(\d+)-/.exec(volid) ?? [];
+  if (owner === undefined) throw refuse(`${volid} is not a backup volume`);
+  check(world, by, `/storage/${storage.name}`, "Datastore.AllocateSpace");
+  check(world, by, `/vms/${owner}`, "VM.Backup");
+  if (node.storages.get(rootStorage)?.holds("rootdir") === false)
+    throw invalid({ storage: `storage '${rootStorage}' does not support container directories` });
+  check(world, by, `/storage/${rootStorage}`, "Datastore.AllocateSpace");
+  return storage.backups.get(volid) ?? volid;
+}
+
+/** PVE::LXC::Create::restore_configuration: what is given goes over what is saved; a template becomes one again. */
+async function restore(
+  call: Call,
+  task: Task,
+  { container, storage, backup }: { container: Container; storage: string; backup: Backup | string },
+): Promise<void> {
+  const { world, node, guests, params } = call;
+  const { config, vmid } = container;
+  try {
+    if (typeof backup === "string") throw new Error(`volume '${backup}' does not exist`);
+    task.log(`recovering backed-up configuration from '${backup.volid}'`);
+    const disks = [...backup.values].filter(([key]) => /^(rootfs|mp\d+)$/.test(key));
+    for (const [key, value] of disks) {
+      const parts = parseProperties(value, "volume");
+      const gib = (parseSize(parts.get("size") ?? "") ?? 4 * GIB) / GIB;
+      config.set(key, allocate(call, container, `${storage}:${gib}`));
+    }
+    task.log(`restoring '${backup.volid}' now..`);
+    await task.spend(world.takes(world.timings.restore), node.load);
+    await guests.copyDisk(backup.of, container);
+    task.log("merging backed-up and given configuration..");
+    for (const [key, value] of Object.entries(params)) if (!NOT_CONFIG.has(key)) config.set(key, value);
+    for (const [key, value] of backup.values) {
+      if (/^(rootfs|mp\d+|unused\d+|template|lock|parent|digest)$/.test(key) || config.get(key) !== undefined) continue;
+      const network = /^net\d+$/.test(key) && flagOf(call, "unique") ? parseProperties(value) : undefined;
+      network?.set("hwaddr", world.newMac());
+      config.set(key, network === undefined ? value : printNetwork(network));
+    }
+    if (backup.values.get("template") === "1") {
+      task.log("Convert restored container to template...");
+      convert(call, container);
+    }
+    if (params["pool"] !== undefined) world.pools.get(params["pool"])?.members.add(vmid);
+    config.set("lock", undefined);
+    world.see(container);
+  } catch (error) {
+    // Interrupted it tidies up like after any other error; killed it can't.
+    if (!(error instanceof Error) || ("how" in error && error.how === "kill") || task.doomed?.leaveLocks) throw error;
+    world.freeVolumes(container);
+    world.forget(container);
+    throw new Error(`unable to restore CT ${vmid} - ${error.message}`);
+  }
+}
+
+function claim(call: Call, vmid: number, what: "create" | "restore"): Container {
   try {
     return call.world.claim(vmid, call.node.name);
   } catch (error) {
-    throw refuse(`unable to create CT ${vmid} - ${error instanceof Error ? error.message : error}`);
+    throw refuse(`unable to ${what} CT ${vmid} - ${error instanceof Error ? error.message : error}`);
   }
 }
 

@@ -204,7 +204,7 @@ function storageStatus(storage: Storage): Record<string, unknown> {
 function nodeStorages({ world, by, node, params }: Call): unknown[] {
   return [...node.storages.values()]
     .filter((storage) => params["storage"] === undefined || params["storage"] === storage.name)
-    .filter((storage) => params["content"] === undefined || storage.content.split(",").includes(params["content"]))
+    .filter((storage) => params["content"] === undefined || storage.holds(params["content"]))
     .filter((storage) =>
       ["Datastore.Audit", "Datastore.AllocateSpace"].some((right) => has(world, by, `/storage/${storage.name}`, right)),
     )
@@ -243,6 +243,12 @@ function content(call: Call): unknown[] {
       ctime: Math.floor(volume.createdAt / 1000),
       parent: volume.parent?.slice(storage.name.length + 1) ?? null,
     });
+  }
+  for (const { volid, of, sizeBytes: size, createdAt, notes } of storage.backups.values()) {
+    if ((wanted ?? "backup") !== "backup" || (vmid !== undefined && of.vmid !== Number(vmid))) continue;
+    const about = { volid, vmid: of.vmid, content: "backup", subtype: "lxc", format: "tar.zst" };
+    // Of several lines the first.
+    shown.push({ ...about, size, ctime: Math.floor(createdAt / 1000), ...(notes && { notes: notes.split("\n")[0] }) });
   }
   if (storage.name === "local" && (wanted === undefined || wanted === "vztmpl") && vmid === undefined) {
     for (const [volid, size] of call.node.osTemplates) {

@@ -23,7 +23,7 @@ const LIMITS: PlacementLimits = {
 const BUSY = { jobs: 4 };
 
 function storage(more: Partial<Storage> = {}): Storage {
-  const base = { name: "local-lvm", type: "lvmthin", shared: false, rootdir: true, active: true };
+  const base = { name: "local-lvm", type: "lvmthin", shared: false, rootdir: true, backup: false, active: true };
   return { ...base, totalBytes: 100 * GIB, usedBytes: 0, ...more };
 }
 

@@ -1,0 +1,124 @@
+/** vzdump of one container, and what is done with its archive but the restore, which is a create. */
+import { check } from "../access.ts";
+import type { Container } from "../container.ts";
+import { refuse } from "../refusal.ts";
+import { type Call, type Route, route, vmidOf } from "../router.ts";
+import { NODE, optional, STORAGE } from "../schema/lxc.ts";
+import { type Backup, GIB, type Storage } from "../storage.ts";
+import type { Task } from "../task.ts";
+import { locked } from "./lxc-power.ts";
+
+const flag = { type: "boolean" } as const;
+const text = { type: "string" } as const;
+
+export const backupRoutes: Route[] = [
+  route(
+    "POST",
+    "/nodes/{node}/vzdump",
+    {
+      pace: "task",
+      rules: {
+        node: NODE,
+        vmid: { type: "string", pattern: /^\d+$/, required: true },
+        storage: optional(STORAGE),
+        mode: { type: "string", values: ["snapshot", "suspend", "stop"] },
+        compress: { type: "string", values: ["0", "1", "gzip", "lzo", "zstd"] },
+        remove: flag,
+        "notes-template": { type: "string", maxLength: 1024 },
+        protected: flag,
+        quiet: flag,
+      },
+      allow: ({ world, by, params }) => {
+        check(world, by, `/vms/${params["vmid"]}`, "VM.Backup");
+        check(world, by, `/storage/${params["storage"] ?? "local"}`, "Datastore.AllocateSpace");
+      },
+    },
+    vzdump,
+  ),
+  route(
+    "DELETE",
+    "/nodes/{node}/storage/{storage}/content/{volume...}",
+    {
+      pace: "task",
+      rules: { node: NODE, storage: STORAGE, volume: text, delay: { type: "integer", min: 1, max: 30 } },
+    },
+    remove,
+  ),
+];
+
+/** PVE::VZDump: whatever is wrong is told by the task, most of it as "job errors". */
+function vzdump(call: Call): string {
+  const { world, node, by, arrivedAt } = call;
+  const vmid = vmidOf(call);
+  return world.fork({ type: "vzdump", id: vmid, node, by, arrivedAt }, (task) => dump(call, task, vmid)).upid;
+}
+
+async function dump(call: Call, task: Task, vmid: number): Promise<void> {
+  const { world, node, params } = call;
+  const name = params["storage"] ?? "local";
+  const storage = node.storages.get(name);
+  const why = `could not get storage information for '${name}': `;
+  if (storage === undefined) throw new Error(`${why}storage '${name}' does not exist`);
+  if (!storage.holds("backup")) throw new Error(`${why}can't use storage '${name}' for backups - wrong content type`);
+  const container = world.containers.get(vmid);
+  // One that is not on this node is left out, and nothing is an error.
+  if (container?.node !== node.name) return;
+  try {
+    await locked(world, task, container, async () => {
+      container.checkLock();
+      container.config.set("lock", "backup");
+    });
+    task.log(`INFO: Starting Backup of VM ${vmid} (lxc)`);
+    await task.spend(world.takes(world.timings.backup), node.load);
+    const backup = save(container, storage, params["notes-template"]);
+    task.log(`INFO: creating vzdump archive '${backup.volid}'`);
+    container.config.set("lock", undefined);
+  } catch (error) {
+    if (!(error instanceof Error)) throw error;
+    // Killed it leaves its lock; interrupted it does not.
+    if ("how" in error && error.how === "kill") throw error;
+    if (container.config.lock === "backup") container.config.set("lock", undefined);
+    if ("how" in error) throw error;
+    task.log(`ERROR: Backup of VM ${vmid} failed - ${error.message}`);
+    throw new Error("job errors");
+  }
+}
+
+function save(container: Container, storage: Storage, notes = ""): Backup {
+  const digits = (value: number) => String(value).padStart(2, "0");
+  const at = new Date();
+  const day = [at.getFullYear(), at.getMonth() + 1, at.getDate()].map(digits).join("_");
+  const time = [at.getHours(), at.getMinutes(), at.getSeconds()].map(digits).join("_");
+  const backup: Backup = {
+    volid: `${storage.name}:backup/vzdump-lxc-${container.vmid}-${day}-${time}.tar.zst`,
+    of: container,
+    values: new Map(container.config.values),
+    sizeBytes: GIB / 2,
+    createdAt: at.getTime(),
+    notes: notes.replaceAll("{{vmid}}", String(container.vmid)).replaceAll("{{guestname}}", container.name),
+  };
+  backup.values.delete("lock");
+  storage.backups.set(backup.volid, backup);
+  return backup;
+}
+
+/** With a delay PVE waits so long for the task's end, and answers nothing then. */
+async function remove(call: Call): Promise<string | null> {
+  const { world, node, by, params, arrivedAt } = call;
+  const storage = node.storages.get(params["storage"] ?? "");
+  if (storage === undefined) throw refuse(`storage '${params["storage"]}' does not exist`);
+  const name = params["volume"] ?? "";
+  const volid = name.startsWith(`${storage.name}:`) ? name : `${storage.name}:${name}`;
+  const backup = storage.backups.get(volid);
+  const vmid = /vzdump-lxc-(\d+)-/.exec(volid)?.[1] ?? "0";
+  check(world, by, `/storage/${storage.name}`, "Datastore.AllocateSpace");
+  check(world, by, `/vms/${vmid}`, "VM.Backup");
+  const task = world.fork({ type: "imgdel", id: `${vmid}@${storage.name}`, node, by, arrivedAt }, async (own) => {
+    if (backup === undefined) throw new Error(`volume '${volid}' does not exist`);
+    storage.backups.delete(volid);
+    own.log(`Removed volume '${volid}'`);
+  });
+  if (params["delay"] === undefined) return task.upid;
+  await task.ended;
+  return task.exitstatus === "OK" ? null : task.upid;
+}
