@@ -23,7 +23,8 @@ export function startTraffic(fleet: Fleet, callers: number, signal: AbortSignal)
       {
         template: "cmux-base",
         team: name,
-        ...(warm ? {} : { instanceId: name }), // with one, no pool serves it
+        instanceId: name,
+        ...(warm ? {} : { cores: 2 }), // with them, no pool serves it
         ttlSeconds: 60,
         ttlExtendOnUse: true,
         idleSeconds: 600,
