@@ -82,10 +82,14 @@ export function wishReplica(
     .flatMap((node) => {
       const [way] = waysTo(inventory, original, node.name);
       const load = facts.loads.get(node.name) ?? NO_LOAD;
-      return way && isIdle(load, limits) ? [{ node, load, site: siteOf(node, way.storage.name, demand) }] : [];
+      return way && isIdle(load, limits) ? [{ node, load, way, site: siteOf(node, way.storage.name, demand) }] : [];
     })
     .filter(({ site }) => whyNoRoom(site, promises, limits) === null)
-    .sort((a, b) => loadWeight(a.load, a.node) - loadWeight(b.load, b.node))[0];
+    .sort(
+      (a, b) =>
+        Number(a.way.archive !== undefined) - Number(b.way.archive !== undefined) ||
+        loadWeight(a.load, a.node) - loadWeight(b.load, b.node),
+    )[0];
   return best ? { template: original.vmid, node: best.node.name } : null;
 }
 

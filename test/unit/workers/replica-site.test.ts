@@ -91,6 +91,14 @@ test("a template whose nodes are full or cordoned is wished for where there is r
   const nodes = [node("pve1"), node("pve2"), node("pve3")];
   const loads = { pve1: FULL, pve2: { ...NO_LOAD, reservedMemoryMib: 8_192 } };
   expect(wish({ nodes, loads })).toMatchObject({ node: "pve3" });
+  const nas: Storage = { ...ceph, name: "nas", rootdir: false, backup: true };
+  const three = [
+    node("pve1", { storages: [local, ceph, nas] }),
+    node("pve2"),
+    node("pve3", { storages: [local, nas] }),
+  ];
+  expect(wish({ nodes: three, loads })).toMatchObject({ node: "pve2" });
+  expect(wish({ nodes: three, loads, obstacles: { pve2: "cordoned" } })).toMatchObject({ node: "pve3" });
 });
 
 test("not where a slot is all that is missing, nor where it could not be brought or would be no better off", () => {
