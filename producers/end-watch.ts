@@ -40,9 +40,20 @@ export interface BatchWatch extends Disposable {
   next(withinMs: number, signal: AbortSignal): Promise<void>;
 }
 
+/** Who asks for an operation and will hear of its end. */
+export interface Listener {
+  readonly id: string;
+  /** It is about to be asked for. */
+  expect(operation: string): void;
+  /** It came to nothing. */
+  dismiss(operation: string): void;
+}
+
 export class EndWatch {
   readonly #parts: Parts;
   readonly #waiting = new Map<string, Set<Waiter>>();
+  /** Asked for while somebody listened, and no end heard since: they need no look to know that they have not ended. */
+  readonly #expected = new Set<string>();
   readonly #watchers = new Map<string, Set<() => void>>();
   readonly #closing = new AbortController();
   readonly #id = newListenerId();
@@ -75,8 +86,14 @@ export class EndWatch {
   }
 
   /** Whom the end of an operation may tell what it was, where somebody listens already. */
-  get listener(): string | undefined {
-    return this.#listening && this.#id;
+  get listener(): Listener | undefined {
+    if (!this.#listening) return undefined;
+    const expected = this.#expected;
+    return {
+      id: this.#id,
+      expect: (operation) => void expected.add(operation),
+      dismiss: (operation) => void expected.delete(operation),
+    };
   }
 
   watchBatch(id: string): BatchWatch {
@@ -135,6 +152,7 @@ export class EndWatch {
 
   /** A late caller is answered by the first read; only who has to wait listens. */
   async #begin(id: string): Promise<void> {
+    if (this.#expected.has(id)) return;
     // A first read that fails is made up for by those that follow.
     await this.#look([id]).catch(() => {});
     if (this.#waiting.has(id) && !this.#closing.signal.aborted) this.#listen();
@@ -146,6 +164,7 @@ export class EndWatch {
     const { channels, keys } = this.#parts;
     const heard = [
       channels.listen(keys.wake, (message) => this.#hear(message)),
+      channels.listen(keys.ends, (message) => this.#hear(message)),
       channels.listen(keys.told(this.#id), (message) => this.#hearEnd(message)),
     ];
     let idleMs = 0;
@@ -164,6 +183,7 @@ export class EndWatch {
   }
 
   #leave(): void {
+    this.#expected.clear();
     this.#listening?.[Symbol.dispose]();
     this.#listening = undefined;
   }
@@ -171,11 +191,13 @@ export class EndWatch {
   /** No message: some may have been missed. */
   #hear(message: string | undefined): void {
     if (message === undefined) {
+      this.#expected.clear();
       for (const id of this.#watchers.keys()) this.#wakeWatchers(id);
       this.#lookAtAll();
       return;
     }
     const [word, id = "", batch] = message.split(" ");
+    if (word === "ended") this.#expected.delete(id);
     if (word === "ended" && this.#waiting.has(id)) this.#look([id]).catch(() => {}); // the next look comes
     if (word === "ended" && batch !== undefined) this.#wakeWatchers(batch);
     if (word === "batch") this.#wakeWatchers(id);
@@ -186,7 +208,9 @@ export class EndWatch {
     if (message === undefined) return; // `wake` has us look
     const values = Told.parse(JSON.parse(message));
     const [id] = values;
-    if (typeof id === "string" && this.#waiting.has(id)) this.#settle(id, values);
+    if (typeof id !== "string") return;
+    this.#expected.delete(id);
+    if (this.#waiting.has(id)) this.#settle(id, values);
   }
 
   #wakeWatchers(id: string): void {

@@ -17,6 +17,7 @@ import { loadInventory, type Replica } from "../shared/state/inventory.ts";
 import type { Accepted, AcceptRequest, ItemGroup } from "../shared/state/operations.ts";
 import type { SecretValues } from "../shared/state/secrets.ts";
 import { currentTrace } from "../shared/trace.ts";
+import type { Listener } from "./end-watch.ts";
 import type { Parts } from "./parts.ts";
 import { splitSecrets } from "./split-secrets.ts";
 import { assertSandbox, type ContentSource, spool } from "./spool.ts";
@@ -46,7 +47,7 @@ export async function submit<N extends JobName>(
   parts: Parts,
   kind: N,
   raw: unknown,
-  options: SubmitOptions & { listener?: string | undefined },
+  options: SubmitOptions & { listener?: Listener | undefined },
   content?: ContentSource,
 ): Promise<Accepted> {
   const idempotencyKey = checkIdempotencyKey(options.idempotencyKey);
@@ -55,9 +56,16 @@ export async function submit<N extends JobName>(
   const request = { ...prepared.request, ...newIds(prepared) };
   await sealSecrets(parts, request);
   const trace = currentTrace();
-  const asked = { ...request, idempotencyKey, onQuota, trace, listener: options.listener };
+  const { listener } = options;
+  const asked = { ...request, idempotencyKey, onQuota, trace, listener: listener?.id };
   const forget = () => forgetSecrets(parts, request);
-  const accepted = await (kind === "upload" ? acceptUpload(parts, asked, content) : accept(parts, asked, forget));
+  listener?.expect(request.id);
+  const accepting = kind === "upload" ? acceptUpload(parts, asked, content) : accept(parts, asked, forget);
+  const accepted = await accepting.catch((error: unknown) => {
+    listener?.dismiss(request.id);
+    throw error;
+  });
+  if (accepted.existing) listener?.dismiss(request.id);
   if (accepted.needsJob) await addJob(parts, kind, accepted, trace);
   return accepted;
 }

@@ -65,6 +65,8 @@ export interface Keys {
   readonly teams: string;
   /** Pub/sub channel that wakes whoever waits for a slot, a cancel or a place. */
   readonly wake: string;
+  /** Pub/sub channel of all ends, for those that wait for one. */
+  readonly ends: string;
   /** Pub/sub channel of one process that waits for ends of what it asked for: they tell it what they were. */
   told(listener: string): string;
   /** Ids of all batches that are kept, by when they were opened. */
@@ -176,6 +178,7 @@ export function createKeys(prefix: string): Keys {
     quotaWaiting: key("quota-waiting"),
     teams: key("teams"),
     wake: key("wake"),
+    ends: key("ends"),
     told: (listener) => key(`told:${listener}`),
     batches: key("batches"),
     batchesOpen: key("batches-open"),

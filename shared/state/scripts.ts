@@ -988,8 +988,12 @@ if idem then redis.call('EXPIRE', idem, ttl) end
 redis.call('LREM', P..':changes:'..sandbox, 0, id)
 redis.call('LREM', P..':waiting:'..sandbox, 0, id)
 if redis.call('SREM', P..':users:'..sandbox, id) == 1 then use(sandbox, now) end
-for _, name in ipairs(redis.call('SMEMBERS', P..':held:'..id)) do redis.call('HDEL', P..':slot:'..name, id) end
-redis.call('DEL', P..':held:'..id)
+local held = redis.call('SMEMBERS', P..':held:'..id)
+if #held > 0 then
+  for _, name in ipairs(held) do redis.call('HDEL', P..':slot:'..name, id) end
+  redis.call('DEL', P..':held:'..id)
+  redis.call('PUBLISH', P..':wake', 'ended '..id) -- who waits for a slot
+end
 if batch then
   w.event.batch, w.event.item = batch, tonumber(item)
   if redis.call('SREM', batchPart(batch, 'live'), id) == 1 then
@@ -1000,7 +1004,7 @@ end
 tell(w, sandbox, id, now)
 emit('operation.'..w.status, now, id, sandbox, team, cjson.encode(w.event))
 if listener and told then redis.call('PUBLISH', P..':told:'..listener, cjson.encode(redis.call('HMGET', key, ${luaList(ENDED_FIELDS)}))) end
-redis.call('PUBLISH', P..':wake', 'ended '..id..(batch and ' '..batch or ''))
+redis.call('PUBLISH', P..':ends', 'ended '..id..(batch and ' '..batch or ''))
 release(sandbox, out)
 if source then leave(id, source, out) end
 return (admit(team, out))

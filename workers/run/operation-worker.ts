@@ -1,4 +1,5 @@
 /** A BullMQ Worker with the fleet's settings, for one queue of operations. */
+import { setTimeout as delay } from "node:timers/promises";
 import { type Job, type JobJson, raw2NextJobData, Worker, type WorkerOptions } from "bullmq";
 import { type JobData, LOCK_MS } from "../../shared/queues.ts";
 import { isConnectionError } from "../../shared/redis/connect.ts";
@@ -40,9 +41,14 @@ class OperationWorker extends Worker<JobData> {
   protected override createBackend(): void {
     super.createBackend();
     const { backend } = this;
-    const take = backend.moveToActive.bind(backend);
+    const { moveToActive, waitForJob } = backend;
     backend.moveToActive = (token, name) =>
-      this.#setting.options.claimsAhead ? this.#takeWithClaim(token) : take(token, name);
+      this.#setting.options.claimsAhead ? this.#takeWithClaim(token) : moveToActive.call(backend, token, name);
+    backend.waitForJob = async (timeoutSec) => {
+      // The next one is waited for once this one is on its way: on a connection, that write would come first.
+      if (this.#lastJob !== undefined) await delay(SOON_MS);
+      return waitForJob.call(backend, timeoutSec);
+    };
   }
 
   protected override async nextJobFromJobData(data?: JobJson, id?: string, token?: string): Promise<Job<JobData>> {
@@ -66,6 +72,8 @@ class OperationWorker extends Worker<JobData> {
     return claimed;
   }
 }
+
+const SOON_MS = 1;
 
 /** A job taken with a token: that of a job that has ended may go on to the next one. */
 const nameOf = (job: string | undefined, token: string) => `${job} ${token}`;

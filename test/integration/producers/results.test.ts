@@ -63,6 +63,32 @@ test("who listens already when it asks is told the end itself; what is long it r
   await closeRedis(ear);
 });
 
+test("who listens already looks for an end only where one was heard before it waits", async () => {
+  await using rig = createRig(server);
+  const sandboxId = await rig.running();
+  const ask = () => rig.fleet.exec({ sandboxId, command: "echo hi" });
+  const first = await ask();
+  const firstResult = first.result();
+  await rig.readers(1);
+  await rig.succeed(first.id, exited);
+  await firstResult;
+
+  const [early, late] = [await ask(), await ask()];
+  const ear = connectRedis(server.url);
+  const heard = new Promise((resolve) => ear.once("message", resolve));
+  await ear.subscribe(rig.keys.ends);
+  await rig.succeed(early.id, exited);
+  await heard;
+  const before = performance.now();
+  expect(await early.result()).toEqual(exited);
+  expect(performance.now() - before).toBeLessThan(1_000); // by a look of its own, not by the one every 2 s
+  await closeRedis(ear);
+
+  // A look would find that it is gone.
+  await rig.redis.del(rig.keys.operation(late.id));
+  await expect(late.result({ timeoutMs: 100 })).rejects.toMatchObject({ code: "timeout" });
+});
+
 test("asked late, it is there at once, without a second connection", async () => {
   await using rig = createRig(server);
   const handle = await rig.fleet.provision({ template: "base" });
