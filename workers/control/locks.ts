@@ -13,7 +13,7 @@ import type { Standing } from "../../shared/state/standing.ts";
 import type { WorkerContext } from "../context.ts";
 import type { ClusterResource, LxcConfig } from "../pve/api.ts";
 import type { Place } from "../sandbox/look.ts";
-import { clearStaleLock, isWorkedOn, mayClear } from "../sandbox/stale-lock.ts";
+import { clearStaleLock, isWorkedOn, mayClear, seesAllTasks } from "../sandbox/stale-lock.ts";
 import { readOwn } from "./own.ts";
 import type { Round } from "./round.ts";
 
@@ -32,6 +32,8 @@ const Seen = z.object({
   lookAt: z.number(),
   /** Looks in a row that found no task. */
   looks: z.number(),
+  /** The token does not see other people's tasks, so one may hold it all the same. */
+  blind: z.boolean().default(false),
 });
 type Seen = z.output<typeof Seen>;
 
@@ -54,7 +56,14 @@ export async function settleLocks(
   if (gone.length > 0 && !round.dryRun) await redis.hdel(keys.locks, ...gone);
   const findings: Finding[] = [];
   for (const [vmid, one] of locked) {
-    const fresh = { node: one.place.node, lock: one.lock, since: round.now, lookAt: round.now + PATIENCE_MS, looks: 0 };
+    const fresh = {
+      node: one.place.node,
+      lock: one.lock,
+      since: round.now,
+      lookAt: round.now + PATIENCE_MS,
+      looks: 0,
+      blind: false,
+    };
     const noted = parse(known[vmid]);
     const seen = noted?.node === fresh.node && noted.lock === fresh.lock ? noted : fresh;
     try {
@@ -112,20 +121,23 @@ async function look(context: WorkerContext, one: Locked, seen: Seen, round: Roun
   const isHeld = await isWorkedOn(context, place, config.lock, round);
   const looks = isHeld ? 0 : seen.looks + 1;
   const isStale = looks >= LOOKS;
-  if (isStale && record && mayClear(context, place, config.lock)) {
-    if (round.dryRun) return toFinding(one, seen, "to clear");
+  const now = { ...seen, looks, blind: isStale && !(await seesAllTasks(context, place.node, round)) };
+  if (isStale && record && !now.blind && mayClear(context, place, config.lock)) {
+    if (round.dryRun) return toFinding(one, now, "to clear");
     if (await clearStaleLock(context, { place, lock: config.lock, owner: record.operation }, round)) {
       await redis.hdel(keys.locks, String(place.vmid));
-      return report(context, one, { seen, record, done: "cleared" });
+      return report(context, one, { seen: now, record, done: "cleared" });
     }
   }
-  if (round.dryRun) return isHeld ? null : toFinding(one, seen, isStale ? "left" : "waits");
-  const lookAt = isHeld || isStale ? round.now + PATIENCE_MS : round.now;
-  await redis.hset(keys.locks, String(place.vmid), JSON.stringify({ ...seen, looks, lookAt }));
+  if (!round.dryRun) {
+    now.lookAt = isHeld || isStale ? round.now + PATIENCE_MS : round.now;
+    await redis.hset(keys.locks, String(place.vmid), JSON.stringify(now));
+  }
   if (isHeld) return null;
-  return looks === LOOKS
-    ? report(context, one, { seen, record, done: "left" })
-    : toFinding(one, seen, isStale ? "left" : "waits");
+  const isNews = looks === LOOKS && !now.blind && !round.dryRun;
+  return isNews
+    ? report(context, one, { seen: now, record, done: "left" })
+    : toFinding(one, now, isStale ? "left" : "waits");
 }
 
 async function readAny({ pve }: WorkerContext, { node, vmid }: Place, round: Round): Promise<LxcConfig | null> {
@@ -155,9 +167,19 @@ async function report(
   return finding;
 }
 
-function toFinding({ place, sandbox, lock }: Locked, { since }: Seen, done: Finding["done"]): Finding {
+function toFinding({ place, sandbox, lock }: Locked, { since, blind }: Seen, done: Finding["done"]): Finding {
   const { node, vmid } = place;
-  const wayOut = done === "cleared" ? "it is cleared" : `on ${node}: pct unlock ${vmid}`;
-  const text = `locked (${lock}) since ${new Date(since).toISOString()}, and no task that can be seen works on it; ${wayOut}`;
-  return { what: "lock", node, vmid, sandbox, done, text };
+  const unlock = `on ${node}: pct unlock ${vmid}`;
+  const told = blind
+    ? `; without Sys.Audit on /nodes/${node} the token sees its own tasks alone: if no backup or other task works on it, ${unlock}`
+    : `, and no task works on it; ${unlock}`;
+  const wayOut = done === "cleared" ? ", and no task worked on it; it is cleared" : told;
+  return {
+    what: "lock",
+    node,
+    vmid,
+    sandbox,
+    done,
+    text: `locked (${lock}) since ${new Date(since).toISOString()}${wayOut}`,
+  };
 }

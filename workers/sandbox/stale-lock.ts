@@ -3,7 +3,7 @@
  * That is done over SSH, to containers of ours only, and only once nothing that may have set the lock is left on the node.
  */
 import { toFleetError } from "../../shared/errors.ts";
-import type { OperationId, Vmid } from "../../shared/ids.ts";
+import type { NodeName, OperationId, Vmid } from "../../shared/ids.ts";
 import { isTaskHolder, slotOf } from "../../shared/state/slots.ts";
 import type { WorkerContext } from "../context.ts";
 import type { Call } from "../pve/api.ts";
@@ -31,7 +31,13 @@ export async function clearStaleLock(
   const { shell, log } = context;
   if (shell === null || !mayClear(context, place, lock)) return false;
   try {
-    if (!(await seesAllTasks(context, place, call))) return false;
+    if (!(await seesAllTasks(context, place.node, call))) {
+      log.warn(
+        { ...place },
+        `a lock may be stale, but without Sys.Audit on /nodes/${place.node} the token can't see whose it is`,
+      );
+      return false;
+    }
     for (const upid of await findSuspects(context, place, owner, call)) {
       if (!(await isTaskDead(shell, parseUpid(upid), call))) return false;
     }
@@ -69,11 +75,8 @@ export async function isWorkedOn(
 }
 
 /** Without Sys.Audit PVE lists the token's own tasks alone, and a human's at work would be missed. */
-async function seesAllTasks({ pve, log }: WorkerContext, { node, vmid }: Place, call: Call): Promise<boolean> {
-  const path = `/nodes/${node}`;
-  if ((await pve.permissions(path, call)).has("Sys.Audit")) return true;
-  log.warn({ node, vmid }, `a lock may be stale, but without Sys.Audit on ${path} the token can't see whose it is`);
-  return false;
+export async function seesAllTasks({ pve }: Pick<WorkerContext, "pve">, node: NodeName, call: Call): Promise<boolean> {
+  return (await pve.permissions(`/nodes/${node}`, call)).has("Sys.Audit");
 }
 
 /** Whether a task of ours runs that may have set the lock of a container. A token sees its own tasks without any right. */

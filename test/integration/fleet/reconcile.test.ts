@@ -9,7 +9,13 @@ let bed: Bed;
 beforeAll(async () => {
   bed = await startBed({ pve: { nodes: 3, timings: { resourcesLag: 0, snapshot: 40_000 } }, ssh: {} });
 });
-afterAll(() => bed.close());
+afterAll(async () => {
+  // Each kind of finding is counted.
+  const text = (await bed.workers?.context.metrics.registry.metrics()) ?? "";
+  for (const action of ["lost", "drift", "restarted", "locked", "unlocked"])
+    expect(text).toMatch(new RegExp(`^fleet_reconcile_actions_total\\{action="${action}"\\} [1-9]`, "m"));
+  await bed.close();
+});
 
 const stateOf = async (id: string) => (await bed.fleet.sandboxes.get(id)).state;
 const becomes = (id: string, state: string) =>
@@ -24,6 +30,7 @@ test("ghosts end as lost; what is stopped, started, renamed, resized or moved is
   bed.pve.faults.crash(stopped.vmid);
   bed.pve.faults.edit(changed.vmid, { hostname: "renamed", memory: "1024" });
   bed.pve.faults.move(changed.vmid, "pve2");
+  await bed.fleet.reconcile();
   await Promise.all([becomes(gone.sandboxId, "lost"), becomes(stopped.sandboxId, "stopped")]);
   expect(await bed.redis.hexists(bed.keys.vmids, String(gone.vmid))).toBe(0);
   for await (const event of events) {
@@ -38,9 +45,11 @@ test("ghosts end as lost; what is stopped, started, renamed, resized or moved is
   expect(await reserved()).toContain('"memoryMib":1024');
   const { rootfs = "" } = containerOf(bed, changed.vmid)?.config ?? {};
   bed.pve.faults.edit(changed.vmid, { rootfs: rootfs.replace(/size=\w+/, "size=77G") });
-  await until(async () => (await reserved())?.includes(":77"), "its disk in the reservation");
+  await bed.fleet.reconcile();
+  expect(await reserved()).toContain(":77");
   bed.pve.faults.edit(changed.vmid, { memory: "2048" });
-  await until(async () => (await reserved())?.includes('"memoryMib":2048'), "its memory in the reservation");
+  await bed.fleet.reconcile();
+  expect(await reserved()).toContain('"memoryMib":2048');
   for (const { sandboxId } of [stopped, changed]) await run(bed.fleet, "destroy", { sandboxId });
 });
 
@@ -55,6 +64,7 @@ test("after its node's start anew what ran there runs again, and what was stoppe
   expect(found.filter(({ sandbox }) => sandbox === ran.sandboxId)).toMatchObject([{ what: "restart", done: "waits" }]);
   expect(await stateOf(ran.sandboxId)).toBe("running");
   bed.pve.faults.reboot("pve3");
+  await bed.fleet.reconcile();
   const isUp = () => containerOf(bed, ran.vmid)?.status === "running";
   await until(async () => isUp() && (await bed.redis.exists(bed.keys.restarts)) === 0, "its start", 30_000);
   expect(await stateOf(ran.sandboxId)).toBe("running");
@@ -131,15 +141,13 @@ test("a node is forgotten only when it is no more: its sandboxes are lost, with 
     await bed.fleet.power({ sandboxId, action: "stop" }),
     await bed.fleet.destroy({ sandboxId: moved.sandboxId }),
   ];
-  // A human gives the config of one to another node, as one does with shared storage; no round may see it first.
+  // A human gives the config of one to another node, as one does with shared storage; rounds leave it alone until its snapshot is made.
   const other = await provisionOne(bed.fleet, { node: "pve1" });
-  const lock = `${bed.keys.prefix}:control-lock:reconcile`;
-  await until(async () => (await bed.redis.set(lock, "test", "PX", 30_000, "NX")) === "OK", "the end of a round");
+  const busy = await bed.fleet.snapshot({ sandboxId: other.sandboxId });
+  const isAtIt = () => bed.pve.tasks().some(({ type, id }) => type === "vzsnapshot" && id === String(other.vmid));
+  await until(isAtIt, "its snapshot");
   await bed.redis.hset(bed.keys.sandbox(other.sandboxId), "node", "pve2");
-  const forgotten = command(cliEnv(), "node", "forget", "pve2", "--yes", "--json");
-  await until(async () => (await bed.redis.llen(bed.keys.errands)) > 0, "the errand");
-  await bed.redis.del(lock);
-  const { code, out } = await forgotten;
+  const { code, out } = await command(cliEnv(), "node", "forget", "pve2", "--yes", "--json");
   expect(code).toBe(1); // one waits
   const found: Finding[] = JSON.parse(out).findings;
   expect(new Map(found.map(({ sandbox, done }) => [sandbox, done]))).toEqual(
@@ -155,6 +163,8 @@ test("a node is forgotten only when it is no more: its sandboxes are lost, with 
   expect(await destroy.result({ timeoutMs: 5_000 })).toEqual({ destroyed: true, existed: false });
   for (const id of [sandboxId, moved.sandboxId, provision.sandboxId]) expect(await stateOf(id)).toBe("lost");
   hang.release();
+  await busy.result({ timeoutMs: 20_000 });
+  await bed.fleet.reconcile();
   const isBack = async () => (await bed.fleet.sandboxes.get(other.sandboxId)).node === "pve1";
   await until(isBack, "where it stands");
   expect(await stateOf(other.sandboxId)).toBe("running");

@@ -6,6 +6,7 @@ import { userInfo } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { NodeName, newOperationId, Vmid } from "../../../shared/ids.ts";
+import { settleLocks } from "../../../workers/control/locks.ts";
 import { createPveApi, type PveApi } from "../../../workers/pve/api.ts";
 import { createPveHttp } from "../../../workers/pve/http.ts";
 import { clearStaleLock } from "../../../workers/sandbox/stale-lock.ts";
@@ -225,6 +226,20 @@ test("a token that can't see other people's tasks removes no lock", async () => 
     );
   expect(await clear(createPveApi(http))).toBe(false);
   expect(containerOf(bed, box.vmid)?.lock).toBe("snapshot");
+  // Nor does a round give advice that would be wrong while a backup runs.
+  const limited = { ...workers.context, pve: createPveApi(http) };
+  const seen = { node: box.node, lock: "snapshot", since: 1, lookAt: 0, looks: 1 };
+  await bed.redis.hset(bed.keys.locks, String(box.vmid), JSON.stringify(seen));
+  const guests = [{ id: `lxc/${box.vmid}`, type: "lxc", ...place, lock: "snapshot" }];
+  const round = { dryRun: true, removeOrphans: false, now: Date.now(), guests, signal: AbortSignal.timeout(10_000) };
+  const standing = { id: box.sandboxId, state: "running" as const, ...place };
+  const [found] = await settleLocks(limited, round, [
+    { ...standing, hostname: undefined, memoryMib: undefined, diskGib: undefined },
+  ]);
+  expect(found).toMatchObject({
+    done: "left",
+    text: expect.stringMatching(/without Sys.Audit .* if no backup .* pct unlock/),
+  });
   expect(await clear(workers.context.pve)).toBe(true);
   expect(containerOf(bed, box.vmid)?.lock).toBeUndefined();
 });

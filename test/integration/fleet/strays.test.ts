@@ -44,6 +44,16 @@ test("a clone that comes after its sandbox's end is removed, a restored backup i
   const strays = createStrays(bed.redis, bed.keys);
   const left = async () => (await strays.list()).get(Vmid.parse(restored.vmid))?.verdict === "later";
   await until(left, "the word that it is left", 30_000);
+  const { since = 0, removeAt } = (await strays.list()).get(Vmid.parse(restored.vmid)) ?? {};
+  expect(removeAt).toBe(since + 24 * 3_600_000);
+  const told = (await bed.redis.xrange(bed.keys.events, "-", "+")).map(([, fields]) => fields.join(" "));
+  expect(told.some((line) => line.includes("container.quarantined") && line.includes(`"removeAt":${removeAt}`))).toBe(
+    true,
+  );
+  expect(told.some((line) => line.includes("container.removed") && line.includes(`"vmid":${late.vmid}`))).toBe(true);
+  const metrics = (await bed.workers?.context.metrics.registry.metrics()) ?? "";
+  for (const action of ["quarantined", "removed"])
+    expect(metrics).toMatch(new RegExp(`^fleet_reconcile_actions_total\\{action="${action}"\\} [1-9]`, "m"));
   expect(containerOf(bed, restored.vmid)).toBeDefined();
   bed.pve.faults.vanish(restored.vmid);
 });

@@ -3,11 +3,18 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { newSandboxId, type SandboxId } from "../../../shared/ids.ts";
 import type { TtlAction } from "../../../shared/jobs/fields.ts";
 import { readEvents } from "../../../shared/state/events.ts";
-import { type Bed, provisionOne, startBed, until } from "../fleet/harness.ts";
+import { parseStamp } from "../../../workers/sandbox/stamp.ts";
+import { markRedis } from "../../redis-rewind.ts";
+import { type Bed, containerOf, provisionOne, run, startBed, until } from "../fleet/harness.ts";
 
 let bed: Bed;
 beforeAll(async () => {
-  bed = await startBed({ workers: "none", redis: { engine: "process" }, pve: { nodes: 1 } });
+  bed = await startBed({
+    workers: "none",
+    redis: { engine: "process" },
+    pve: { nodes: 1 },
+    env: { FLEET_STRAY_GRACE_SECONDS: "1" },
+  });
   bed.redis.on("error", () => {}); // it is away for a moment
 });
 afterAll(() => bed.close());
@@ -90,4 +97,32 @@ test("workers killed and Redis restarted in the middle of many ends and warnings
   expect([counts(asked, ending), counts(warnings, warned)]).toEqual([new Set([1]), new Set([1])]);
   await bed.redis.unlink(...warned.map((id) => bed.keys.sandbox(id)));
   await bed.redis.zrem(bed.keys.sandboxes, ...warned);
+});
+
+test("an end and a stamp that fall into a second that Redis lost: both come again, and nothing is doubled", async () => {
+  const worker = await bed.startProcess();
+  const [ending, other] = await Promise.all([
+    provisionOne(bed.fleet, { ttlSeconds: 3_600 }),
+    provisionOne(bed.fleet, { metadata: { a: "1" } }),
+  ]);
+  const noted = () => parseStamp(containerOf(bed, other.vmid)?.config["description"], other.vmid)?.facts?.metadata;
+  await until(() => noted()?.["a"] === "1", "its stamp", 20_000);
+  const due = Date.now() + 1_500;
+  await setEnds([ending.sandboxId], due);
+  const goBack = await markRedis(bed.redisServer);
+  await run(bed.fleet, "update", { sandboxId: other.sandboxId, metadata: { a: "2" } });
+  const isGone = () => containerOf(bed, ending.vmid) === undefined;
+  await until(() => isGone() && noted()?.["a"] === "2", "the end, and the stamp", 30_000);
+  await bed.redisServer.kill("SIGKILL");
+  await goBack();
+  await bed.redisServer.restart();
+  expect((await bed.fleet.sandboxes.get(ending.sandboxId)).state).toBe("running");
+  const stateOf = async () => (await bed.fleet.sandboxes.get(ending.sandboxId)).state;
+  await until(async () => ["destroyed", "lost"].includes(await stateOf()), "the end of its record", 40_000);
+  expect(bed.pve.tasks().filter(({ type, id }) => type === "vzdestroy" && id === String(ending.vmid))).toHaveLength(1);
+  expect((await bed.fleet.sandboxes.get(other.sandboxId)).metadata).toEqual({ a: "1" });
+  await run(bed.fleet, "update", { sandboxId: other.sandboxId, metadata: { b: "3" } });
+  await until(() => JSON.stringify(noted()) === JSON.stringify({ a: "1", b: "3" }), "the stamp of the record", 20_000);
+  await run(bed.fleet, "destroy", { sandboxId: other.sandboxId });
+  await worker.end("SIGTERM");
 });
