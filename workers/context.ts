@@ -19,6 +19,7 @@ import type { Strays } from "../shared/state/strays.ts";
 import type { Execd } from "./exec/execd.ts";
 import type { Metrics } from "./metrics.ts";
 import type { NodeGuard } from "./nodes/guard.ts";
+import type { OwnMachines } from "./own-machines.ts";
 import type { PveApi } from "./pve/api.ts";
 import type { TaskWatcher } from "./pve/task-watcher.ts";
 import type { NodeShell } from "./ssh/node-shell.ts";
@@ -49,6 +50,7 @@ export interface WorkerContext {
   /** Commands on the nodes themselves; null where no SSH is configured. */
   readonly shell: NodeShell | null;
   readonly inventory: InventorySource;
+  readonly machines: OwnMachines;
   readonly nodes: NodeGuard;
   readonly metrics: Metrics;
   /** Null where no collector of traces is configured. */

@@ -34,6 +34,7 @@ import { createInventorySource, type LiveInventory } from "./inventory/source.ts
 import { createMetrics, type Metrics } from "./metrics.ts";
 import { startNodeGuard } from "./nodes/guard.ts";
 import { answers } from "./nodes/probe.ts";
+import { startOwnMachines } from "./own-machines.ts";
 import { toLimits } from "./placement/limits.ts";
 import { createPveApi } from "./pve/api.ts";
 import { createPveHttp, type RequestReport } from "./pve/http.ts";
@@ -81,6 +82,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     isCloning: async (node, vmid) => (await slots.taken([slotOf.replica(node, vmid)]))[0] !== 0,
   });
   const inventory = stack.use(createInventorySource(redis, keys, collector));
+  const machines = stack.use(startOwnMachines({ redis, keys, pve, config, log }));
   const queues = createQueues(redis, config.FLEET_PREFIX);
   stack.defer(() => queues.close());
   const strays = createStrays(redis, keys);
@@ -114,6 +116,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
     execd,
     shell,
     inventory,
+    machines,
     nodes,
     metrics,
     traces,

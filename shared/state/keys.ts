@@ -9,6 +9,8 @@ export interface Keys {
   /** Sorted set of VMIDs that sandboxes had, by when they were given back. */
   readonly vmidsFreed: string;
   readonly ips: string;
+  /** Addresses of the fleet's own processes, with when they were told last: see `workers/own-machines.ts`. */
+  readonly machines: string;
   readonly addresses: string;
   /** Sandboxes with a TTL by when it is over, and by when `sandbox.expiring` tells of that. */
   readonly expiries: string;
@@ -149,6 +151,7 @@ export function createKeys(prefix: string): Keys {
     vmids: key("vmids"),
     vmidsFreed: key("vmids-freed"),
     ips: key("ips"),
+    machines: key("machines"),
     addresses: key("addresses"),
     expiries: key("expiries"),
     snapshotExpiries: key("snapshot-expiries"),

@@ -43,6 +43,8 @@ export class Container {
   guest: RunningGuest | undefined;
   /** Kept from its first start on, like a DHCP lease. */
   address: string | undefined;
+  /** What its root has given its card in place of that. */
+  taken: readonly string[] | undefined;
   readonly firewall = new Map<string, string>();
   readonly firewallRules: Record<string, string>[] = [];
 

@@ -176,6 +176,11 @@ export class FaultBox implements Faults {
     this.onHit(`CT ${vmid} edited by hand: ${Object.keys(change).join(", ")}`);
   }
 
+  takeAddresses(vmid: number, addresses: readonly string[]): void {
+    this.#container(vmid).taken = addresses;
+    this.onHit(`CT ${vmid} took ${addresses.join(", ")}`);
+  }
+
   crash(vmid: number): void {
     crashGuest(this.#guests, this.#container(vmid));
     this.onHit(`CT ${vmid} crashed`);

@@ -63,6 +63,8 @@ export interface Faults {
   edit(vmid: number, change: Record<string, string | null>): void;
   /** Ends the container as if its init had exited. */
   crash(vmid: number): void;
+  /** The guest's root gives its card these IPv4 addresses in place of its own; they are shown, and nothing answers there. */
+  takeAddresses(vmid: number, addresses: readonly string[]): void;
   /** Moves a stopped container to another node, as HA or a human does. */
   move(vmid: number, node: string): void;
   /** Removes every fault and brings all nodes and the quorum back. */

@@ -168,7 +168,7 @@ interface Standing {
 
 /** PVE calls a frozen one running; without SSH nobody can tell. */
 async function readStanding(
-  { pve, shell, config: settings }: WorkerContext,
+  { pve, shell, machines, config: { sandboxNetworks: allowed } }: WorkerContext,
   { place, config, hwaddr }: Pick<Stray, "place" | "config"> & { hwaddr: string | undefined },
   call: Round,
 ): Promise<Standing> {
@@ -177,7 +177,7 @@ async function readStanding(
   const { status, uptime } = await lxc.status(call);
   if (status === "stopped") return { state: "stopped" };
   const interfaces = await lxc.interfaces(call);
-  const [address] = usableAddresses(interfaces ?? [], hwaddr, settings.sandboxNetworks);
+  const [address] = usableAddresses(interfaces ?? [], hwaddr, { allowed, machines });
   const seen = shell && (await readContainerState(shell, place, call).catch(() => null));
   return { state: seen === "FROZEN" || seen === "FREEZING" ? "paused" : "running", uptime, address };
 }

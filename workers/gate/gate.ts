@@ -52,13 +52,13 @@ const UNKNOWN_ASKS = { most: 600, perMs: 60_000 };
 
 /** Throws `not_configured` where there is no public domain. */
 export async function startGate(context: WorkerContext): Promise<Gate> {
-  const { config, redis, keys, store, log, wake } = context;
+  const { config, redis, keys, store, machines, log, wake } = context;
   const { PVE_PUBLIC_DOMAIN: domain, PVE_URL_PATTERN: pattern } = config;
   await using stack = new AsyncDisposableStack();
   const blocking = connectRedis(config.REDIS_URL);
   blocking.on("error", (error) => log.debug({ err: error }, "redis connection"));
   const registry = stack.use(
-    startRegistry({ redis, blocking, keys, store, pattern, domain: domain ?? "localhost", log }),
+    startRegistry({ redis, blocking, keys, store, machines, pattern, domain: domain ?? "localhost", log }),
   );
   const judge = createJudge(context, registry);
   stack.defer(wake.on((kind, subject) => void (kind === "key" && judge.forgetKey(subject))));

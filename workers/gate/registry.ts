@@ -12,6 +12,7 @@ import type { Keys } from "../../shared/state/keys.ts";
 import type { OperationStore } from "../../shared/state/operations.ts";
 import { isGone, isProvisional, type SandboxRecord } from "../../shared/state/records.ts";
 import { createHostParser, type HostParts } from "../../shared/url-pattern.ts";
+import type { OwnMachines } from "../own-machines.ts";
 
 /** A service with what decides about a request to it. */
 export interface Route {
@@ -40,6 +41,7 @@ export interface RegistryOptions {
   blocking: RedisConnection;
   keys: Keys;
   store: OperationStore;
+  machines: OwnMachines;
   pattern: string;
   domain: string;
   log: Logger;
@@ -70,7 +72,7 @@ interface Entry {
 }
 
 export function startRegistry(options: RegistryOptions): Registry {
-  const { redis, blocking, keys, store, pattern, domain, log } = options;
+  const { redis, blocking, keys, store, machines, pattern, domain, log } = options;
   const parse = createHostParser(pattern, domain);
   const entries = new Map<string, Entry>();
   const hostsOf = new Map<string, Set<string>>();
@@ -95,7 +97,7 @@ export function startRegistry(options: RegistryOptions): Registry {
     const parts = parse(host);
     const sandbox = parts && (await sandboxOf(redis, keys, parts));
     if (!parts || !sandbox) return { sandbox: null, route: null };
-    return { sandbox, ...(await toRoute({ redis, keys, store }, sandbox, parts)) };
+    return { sandbox, ...(await toRoute({ redis, keys, store, machines }, sandbox, parts)) };
   };
 
   const find: Registry["find"] = async (host) => {
@@ -175,11 +177,11 @@ async function sandboxOf(redis: RedisConnection, keys: Keys, parts: HostParts): 
 }
 
 async function toRoute(
-  from: Pick<RegistryOptions, "redis" | "keys" | "store">,
+  from: Pick<RegistryOptions, "redis" | "keys" | "store" | "machines">,
   id: SandboxId,
   parts: HostParts,
 ): Promise<Omit<Found, "sandbox">> {
-  const { redis, keys, store } = from;
+  const { redis, keys, store, machines } = from;
   const none = { route: null };
   const sandbox = await store.loadSandbox(id);
   if (!sandbox || isGone(sandbox.state) || isProvisional(sandbox.state) || sandbox.state === "destroying") return none;
@@ -192,7 +194,8 @@ async function toRoute(
   const sleep = sandbox.wakeOnHttp && state === "running" ? await nextSleep(from, id) : null;
   const about = { sandbox, service, leaving: sleep === "running" };
   // A guest may give itself any address: only the one that was claimed for this sandbox is connected to.
-  const own = state === "running" && address !== undefined && (await redis.hget(keys.addresses, address)) === id;
+  const isUsable = state === "running" && address !== undefined && !machines.has(address);
+  const own = isUsable && (await redis.hget(keys.addresses, address)) === id;
   return { route: own ? { ...about, address } : about, mayLeave: sleep !== null };
 }
 

@@ -12,7 +12,7 @@ const REMEMBERED = 10_000;
 export type Relocate = (route: Route) => Promise<boolean>;
 
 export function createRelocate(context: WorkerContext, registry: Registry, closing: AbortSignal): Relocate {
-  const { pve, store, config, log } = context;
+  const { pve, store, config, machines, log } = context;
   const asked = new Map<string, number>();
   const look = async ({ sandbox: { id }, address = "" }: Route): Promise<boolean> => {
     const sandbox = await store.loadSandbox(id);
@@ -22,7 +22,7 @@ export function createRelocate(context: WorkerContext, registry: Registry, closi
     if (sandbox.address !== undefined && sandbox.address !== address) return true;
     const signal = AbortSignal.any([closing, AbortSignal.timeout(ASK_MS)]);
     const interfaces = await pve.lxc(node, vmid).interfaces({ signal });
-    const [now] = usableAddresses(interfaces ?? [], hwaddr, config.sandboxNetworks);
+    const [now] = usableAddresses(interfaces ?? [], hwaddr, { allowed: config.sandboxNetworks, machines });
     if (now === undefined || now === address) return false;
     log.info({ sandbox: id, address: now }, "it has another address by now");
     return store.moveAddress(id, address, now);

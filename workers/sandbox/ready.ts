@@ -66,7 +66,8 @@ export async function readAddress(run: Run): Promise<string | null> {
       });
     return null;
   }
-  const [address] = usableAddresses(interfaces, run.sandbox.hwaddr, run.context.config.sandboxNetworks);
+  const { config, machines } = run.context;
+  const [address] = usableAddresses(interfaces, run.sandbox.hwaddr, { allowed: config.sandboxNetworks, machines });
   if (address === undefined) return null;
   await run.claimAddress(address);
   return address;

@@ -488,13 +488,34 @@ describe("what is hostile is refused with a clear status", () => {
       expect((await ask(hostOf("keyed"), { headers: { authorization } })).status).toBe(401);
   });
 
-  test("an address that another sandbox has, or that is none of a sandbox's, is not connected to", async () => {
-    const victim = await provisionOne(bed.fleet, { services: [{ name: "open", port: PORT, auth: "none" }] });
-    // As if the record had been talked into it; the claim of addresses says otherwise.
-    await bed.redis.hset(bed.keys.sandbox(victim.sandboxId), "address", "127.0.0.1");
-    expect((await ask(`open-${victim.vmid}.${DOMAIN}`)).status).toBe(503);
-    await bed.redis.hset(bed.keys.sandbox(victim.sandboxId), "address", victim.address);
-    await run(bed.fleet, "destroy", { sandboxId: victim.sandboxId });
-    await until(async () => (await ask(`open-${victim.vmid}.${DOMAIN}`)).status === 404, "the 404");
+  test("an address that is none of a sandbox's is not connected to, whatever the records say", async () => {
+    const { sandboxId: id, vmid: own, address } = await provisionOne(bed.fleet);
+    // As if the record had been talked into it: here that is Redis' and the gate's, as is what is claimed.
+    await bed.redis.hset(bed.keys.sandbox(id), "address", "127.0.0.1");
+    for (const claim of ["hset", "hdel"] as const) {
+      if (claim === "hset") await bed.redis.hset(bed.keys.addresses, "127.0.0.1", id);
+      else await bed.redis.hdel(bed.keys.addresses, "127.0.0.1");
+      await run(bed.fleet, "expose", { sandboxId: id, name: claim, port: PORT, auth: "none" });
+      expect([claim, (await ask(`${claim}-${own}.${DOMAIN}`)).status]).toEqual([claim, 503]);
+    }
+    await bed.redis.hset(bed.keys.sandbox(id), "address", address);
+    await run(bed.fleet, "destroy", { sandboxId: id });
+    await until(async () => (await ask(`hset-${own}.${DOMAIN}`)).status === 404, "the 404");
+  });
+
+  test("a guest that gives itself Redis', the gate's or a neighbour's address gets nothing", async () => {
+    const port = Number(new URL(bed.redisServer.urlFor("gate")).port);
+    const thief = await provisionOne(bed.fleet, { services: [{ name: "redis", port, auth: "none" }] });
+    const { address: neighbours = "" } = await bed.fleet.sandboxes.get(sandboxId);
+    bed.pve.faults.takeAddresses(thief.vmid, ["127.0.0.1", neighbours]);
+    const claims = () => bed.redis.hmget(bed.keys.addresses, "127.0.0.1", neighbours);
+    // Nothing answers at its own any more, so that the gate reads anew where it is.
+    expect((await ask(`redis-${thief.vmid}.${DOMAIN}`)).status).toBe(502);
+    expect(await claims()).toEqual([null, sandboxId]);
+    await run(bed.fleet, "power", { sandboxId: thief.sandboxId, action: "stop" });
+    await failure(run(bed.fleet, "power", { sandboxId: thief.sandboxId, action: "start" }), "address_refused");
+    expect(await claims()).toEqual([null, sandboxId]);
+    expect((await ask(`redis-${thief.vmid}.${DOMAIN}`)).text).not.toContain("-ERR");
+    await run(bed.fleet, "destroy", { sandboxId: thief.sandboxId });
   });
 });

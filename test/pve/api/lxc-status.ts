@@ -107,11 +107,14 @@ function networkInterface(container: Container, key: string, value: string): unk
   const network = parseProperties(value);
   const mac = (network.get("hwaddr") ?? "").toLowerCase();
   const ip = network.get("ip");
-  const address = key === "net0" ? container.guest?.address : undefined;
+  const own = container.taken ?? [container.guest?.address].filter((one) => one !== undefined);
+  const [address, ...more] = key === "net0" ? own : [];
   const prefix = ip?.includes("/") ? (ip.split("/")[1] ?? "24") : "10";
   const link = linkLocal(mac);
   const addresses = [
-    ...(address === undefined ? [] : [{ "ip-address": address, prefix, "ip-address-type": "inet" }]),
+    ...[address, ...more].flatMap((one) =>
+      one === undefined ? [] : [{ "ip-address": one, prefix, "ip-address-type": "inet" }],
+    ),
     { "ip-address": link, prefix: "64", "ip-address-type": "inet6" },
   ];
   return {

@@ -92,12 +92,14 @@ describe("an address counts", () => {
   const allowed = new BlockList();
   allowed.addSubnet("10.0.0.0", 8);
   allowed.addSubnet("fd00::", 8, "ipv6");
+  /** Of Redis, say. */
+  const machines = new Set(["10.0.0.9", "fd00::9"]);
   const MAC = "BC:24:11:AA:BB:CC";
   const of = (interfaces: object[]) =>
     usableAddresses(
       interfaces.map((one) => ({ name: "eth0", ...one })),
       MAC,
-      allowed,
+      { allowed, machines },
     );
 
   test("on the MAC of net0 and inside the allowed networks, IPv4 first", () => {
@@ -105,6 +107,12 @@ describe("an address counts", () => {
     expect(of([eth0])).toEqual(["10.0.0.5", "fd00::5"]);
     expect(of([{ ...eth0, hwaddr: "BC:24:11:00:00:00" }])).toEqual([]);
     expect(of([{ ...eth0, inet: "192.0.2.1/24", inet6: "2001:db8::1/64" }])).toEqual([]);
+  });
+
+  test("not where it is one of the fleet's own machines'", () => {
+    const taken = { hwaddr: MAC, inet: "10.0.0.9/24", inet6: "fd00::9/64" };
+    expect(of([taken])).toEqual([]);
+    expect(of([taken, { hwaddr: MAC, inet: "10.0.0.5/24" }])).toEqual(["10.0.0.5"]);
   });
 
   test("in PVE 9's form too, each once", () => {
@@ -120,6 +128,8 @@ describe("an address counts", () => {
   });
 
   test("never without a MAC to hold on to", () => {
-    expect(usableAddresses([{ name: "eth0", hwaddr: MAC, inet: "10.0.0.5/24" }], undefined, allowed)).toEqual([]);
+    expect(
+      usableAddresses([{ name: "eth0", hwaddr: MAC, inet: "10.0.0.5/24" }], undefined, { allowed, machines }),
+    ).toEqual([]);
   });
 });
