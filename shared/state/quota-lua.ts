@@ -91,8 +91,8 @@ local function countIn(id, team, class, limits)
     redis.call('EXPIRE', P..':rate:'..team, 120)
   end
 end
-local function uncount(id, team, class)
-  redis.call('ZREM', quotaLine(class, team), id)
+local function uncount(id, team, class, waits)
+  if waits ~= false then redis.call('ZREM', quotaLine(class, team), id) end
   redis.call('SREM', flight(class, team), id)
 end
 local function standInQuotaLine(id, team, class, short)

@@ -393,13 +393,16 @@ local function leave(id, sandbox, out)
 end
 -- A run names the revision of the record that it builds on: an older one has lost what the run wrote (Redis came back
 -- with an earlier state).
-local function mayWrite(key, fence, revision)
-  local holder, status, at = unpack(redis.call('HMGET', key, 'fence', 'status', 'revision'))
+local function refusal(holder, status, at, fence, revision)
   if not status then return 'unknown' end
   if ENDED[status] then return 'ended' end
   if holder ~= fence then return 'fenced' end
   if at ~= revision then return 'rewound' end
   return nil
+end
+local function mayWrite(key, fence, revision)
+  local holder, status, at = unpack(redis.call('HMGET', key, 'fence', 'status', 'revision'))
+  return refusal(holder, status, at, fence, revision)
 end
 -- One that is just one newer has had this very write, sent again after a lost reply.
 local function isRepeated(key, fence, revision)
@@ -407,8 +410,9 @@ local function isRepeated(key, fence, revision)
   return holder == fence and at == tostring(revision + 1)
 end
 local function revise(key, fence, revision)
-  if isRepeated(key, fence, revision) then return 'ok' end
-  local refused = mayWrite(key, fence, revision)
+  local holder, status, at = unpack(redis.call('HMGET', key, 'fence', 'status', 'revision'))
+  if holder == fence and at == tostring(revision + 1) then return 'ok' end
+  local refused = refusal(holder, status, at, fence, revision)
   if not refused then redis.call('HINCRBY', key, 'revision', 1) end
   return refused
 end
@@ -491,14 +495,17 @@ if owner then
   return {'existing', made, named, '0', '', '0', owner}
 end
 local sk = sbxKey(r.sandbox)
+-- Where a sandbox is that needs no wait for it to be up.
+local home
 -- The sandbox that it is about or copies decides whose it is.
 local subject = r.source or #r.sandboxSet == 0 and r.sandbox
 if subject then
-  local team, state = unpack(redis.call('HMGET', sbxKey(subject), 'team', 'state'))
+  local team, state, node = unpack(redis.call('HMGET', sbxKey(subject), 'team', 'state', 'node'))
   if not team or (r.scope and r.scope ~= team) then return {'sandbox_not_found', r.id, subject} end
   if team == POOL_TEAM and not r.destroys then return {'in_pool', r.id, subject} end
   if GONE[state] and not r.destroys then return {'sandbox_gone', r.id, subject} end
   r.team = team
+  if r.route == 'exec' and node and not PROVISIONAL[state] then home = node end
 end
 if r.class and limitsByTeam[r.team] == nil then limitsByTeam[r.team] = limitsOf(r.team) or false end
 local limits = r.class and limitsByTeam[r.team] or nil
@@ -533,7 +540,7 @@ if r.route ~= 'exec' then
 end
 local lane = r.route == 'place' and r.lane or nil
 local pool = r.pool and redis.call('HGET', P..':pools', r.pool)
-local queue = lane and 'place' or queueOf(r.route, r.source or r.sandbox)
+local queue = lane and 'place' or home and r.route..'-'..home or queueOf(r.route, r.source or r.sandbox)
 -- What a pool serves needs no node's slot, so it stands in nobody's line. Batch work leaves the least that a pool keeps.
 if pool then
   redis.call('HINCRBY', poolCounts(r.pool), 'asked', 1)
@@ -584,7 +591,7 @@ else
     redis.call('SADD', P..':teams', r.team)
     if r.class ~= 'others' then add('SADD', flight(r.class, r.team), r.id) end
   end
-  if not lane then parked = not enter(r.id) end
+  if not lane and not home then parked = not enter(r.id) end
 end
 if idem then redis.call('SET', idem, r.id) end
 add('ZADD', P..':open', r.now, r.id)
@@ -738,8 +745,8 @@ local STATES = ${luaSet(SANDBOX_STATES)}
 export const CLAIM_LUA = `${KNOWN}
 local function claim(id, fence, job, now)
 local key = opKey(id)
-local status, current, parked, batch, holder, kind, version, sandbox, lane, queue, step, abort, once =
-  unpack(redis.call('HMGET', key, 'status', 'job', 'parked', 'batch', 'fence', 'kind', 'version', 'sandbox', 'lane', 'queue', 'step', 'abort', 'once'))
+local status, current, parked, batch, holder, kind, version, sandbox, lane, queue, step, abort, once, startedAt, waitingFor =
+  unpack(redis.call('HMGET', key, 'status', 'job', 'parked', 'batch', 'fence', 'kind', 'version', 'sandbox', 'lane', 'queue', 'step', 'abort', 'once', 'startedAt', 'waitingFor'))
 if not status then return {'unknown'} end
 if ENDED[status] then return {'ended', redis.call('HGETALL', key)} end
 if job ~= '' and current ~= job then return {'stale'} end
@@ -758,7 +765,7 @@ if lane and queue == 'place' and job ~= '' and not step and not abort then
     return {has and 'again' or 'stale'}
   end
 end
-redis.call('HSET', key, 'fence', fence)
+local set = {'fence', fence}
 redis.call('HINCRBY', key, 'revision', 1)
 if batch then
   local stop, reason = unpack(redis.call('HMGET', batchKey(batch), 'stop', 'reason'))
@@ -769,10 +776,10 @@ if batch then
 end
 -- Waiting for a node is no run: it counts neither as a crash nor against the time limit.
 if queue ~= 'place' then
-  applyOperation(key, {set = {'status', 'running'}, unset = {}})
+  set[#set+1], set[#set+2] = 'status', 'running'
+  if not startedAt then set[#set+1], set[#set+2] = 'startedAt', now end
   redis.call('HINCRBY', key, 'claims', 1)
-  redis.call('HSETNX', key, 'startedAt', now)
-  redis.call('HDEL', key, 'waitingFor')
+  if waitingFor then redis.call('HDEL', key, 'waitingFor') end
 end
 local own = redis.call('GET', P..':secret:'..id)
 -- A command that must not be sent twice is on record as sent from here on where nothing is left to do before it is: it
@@ -781,7 +788,8 @@ local own = redis.call('GET', P..':secret:'..id)
 local fresh = once and job ~= '' and not abort and (not step or holder == fence or not string.find(step, '"sent"', 1, true))
 local sends = fresh and state == 'running' and node and address and queue == 'exec-'..node
   and redis.call('HSTRLEN', key, 'input') + (own and #own or 0) < ${AT_ONCE_BYTES}
-if sends then redis.call('HSET', key, 'step', '{"name":"sent","at":'..now..'}') end
+if sends then set[#set+1], set[#set+2] = 'step', '{"name":"sent","at":'..now..'}' end
+if batch then applyOperation(key, {set = set, unset = {}}) else apply(key, set, {}) end
 return {'claimed', redis.call('HGETALL', key), redis.call('HGETALL', sbxKey(sandbox)),
   own, redis.call('GET', P..':secret:'..sandbox), sends and 1 or 0}
 end
@@ -934,8 +942,8 @@ export const END = withQuotas(`${PATCH}
 local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 local w = cjson.decode(ARGV[4])
 local key = opKey(id)
-local sandbox, team, kind, class, idem, batch, item, source, listener, abort = unpack(redis.call('HMGET', key,
-  'sandbox', 'team', 'kind', 'class', 'idempotency', 'batch', 'item', 'source', 'listener', 'abort'))
+local sandbox, team, kind, class, idem, batch, item, source, listener, abort, route, quota, output = unpack(redis.call('HMGET', key,
+  'sandbox', 'team', 'kind', 'class', 'idempotency', 'batch', 'item', 'source', 'listener', 'abort', 'route', 'quota', 'output'))
 -- Who was told that it will be canceled is told the truth; a destroy that has begun goes on to its end.
 if abort and w.status == 'succeeded' and kind ~= 'destroy' then return {'aborted', abort} end
 if not mayTake(w, sandbox) then return {'taken'} end
@@ -943,17 +951,19 @@ if not patch(w, sandbox) then return {'full'} end
 local refused = revise(key, fence, ARGV[7])
 if refused then return {refused} end
 take(w, sandbox, now, id, ttl)
-local out = leaveLine(id, {'ok'})
-applyOperation(key, w.operation)
+local out = route == 'place' and leaveLine(id, {'ok'}) or {'ok'}
+local set, unset, result = w.operation.set, w.operation.unset, 0
+for i = 1, #set, 2 do if set[i] == 'result' then result = #set[i + 1] end end
+set[#set+1], set[#set+2] = 'endedAt', now
+unset[#unset+1], unset[#unset+2] = 'waitingFor', 'quota'
+if batch then applyOperation(key, w.operation) else apply(key, set, unset) end
 for _, command in ipairs(w.also) do redis.call(unpack(command)) end
 patchEnd(w, sandbox)
-if class then uncount(id, team, class) end
+if class then uncount(id, team, class, quota) end
 if w.sandbox then setSandbox(sandbox, w.sandbox, now, id, ttl) end
 if w.output then addOutput(id, fence, w.output, now) end
-redis.call('HSET', key, 'endedAt', now)
-redis.call('HDEL', key, 'waitingFor', 'quota')
 redis.call('ZREM', P..':open', id)
-redis.call('SREM', P..':aborting', id)
+if abort then redis.call('SREM', P..':aborting', id) end
 redis.call('DEL', P..':secret:'..id)
 redis.call('EXPIRE', key, ttl)
 if kind == 'shell' then redis.call('DEL', P..':shell-input:'..id) end
@@ -963,10 +973,9 @@ elseif kind == 'download' then
   redis.call('ZADD', P..':contents', now, id)
 end
 -- Results are kept within a byte bound as well: the oldest go first.
-local result = redis.call('HSTRLEN', key, 'result')
 local told = result < ${TOLD_BYTES}
 local size = result + redis.call('HSTRLEN', key, 'input') + 1024
-if redis.call('HEXISTS', key, 'output') == 1 then
+if output or w.output then
   size = size + (redis.call('MEMORY', 'USAGE', outputKey(id)) or 0)
   -- What a terminal showed is for who watched it.
   redis.call('EXPIRE', outputKey(id), kind == 'shell' and math.min(ttl, ${SHELL_OUTPUT_SEC}) or ttl)
@@ -985,7 +994,7 @@ for _ = 1, 20 do
   total = redis.call('DECRBY', P..':ended-bytes', bytes)
 end
 if idem then redis.call('EXPIRE', idem, ttl) end
-redis.call('LREM', P..':changes:'..sandbox, 0, id)
+if route ~= 'exec' then redis.call('LREM', P..':changes:'..sandbox, 0, id) end
 redis.call('LREM', P..':waiting:'..sandbox, 0, id)
 if redis.call('SREM', P..':users:'..sandbox, id) == 1 then use(sandbox, now) end
 local held = redis.call('SMEMBERS', P..':held:'..id)
@@ -1005,7 +1014,8 @@ tell(w, sandbox, id, now)
 emit('operation.'..w.status, now, id, sandbox, team, cjson.encode(w.event))
 if listener and told then redis.call('PUBLISH', P..':told:'..listener, cjson.encode(redis.call('HMGET', key, ${luaList(ENDED_FIELDS)}))) end
 redis.call('PUBLISH', P..':ends', 'ended '..id..(batch and ' '..batch or ''))
-release(sandbox, out)
+-- A command was in nobody's way.
+if route ~= 'exec' or w.sandbox then release(sandbox, out) end
 if source then leave(id, source, out) end
 return (admit(team, out))
 `);

@@ -37,8 +37,12 @@ local isLast = redis.call('LLEN', keys[1]) == 0 and redis.call('ZCARD', keys[3])
 -- BullMQ wakes the next worker with each job that is taken, whether there is another or not.
 if isLast then redis.call('ZREM', keys[11], '0') end
 -- An error must not lose a job that is taken: its run meets it again with a claim of its own.
-local fine, claimed = pcall(function() return claim(cjson.decode(redis.call('HGET', base..job, 'data')).operation, fence, job, now) end)
-if fine and claimed[6] == 1 then redis.call('SET', last, token..' '..job, 'PX', lockMs) end
+local fine, claimed = pcall(function()
+  for at = 1, #reply[1], 2 do
+    if reply[1][at] == 'data' then return claim(cjson.decode(reply[1][at + 1]).operation, fence, job, now) end
+  end
+end)
+if fine and claimed and claimed[6] == 1 then redis.call('SET', last, token..' '..job, 'PX', lockMs) end
 return {reply, fine and claimed, isLast and redis.call('ZCARD', keys[7]) == 0 and 1 or 0}
 `);
 

@@ -233,12 +233,13 @@ async function collect(
   let exitCode: number | undefined;
   for await (const text of lines(body)) {
     const line = Line.parse(JSON.parse(text));
-    if (line.type === "exit") exitCode = line.code;
-    else {
-      const [name, text] = line.type === "error" ? (["stderr", line.message] as const) : [line.type, line.data];
-      streams[name].add(text);
-      await onOutput?.(name, `${text}\n`);
+    if (line.type === "exit") {
+      exitCode = line.code;
+      break; // nothing comes after it, and the end of the reply may take a while longer
     }
+    const [name, output] = line.type === "error" ? (["stderr", line.message] as const) : [line.type, line.data];
+    streams[name].add(output);
+    await onOutput?.(name, `${output}\n`);
   }
   if (exitCode === undefined) throw interrupted(undefined);
   const { stdout, stderr } = streams;

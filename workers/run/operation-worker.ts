@@ -1,5 +1,5 @@
 /** A BullMQ Worker with the fleet's settings, for one queue of operations. */
-import { setTimeout as delay } from "node:timers/promises";
+import { setImmediate } from "node:timers/promises";
 import { type Job, type JobJson, raw2NextJobData, Worker, type WorkerOptions } from "bullmq";
 import { type JobData, LOCK_MS } from "../../shared/queues.ts";
 import { isConnectionError } from "../../shared/redis/connect.ts";
@@ -45,8 +45,8 @@ class OperationWorker extends Worker<JobData> {
     backend.moveToActive = (token, name) =>
       this.#setting.options.claimsAhead ? this.#takeWithClaim(token) : moveToActive.call(backend, token, name);
     backend.waitForJob = async (timeoutSec) => {
-      // The next one is waited for once this one is on its way: on a connection, that write would come first.
-      if (this.#lastJob !== undefined) await delay(SOON_MS);
+      // The next one is waited for once this one's request is written: two turns of the event loop make a connection near by.
+      if (this.#lastJob !== undefined) for (let turn = 0; turn < 2; turn++) await setImmediate();
       return waitForJob.call(backend, timeoutSec);
     };
   }
@@ -72,8 +72,6 @@ class OperationWorker extends Worker<JobData> {
     return claimed;
   }
 }
-
-const SOON_MS = 1;
 
 /** A job taken with a token: that of a job that has ended may go on to the next one. */
 const nameOf = (job: string | undefined, token: string) => `${job} ${token}`;
