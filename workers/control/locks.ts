@@ -117,7 +117,7 @@ async function look(context: WorkerContext, one: Locked, seen: Seen, round: Roun
   // An operation that is at work on it looks itself.
   if (record === null || (record && (await redis.llen(keys.changes(record.id))) > 0)) return null;
   const config = record ? await readOwn(context, record, place, round) : await readAny(context, place, round);
-  if (config?.lock === undefined) return null;
+  if (config === null || config === "foreign" || config.lock === undefined) return null;
   const isHeld = await isWorkedOn(context, place, config.lock, round);
   const looks = isHeld ? 0 : seen.looks + 1;
   const isStale = looks >= LOOKS;

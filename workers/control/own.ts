@@ -7,19 +7,21 @@ import { hasMac, type Place } from "../sandbox/look.ts";
 import { parseStamp } from "../sandbox/stamp.ts";
 import type { Round } from "./round.ts";
 
-/** Its live config; null where it is not, or not any more, the sandbox's. */
+/** Its live config; null where it can't be told, or is not there. `foreign`: what stands there is somebody else's by now. */
 export async function readOwn(
   { pve, config: { FLEET_PREFIX: fleet } }: WorkerContext,
   { id, member, hwaddr }: SandboxRecord,
   { node, vmid }: Place,
   round: Round,
-): Promise<LxcConfig | null> {
+): Promise<LxcConfig | "foreign" | null> {
   try {
     const config = await pve.lxc(node, vmid).config(round);
     const stamp = parseStamp(config.description, vmid);
     const isOurs =
       stamp === null ? hasMac(config, hwaddr) : stamp.fleet === fleet && [id, member].includes(stamp.sandbox);
-    return isOurs ? config : null;
+    if (isOurs) return config;
+    // One in the making has no notes for a moment; and of one without notes only the MAC address tells.
+    return config.lock === "create" || (stamp === null && hwaddr === undefined) ? null : "foreign";
   } catch (error) {
     if (error instanceof FleetError && ["container_missing", "forbidden"].includes(error.code)) return null;
     throw error;

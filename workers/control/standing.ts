@@ -144,9 +144,14 @@ async function settle(context: WorkerContext, record: Placed, look: Look): Promi
   const { round } = look;
   if ((await redis.llen(keys.changes(record.id))) > 0) return null;
   const guest = look.guests.get(record.vmid);
-  if (guest === undefined) return settleGhost(context, record, round);
+  if (guest === undefined) {
+    // The cluster knows whether the VMID is taken, whatever the token may see, and whichever node is away.
+    const isFree = await pve.isFree(Vmid.parse(record.vmid), round);
+    return isFree ? settleGhost(context, record, round, "its container is gone") : null;
+  }
   const node = guest.node ?? record.node;
   const config = await readOwn(context, record, { node, vmid: record.vmid }, round);
+  if (config === "foreign") return settleGhost(context, record, round, "its VMID is somebody else's by now");
   if (config === null) return null;
   const moved = await settleDrift(context, record, { node, config }, round);
   if (moved || record.state === "template" || record.state === "warm") return moved;
@@ -163,21 +168,15 @@ async function apply(context: WorkerContext, record: Placed, change: Settlement,
   return settleSandbox(redis, keys, record, change, { now, retentionSec });
 }
 
-/** The cluster knows whether the VMID is taken, whatever the token may see, and whichever node is away. */
-async function settleGhost(context: WorkerContext, record: Placed, round: Round): Promise<Finding | null> {
-  const { pve, metrics, log } = context;
-  if (!(await pve.isFree(Vmid.parse(record.vmid), round))) return null;
+async function settleGhost(context: WorkerContext, record: Placed, round: Round, why: string): Promise<Finding | null> {
   const also = await releaseCommands({ context, sandbox: record });
   if (!(await apply(context, record, { sandbox: { state: "lost" }, also }, round))) return null;
   if (!round.dryRun) {
-    metrics.reconciled("lost", 1);
-    log.warn(
-      { node: record.node, vmid: record.vmid, sandbox: record.id },
-      "container of a sandbox is gone: it is lost",
-    );
+    context.metrics.reconciled("lost", 1);
+    context.log.warn({ node: record.node, vmid: record.vmid, sandbox: record.id, why }, "a sandbox is lost");
   }
-  const text = "its container is gone: the sandbox ends as lost";
-  return { what: "ghost", ...about(record), done: round.dryRun ? "to take in" : "taken in", text };
+  const done = round.dryRun ? "to take in" : "taken in";
+  return { what: "ghost", ...about(record), done, text: `${why}: the sandbox ends as lost` };
 }
 
 /** Moved, renamed or resized by somebody else. */

@@ -22,17 +22,24 @@ const becomes = (id: string, state: string) =>
   until(async () => (await stateOf(id)) === state, `${id} to be ${state}`, 20_000);
 
 test("ghosts end as lost; what is stopped, started, renamed, resized or moved is taken in, with events", async () => {
-  const [gone, stopped, changed] = await Promise.all([1, 2, 3].map(() => provisionOne(bed.fleet, { node: "pve1" })));
-  if (!gone || !stopped || !changed) throw new Error("unreachable");
+  const made = await Promise.all([1, 2, 3, 4].map(() => provisionOne(bed.fleet, { node: "pve1" })));
+  const [gone, stopped, changed, replaced] = made;
+  if (!gone || !stopped || !changed || !replaced) throw new Error("unreachable");
   await run(bed.fleet, "power", { sandboxId: changed.sandboxId, action: "stop" });
   const events = bed.fleet.events({ sandbox: changed.sandboxId, types: ["sandbox.updated"] });
   bed.pve.faults.vanish(gone.vmid);
+  bed.pve.faults.vanish(replaced.vmid);
+  bed.pve.faults.occupy(replaced.vmid, "pve1");
   bed.pve.faults.crash(stopped.vmid);
   bed.pve.faults.edit(changed.vmid, { hostname: "renamed", memory: "1024" });
   bed.pve.faults.move(changed.vmid, "pve2");
   await bed.fleet.reconcile();
   await Promise.all([becomes(gone.sandboxId, "lost"), becomes(stopped.sandboxId, "stopped")]);
   expect(await bed.redis.hexists(bed.keys.vmids, String(gone.vmid))).toBe(0);
+  // A human's container has its VMID.
+  await becomes(replaced.sandboxId, "lost");
+  expect(containerOf(bed, replaced.vmid)?.config["hostname"]).toBe(`human-${replaced.vmid}`);
+  bed.pve.faults.vanish(replaced.vmid);
   for await (const event of events) {
     expect(event).toMatchObject({ data: { fields: ["node", "hostname", "resources"] } });
     break;
