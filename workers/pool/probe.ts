@@ -7,6 +7,8 @@ import { parseStamp, type Stamp } from "../sandbox/stamp.ts";
 
 /** Looks at once. */
 const LANES = 16;
+/** A busy node may take longer than a claim waits. */
+const ANSWER_MS = 3_000;
 
 /** `lost`: it may be somebody's of whom Redis knows nothing any more: nobody can use it. */
 export type Finding = "ready" | "silent" | "owned" | "lost";
@@ -41,10 +43,12 @@ export async function lookAtMembers(
   return found;
 }
 
+/** That its daemon takes nobody else's token was seen when it was made. */
 async function probe({ secrets, execd }: WorkerContext, member: SandboxRecord, signal: AbortSignal): Promise<Finding> {
   const { execToken: token } = await secrets.get(member.id);
   if (member.address === undefined || token === undefined) return "silent";
-  return (await execd.probe({ address: member.address, token, signal })) === "ready" ? "ready" : "silent";
+  const limited = AbortSignal.any([signal, AbortSignal.timeout(ANSWER_MS)]);
+  return (await execd.answers({ address: member.address, token, signal: limited })) ? "ready" : "silent";
 }
 
 /**
