@@ -161,7 +161,7 @@ function wrapRedis(): void {
     if (watch.isSilent(run)) return watch.released.then(() => this.sendCommand(command, stream));
     const send = () => sendCommand.call(this, command, stream);
     const name = nameOfCommand(watch, command);
-    if (name === null) return send();
+    if (name === null) return noteTaken(watch, command, send());
     const edge = watch.count(name);
     const exchange = async () => {
       const answer = await settled(send() as Promise<unknown>); // ioredis' own type is unknown
@@ -177,6 +177,20 @@ function wrapRedis(): void {
     watch.fleet.onHeld();
     return watch.released.then(exchange);
   };
+}
+
+/** In the queue of pools a job is taken and claimed in one step: what was claimed, its reply tells. */
+function noteTaken(watch: FleetWatch, { name, args }: Command, sent: unknown): unknown {
+  if (name !== "evalsha" || args[4] !== "warm") return sent;
+  const note = (reply: unknown) => {
+    const [job, claim] = reply as [unknown[], unknown]; // see take.ts
+    const id = typeof job[1] === "string" && claim !== null ? job[1] : undefined;
+    if (id !== undefined && !watch.claimed.includes(id)) watch.claimed.push(id);
+  };
+  return (sent as Promise<unknown>).then((reply) => {
+    note(reply);
+    return reply;
+  });
 }
 
 async function settled(promise: Promise<unknown>): Promise<PromiseSettledResult<unknown>> {

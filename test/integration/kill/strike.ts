@@ -22,7 +22,9 @@ export type Strike = "kill" | "stop" | "stop-alone";
 
 /** Every boundary of an operation, of a task that is asked about again and again the first. */
 export async function boundariesOf(redisUrl: string, killed: Killed): Promise<KillCase[]> {
-  const edges = (await listEdges(redisUrl, killed)).filter((edge) => !/^GET task .*#/.test(edge));
+  // Members of pools are looked at by time, so that only the first look is sure to come.
+  const repeated = killed === "claim" ? /#/ : /^GET task .*#/;
+  const edges = (await listEdges(redisUrl, killed)).filter((edge) => !repeated.test(edge));
   return [
     ...edges.flatMap((edge) =>
       (["before", "after"] as const).map((moment) => ({ killed, boundary: { moment, edge } })),
@@ -52,7 +54,15 @@ async function listEdges(redisUrl: string, killed: Killed): Promise<string[]> {
   // BullMQ's own end of the job comes after ours.
   await until(() => batch.edges.some((edge) => edge.startsWith("moveToFinished")) && batch.edges, "the job's end");
   await until(async () => (await activeJobs(batch.redis, one.prefix)) === 0, "the job's end");
+  await stamped(one, handle);
   return batch.edges;
+}
+
+/** The stamp follows a claim within seconds. */
+async function stamped({ killed, pve }: KillFleet, { sandboxId }: Handle<JobName>): Promise<void> {
+  if (killed !== "claim") return;
+  const isStamped = () => pve.containers().some(({ config }) => config["description"]?.includes(sandboxId));
+  await until(isStamped, "its stamp", RECOVERY_MS);
 }
 
 /** What is wrong afterwards, with the boundary that it came from; nothing is what should be found. */
@@ -150,6 +160,7 @@ async function aftermath({ redis }: Batch, { one, handle, source }: Struck, held
     (error: unknown) => String(error),
   );
   if (result !== "well") return [`ended with ${result}`];
+  await stamped(one, handle);
   if (held) {
     const isLate = pve.waitForRequest(
       ({ fault, path }) => fault === "hang" && isOf(one, path),

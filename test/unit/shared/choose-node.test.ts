@@ -238,6 +238,27 @@ describe("a node that has just refused it", () => {
   });
 });
 
+describe("a replica that the fleet made", () => {
+  const copy = (configHash: string) =>
+    replica("b", { vmid: Vmid.parse(20_000), copyOf: { vmid: Vmid.parse(9_001), configHash } });
+  const busyOriginal = (configHash: string, copied: string): World => ({
+    nodes: [node("a"), node("b")],
+    replicas: [replica("a", { configHash }), copy(copied)],
+    loads: { a: BUSY },
+  });
+
+  it("stands for its original as long as that is as it was", () => {
+    expect(choose(busyOriginal("now", "now"))).toMatchObject({ node: "b" });
+    expect(choose(busyOriginal("now", "before"))).toHaveProperty("wait");
+    expect(refusal(busyOriginal("now", "before"), { node: "b" })).toMatchObject({ code: "invalid_input" });
+  });
+
+  it("stands for it once that has gone, too", () => {
+    const { nodes } = busyOriginal("now", "now");
+    expect(choose({ nodes, replicas: [copy("before")] })).toMatchObject({ node: "b" });
+  });
+});
+
 describe("a template whose node is down", () => {
   const down = (more: Partial<Replica> = {}): World => ({
     nodes: [node("a"), node("b", { online: false, storages: [storage(), CEPH] })],
