@@ -6,6 +6,7 @@ import { BatchId, newBatchId, type TeamId } from "../shared/ids.ts";
 import type { JobInput } from "../shared/jobs/index.ts";
 import { batchNotFound } from "../shared/state/batches.ts";
 import { BATCH_POLICIES, type BatchPolicy } from "../shared/state/records.ts";
+import { currentTrace, SpanKind, spanned } from "../shared/trace.ts";
 import { assertRepeatable } from "./assert-repeatable.ts";
 import { type Batch, type BatchView, createBatch, toBatchView } from "./batch.ts";
 import type { EndWatch } from "./end-watch.ts";
@@ -62,12 +63,16 @@ export function createBatches(parts: Parts, watch: EndWatch): Batches & { submit
         ? { chunks: toItems(parts, source, { onQuota }), size: undefined }
         : await copies(parts, source, { onQuota });
       const team = parts.team ?? DEFAULT_TEAM;
-      await parts.link.request(() => parts.batches.open({ id, team, policy, size }));
-      const batch = createBatch(parts, watch, id);
-      options.onOpen?.(batch);
-      await submitItems(parts, id, chunks, options.signal);
-      await parts.link.request(() => parts.batches.close(id));
-      return batch;
+      const attributes = { "fleet.batch": id, "fleet.team": team };
+      return spanned("fleet.batch", { kind: SpanKind.PRODUCER, attributes }, async () => {
+        const trace = currentTrace();
+        await parts.link.request(() => parts.batches.open({ id, team, policy, size, trace }));
+        const batch = createBatch(parts, watch, id);
+        options.onOpen?.(batch);
+        await submitItems(parts, id, chunks, options.signal);
+        await parts.link.request(() => parts.batches.close(id));
+        return batch;
+      });
     },
     async get(id) {
       const known = BatchId.safeParse(id);

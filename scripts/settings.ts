@@ -6,6 +6,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { z } from "zod";
 import { PRODUCER_VARIABLES, SETTINGS } from "../shared/config.ts";
 import { GATE_SETTINGS } from "../shared/config-gate.ts";
+import { TRACE_SETTINGS } from "../shared/config-traces.ts";
 
 const Meta = z.object({
   description: z.string(),
@@ -67,11 +68,14 @@ export function toReadme(readme: string): string {
 /** In this order; each setting stands in the first group that takes it. */
 const GROUPS: readonly [string, (setting: Setting) => boolean][] = [
   ["needed, or better there", ({ example }) => example !== undefined],
-  ["the fleet", ({ name }) => /^(FLEET|LOG)_/.test(name) && !name.startsWith("FLEET_SSH_")],
+  [
+    "the fleet",
+    ({ name }) => /^(FLEET|LOG)_/.test(name) && !name.startsWith("FLEET_SSH_") && !(name in TRACE_SETTINGS),
+  ],
   ["Proxmox VE", ({ name }) => /^(PVE|SANDBOX)_/.test(name) && !(name in GATE_SETTINGS)],
   ["SSH to the nodes", ({ name }) => name.startsWith("FLEET_SSH_")],
   ["ops pages", ({ name }) => name.startsWith("OPS_")],
-  ["traces (OpenTelemetry); OTEL_EXPORTER_OTLP_HEADERS and the like hold, too", ({ name }) => name.startsWith("OTEL_")],
+  ["traces (OpenTelemetry); OTEL_EXPORTER_OTLP_HEADERS and the like hold, too", ({ name }) => name in TRACE_SETTINGS],
   ["public URLs and the gate", () => true],
 ];
 

@@ -40,6 +40,13 @@ export const TRACE_SETTINGS = {
     .max(1)
     .default(1)
     .describe("Share of the traces for traceidratio"),
+  FLEET_TRACES_PER_SECOND: z.coerce
+    .number({ error: "must be a whole number" })
+    .int("must be a whole number")
+    .min(1)
+    .max(100_000)
+    .default(50)
+    .describe("Traces that a process begins a second at most, so that a burst of commands is not slowed by its traces"),
   OTEL_SDK_DISABLED: z
     .enum(["true", "false"], { error: "must be true or false" })
     .default("false")

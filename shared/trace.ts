@@ -31,6 +31,9 @@ export function spanned<T>(
   { kind = SpanKind.INTERNAL, attributes = {} }: { kind?: SpanKind; attributes?: Attributes },
   work: (span: Span) => Promise<T>,
 ): Promise<T> {
+  // Of a trace that is not sampled nothing more is made.
+  const around = trace.getActiveSpan();
+  if (around !== undefined && !around.isRecording()) return work(around);
   return tracer.startActiveSpan(name, { kind, attributes }, async (span) => {
     try {
       return await work(span);
@@ -67,6 +70,12 @@ export function annotate(attributes: Attributes): void {
 export function annotateFailure(code: string): void {
   const span = trace.getActiveSpan();
   if (span !== undefined) failSpan(span, code);
+}
+
+/** The active span stands in a trace of its own, and was brought about by the span that `headers` (`currentTrace`) name. */
+export function linkTo(headers: string): void {
+  const span = trace.getSpanContext(propagation.extract(ROOT_CONTEXT, JSON.parse(headers)));
+  if (span !== undefined) trace.getActiveSpan()?.addLink({ context: span });
 }
 
 /** Outside of all spans: for what is shared by many, and would be told of as one's. */

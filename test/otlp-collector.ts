@@ -10,6 +10,8 @@ export interface CollectedSpan {
   parent: string;
   name: string;
   attributes: Record<string, string>;
+  /** Ids of the spans that it links to. */
+  links: string[];
 }
 
 export interface Collector extends AsyncDisposable {
@@ -47,6 +49,7 @@ function toSpan(bytes: Buffer): CollectedSpan {
     parent: hex(4),
     name: text(bytes, 5),
     attributes: Object.fromEntries(attributes),
+    links: fieldsOf(bytes, 13).map((link) => fieldsOf(link, 2)[0]?.toString("hex") ?? ""),
   };
 }
 

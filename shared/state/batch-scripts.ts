@@ -1,7 +1,7 @@
 /** The Lua behind batches, apart from what the steps of their operations do (`scripts.ts`). ARGV[1] is the prefix, as there. */
 import { withPrelude } from "./scripts.ts";
 
-/** ARGV: id, team, policy, size or '', now → `opened`, `existing`, `conflict` or `taken`. */
+/** ARGV: id, team, policy, size or '', now, trace or '' → `opened`, `existing`, `conflict` or `taken`. */
 export const OPEN_BATCH = withPrelude(`
 local id, team, policy, size, now = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local key = batchKey(id)
@@ -15,6 +15,7 @@ end
 redis.call('HSET', key, 'id', id, 'team', team, 'policy', policy, 'createdAt', now, 'open', 1,
   'queued', 0, 'running', 0, 'succeeded', 0, 'failed', 0, 'canceled', 0, 'undone', 0, 'undoFailed', 0, 'undoAt', 0)
 if size ~= '' then redis.call('HSET', key, 'size', size) end
+if ARGV[7] ~= '' then redis.call('HSET', key, 'trace', ARGV[7]) end
 redis.call('ZADD', P..':batches', now, id)
 redis.call('ZADD', P..':batches-open', now, id)
 -- The index keeps no more than is kept of them.

@@ -32,7 +32,14 @@ export interface ItemEnd {
 
 export interface BatchStore {
   /** Throws `idempotency_conflict` where the id is another's, or had another policy or size. */
-  open(batch: { id: BatchId; team: TeamId; policy: BatchPolicy; size: number | undefined }): Promise<void>;
+  open(batch: {
+    id: BatchId;
+    team: TeamId;
+    policy: BatchPolicy;
+    size: number | undefined;
+    /** See `currentTrace`. */
+    trace?: string | undefined;
+  }): Promise<void>;
   /** Nothing more will be added. */
   close(id: string): Promise<void>;
   /** An item that can become no operation; `hash` tells its input apart. Throws `batch_not_found`, `idempotency_conflict`. */
@@ -40,6 +47,8 @@ export interface BatchStore {
   /** From this step on nothing of it begins. */
   stop(id: BatchId, how: BatchStop, why: ErrorRecord, scope: TeamId | undefined): Promise<"ok" | "ended" | "unknown">;
   load(id: string): Promise<BatchRecord | null>;
+  /** Of the call that opened it. */
+  traceOf(id: string): Promise<string | null>;
   /** Newest first. */
   list(): Promise<BatchRecord[]>;
   /** Ended items in the order of their ends, from a position on, as they are kept. */
@@ -66,8 +75,8 @@ export function createBatchStore(
     return hash["id"] === undefined ? null : decodeBatch(hash);
   };
   return {
-    async open({ id, team, policy, size }) {
-      const outcome = await run(OPEN_BATCH, id, team, policy, size ?? "", now());
+    async open({ id, team, policy, size, trace }) {
+      const outcome = await run(OPEN_BATCH, id, team, policy, size ?? "", now(), trace ?? "");
       if (outcome === "opened" || outcome === "existing") return;
       const what = outcome === "taken" ? "belongs to another team" : "had another policy or count";
       throw new FleetError("idempotency_conflict", `batch ${id} ${what}; use a new id`, { facts: { batch: id } });
@@ -87,6 +96,7 @@ export function createBatchStore(
       return z.enum(["ok", "ended", "unknown"]).parse(outcome);
     },
     load,
+    traceOf: (id) => redis.hget(keys.batch(id), "trace"),
     async list() {
       const ids = await redis.zrevrange(keys.batches, 0, -1);
       const found = await Promise.all(ids.map(load));

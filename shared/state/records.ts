@@ -242,6 +242,8 @@ export const BatchRecord = z.object({
   undoFailed: z.number().int(),
   createdAt: z.number(),
   endedAt: z.number().optional(),
+  /** Of the call that opened it, see `currentTrace`; its items' own traces link to that. */
+  trace: z.string().optional(),
 });
 /** `codes`: how many items ended with which error. */
 export type BatchRecord = z.output<typeof BatchRecord> & { codes: Partial<Record<FleetErrorCode, number>> };

@@ -1,18 +1,17 @@
 /** The bench of the ops pages: how soon they answer for a big fleet, and what telemetry costs commands. */
-import { setTimeout as delay } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { Worker } from "bullmq";
-import { z } from "zod";
 import { newOperationId, newSandboxId, TeamId } from "../../shared/ids.ts";
 import { createQueues, nodeQueue } from "../../shared/queues.ts";
 import { closeRedis, connectRedis } from "../../shared/redis/connect.ts";
 import { encodeFields } from "../../shared/state/codec.ts";
 import { createKeys } from "../../shared/state/keys.ts";
-import { createMetrics } from "../../workers/metrics.ts";
 import { until } from "../integration/fleet/until.ts";
 import type { Bench } from "./bench.ts";
 import { quantile, round, spread } from "./figures.ts";
-import { startProgram, startWorld, TEMPLATE, type World } from "./world.ts";
+import { opsUrl } from "./ops-url.ts";
+import { measureTelemetry } from "./telemetry.ts";
+import { startWorld, TEMPLATE, type World } from "./world.ts";
 
 const NODE_COUNT = 20;
 const SANDBOXES = 5_000;
@@ -20,24 +19,18 @@ const FINISHED = 10_000;
 const WAITING = 2_000;
 const LOOKS = 30;
 
-const AT_ONCE = 64;
-const BURST = 1_500;
-const ROUNDS = 6;
-/** Prometheus asks every 15 s or so. */
-const SCRAPE_MS = 1_000;
-
 const HELP = `npm run bench -- ops [options]
 
   Pages: Redis with ${SANDBOXES} sandboxes on ${NODE_COUNT} nodes, ${FINISHED} finished and ${WAITING} waiting jobs, and a process with the role
-  ops alone; ${LOOKS} looks each. Telemetry: commands through a worker to a daemon that answers at once, ${AT_ONCE} at once, in
-  bursts with and without somebody who reads /metrics every second, in turns; and what counting one operation takes.
+  ops alone; ${LOOKS} looks each. Telemetry: a worker at full load of commands to a daemon that answers at once, its /metrics read
+  every 5 s and its traces sent to a collector, profiles itself: telemetry's own samples over all that are not idle.
 
   --json             {telemetryCostShare, boardMs, fleetPageMs}
   --help
 
   boardMs            median until Bull Board's data of a queue with its finished jobs is there.
   fleetPageMs        median of the slower one of the fleet page and the list of sandboxes, searched.
-  telemetryCostShare the share of the commands' rate that being read and counting cost; median of the rounds.
+  telemetryCostShare the share of the worker's work that is counting, being read and tracing; median of the windows.
 `;
 
 export const ops: Bench = {
@@ -46,10 +39,11 @@ export const ops: Bench = {
   async run(args) {
     const { values } = parseArgs({ args, options: { json: { type: "boolean", default: false } } });
     const { board, fleet, list } = await measurePages();
-    const { shares, countMs, rate } = await measureTelemetry();
+    const { metrics, traces, commands } = await measureTelemetry();
+    const shares = metrics.map((share, at) => share + (traces[at] ?? 0));
     const fleetPageMs = Math.max(quantile(fleet, 0.5), quantile(list, 0.5));
     const report = {
-      telemetryCostShare: round(quantile(shares, 0.5) + (countMs * rate) / 1_000, 3),
+      telemetryCostShare: round(quantile(shares, 0.5), 3),
       boardMs: round(quantile(board, 0.5), 1),
       fleetPageMs: round(fleetPageMs, 1),
     };
@@ -60,20 +54,13 @@ export const ops: Bench = {
 board              median ${report.boardMs} ms (${spread(board, 1)}; at most 300 are promised)
 fleet page         median ${round(quantile(fleet, 0.5), 1)} ms (${spread(fleet, 1)}; at most 300 are promised)
 sandboxes, search  median ${round(quantile(list, 0.5), 1)} ms (${spread(list, 1)}; at most 300 are promised)
-telemetry          ${report.telemetryCostShare} of the commands' rate (read ${spread(shares, 3)}, counted ${round(1_000 * countMs, 1)} us each; at most 0.05 is promised)
+telemetry          ${report.telemetryCostShare} of a worker's work (${spread(shares, 3)} in windows of 4 s, ${commands} commands; at most 0.05 is promised)
+                   metrics ${spread(metrics, 3)}, traces ${spread(traces, 3)}
 `,
     );
     return 0;
   },
 };
-
-async function opsUrl({ workerLog }: World): Promise<string> {
-  const log = await until(async () => {
-    const text = await workerLog(0);
-    return text.includes("ops pages are up") ? text : null;
-  }, "the ops pages");
-  return z.string().parse(/"url":"(http:[^"]+)","msg":"ops pages are up"/.exec(log)?.[1]);
-}
 
 async function measurePages() {
   const world = await startWorld({ workers: 1, nodes: NODE_COUNT, env: { FLEET_ROLES: "ops", OPS_PORT: "0" } });
@@ -91,6 +78,8 @@ async function measurePages() {
     }
     return took;
   };
+  const page = await (await fetch(`${url}/`)).text();
+  if (!page.includes(`>${SANDBOXES} running<`)) throw new Error("the sandboxes are not there");
   return {
     board: await look("/board/api/queues?activeQueue=pve1%3Anode-pve1&status=completed&page=1&jobsPerPage=20"),
     fleet: await look("/"),
@@ -152,62 +141,4 @@ async function fill({ redisUrl, prefix }: World): Promise<void> {
     await finisher.close();
     await queue.addBulk(jobs(WAITING / NODE_COUNT));
   }
-}
-
-async function measureTelemetry() {
-  const world = await startWorld({ workers: 1, env: { FLEET_ROLES: "worker,ops", OPS_PORT: "0" } });
-  await using _world = world;
-  const { fleet, redisUrl, prefix } = world;
-  await using stack = new AsyncDisposableStack();
-  const redis = stack.adopt(connectRedis(redisUrl), closeRedis);
-  const { sandboxId } = await (await fleet.provision({ template: TEMPLATE, cores: 1 })).result({ timeoutMs: 60_000 });
-  const daemon = stack.use(await startProgram(new URL("./instant-execd.ts", import.meta.url), []));
-  await redis.hset(createKeys(prefix).sandbox(sandboxId), "address", daemon.told["address"] ?? "");
-  const url = await opsUrl(world);
-  const burst = async (): Promise<number> => {
-    let left = BURST;
-    const begun = performance.now();
-    const lane = async () => {
-      while (left-- > 0) await (await fleet.exec({ sandboxId, command: "true" })).result({ timeoutMs: 60_000 });
-    };
-    await Promise.all(Array.from({ length: AT_ONCE }, lane));
-    return (1_000 * BURST) / (performance.now() - begun);
-  };
-  const burstRead = async (): Promise<number> => {
-    const stop = new AbortController();
-    const reading = (async () => {
-      while (!stop.signal.aborted) {
-        await (await fetch(`${url}/metrics`)).text();
-        await delay(SCRAPE_MS, undefined, { signal: stop.signal }).catch(() => {});
-      }
-    })();
-    const rate = await burst();
-    stop.abort();
-    await reading;
-    return rate;
-  };
-  await burst();
-  await burst();
-  const shares: number[] = [];
-  const rates: number[] = [];
-  for (let round = 0; round < ROUNDS; round++) {
-    // Whichever comes first in a round has no advantage over all of them.
-    const [plain, read] =
-      round % 2 === 0
-        ? [await burst(), await burstRead()]
-        : await burstRead().then(async (first) => [await burst(), first] as const);
-    shares.push(1 - read / plain);
-    rates.push(plain);
-  }
-  return { shares, countMs: timeCounting(), rate: quantile(rates, 0.5) };
-}
-
-/** What a worker counts for one command: its end, and no request to PVE. ms. */
-function timeCounting(): number {
-  const metrics = createMetrics();
-  const count = 200_000;
-  const ended = { kind: "exec", code: "ok", node: "pve1", acceptedAt: Date.now(), timings: { exec: 5 } } as const;
-  const begun = performance.now();
-  for (let at = 0; at < count; at++) metrics.operationEnded(ended);
-  return (performance.now() - begun) / count;
 }

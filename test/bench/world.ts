@@ -47,12 +47,14 @@ export interface WorldOptions {
   nodes?: number;
   /** An sshd for each of the first three nodes, which the workers know. */
   ssh?: boolean;
+  /** What runs as a worker (`workers/main.ts`). */
+  program?: URL;
   /** More variables of the workers. */
   env?: Record<string, string>;
 }
 
 export async function startWorld(options: WorldOptions): Promise<World> {
-  const { workers, nodes = NODES.length, ssh = false, env: more = {} } = options;
+  const { workers, nodes = NODES.length, ssh = false, program = MAIN, env: more = {} } = options;
   await using stack = new AsyncDisposableStack();
   const redis = stack.use(await startRedis({ engine: "process" }));
   const cluster = stack.use(await startCluster(nodes));
@@ -71,7 +73,7 @@ export async function startWorld(options: WorldOptions): Promise<World> {
     ...more,
   };
   const started: WorkerProcess[] = [];
-  for (let at = 0; at < workers; at++) started.push(stack.use(await startWorker(env)));
+  for (let at = 0; at < workers; at++) started.push(stack.use(await startWorker(env, program)));
   const fleet = stack.use(createFleet({ redis: redis.url, prefix, secretKey }));
   const resources = stack.move();
   return {
@@ -93,16 +95,16 @@ interface WorkerProcess extends AsyncDisposable {
 
 /** As `npm run worker` and the image have them. */
 const WORKER_FLAGS = ["--max-semi-space-size=16", "--max-old-space-size=768"];
-const WORKER = fileURLToPath(new URL("../../workers/main.ts", import.meta.url));
+const MAIN = new URL("../../workers/main.ts", import.meta.url);
 
 /** Its log goes to a file, as to a collector's: read here, it would be work of the producer's. */
-async function startWorker(env: Record<string, string>): Promise<WorkerProcess> {
+async function startWorker(env: Record<string, string>, program: URL): Promise<WorkerProcess> {
   await using stack = new AsyncDisposableStack();
   const folder = await mkdtemp(join(tmpdir(), "fleet-bench-"));
   stack.defer(() => rm(folder, { recursive: true, force: true }));
   const file = join(folder, "worker.log");
   await using log = await open(file, "a");
-  const child = spawn(process.execPath, [...WORKER_FLAGS, WORKER], {
+  const child = spawn(process.execPath, [...WORKER_FLAGS, fileURLToPath(program)], {
     env: { PATH: process.env["PATH"] ?? "", NODE_COMPILE_CACHE: process.env["NODE_COMPILE_CACHE"], ...env },
     stdio: ["ignore", log.fd, log.fd],
   });

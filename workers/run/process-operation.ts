@@ -16,7 +16,7 @@ import { type JobData, PLACE } from "../../shared/queues.ts";
 import { type OperationEnd, toClaim, type Write } from "../../shared/state/operations.ts";
 import { isEnded, type OperationRecord } from "../../shared/state/records.ts";
 import type { ClaimedAhead } from "../../shared/state/take.ts";
-import { annotate, annotateFailure, currentTrace } from "../../shared/trace.ts";
+import { annotate, annotateFailure, currentTrace, linkTo } from "../../shared/trace.ts";
 import type { WorkerContext } from "../context.ts";
 import type { Ending, Handler } from "../handlers/handler.ts";
 import { Reroute } from "../handlers/handler.ts";
@@ -93,6 +93,7 @@ export async function processOperation(
     "fleet.team": team,
     ...(batch === undefined ? {} : { "fleet.batch": batch }),
   });
+  if (batch !== undefined) await linkToBatch(context, run.operation, batch);
   run.log.debug({ queue: job.queueName, claims, attempts, step }, "run begins");
   options.live.add(run);
   try {
@@ -387,6 +388,17 @@ const SEATS = 2 ** 32;
 /** Where a job of `place` stands in its line; by itself the first of its lane. */
 const seatOf = (priority: number) => priority * SEATS;
 const placeLine = ({ keys }: WorkerContext) => `${keys.prefix}:${PLACE}:prioritized`;
+
+/** An item has a trace of its own, which begins here; ten thousand in their batch's would be of no use to anybody. */
+async function linkToBatch(
+  { traces, batches }: WorkerContext,
+  { trace }: OperationRecord,
+  batch: string,
+): Promise<void> {
+  if (traces === null || trace !== undefined) return;
+  const headers = await batches.traceOf(batch).catch(() => null); // Redis' trouble is the run's to find
+  if (headers !== null) linkTo(headers);
+}
 
 /** Where a job stands in the line of `place`; undefined when it does not. */
 export async function findSeat(context: WorkerContext, { queue, job }: OperationRecord): Promise<number | undefined> {

@@ -48,6 +48,13 @@ test("one trace from the call to PVE's task, for what waits for its turn as well
     bed.fleet.provision({ template: "cmux-base", setup: ["exit 9"] }),
   );
   await failure(lost.result({ timeoutMs: 20_000 }), "setup_failed");
+  const batch = await backend.startActiveSpan("bulk", async (bulk) => {
+    const { id } = await bed.fleet
+      .batch({ count: 2, template: "cmux-base" })
+      .then((all) => all.result().then(() => all));
+    bulk.end();
+    return { id, trace: bulk.spanContext().traceId };
+  });
   await run(bed.fleet, "destroy", { sandboxId: asked.sandboxId });
   await worker.end("SIGTERM"); // sends what it has
 
@@ -91,6 +98,18 @@ test("one trace from the call to PVE's task, for what waits for its turn as well
   expect(spans.some(({ name, attributes }) => name === "task vzdestroy" && attributes["pve.upid"] !== "")).toBe(true);
   // Nothing of BullMQ's own looking for jobs, nor of the watcher's asking for all.
   expect(spans.filter(({ name }) => /getNextJob|tasks.\{upid\}/.test(name))).toEqual([]);
+  // An item's trace is its own, and leads back to the call that brought it about.
+  const call = spans.find(({ name, attributes }) => name === "fleet.batch" && attributes["fleet.batch"] === batch.id);
+  expect(call?.trace).toBe(batch.trace);
+  const items = spans.filter(
+    ({ attributes, name }) => name !== "fleet.batch" && attributes["fleet.batch"] === batch.id,
+  );
+  expect(new Set(items.map((span) => span.trace)).size).toBe(2);
+  expect(items.filter(({ name }) => name === "process place").map(({ links }) => links)).toEqual([
+    [call?.id],
+    [call?.id],
+  ]);
+  expect(items.filter(({ links }) => links.length > 0)).toHaveLength(2);
   const all = JSON.stringify(spans) + collector.raw();
   for (const secret of ["planted-setup", "planted-command", "planted-env", bed.pve.token.split("=")[1] ?? "none"])
     expect([secret, all.includes(secret)]).toEqual([secret, false]);
@@ -102,6 +121,7 @@ const toCollected = (span: ReturnType<InMemorySpanExporter["getFinishedSpans"]>[
   parent: span.parentSpanContext?.spanId ?? "",
   name: span.name,
   attributes: Object.fromEntries(Object.entries(span.attributes).map(([key, value]) => [key, String(value)])),
+  links: span.links.map((link) => link.context.spanId),
 });
 
 test("where no collector is configured nothing of the SDK is loaded; a collector that is away holds up nothing", async () => {
