@@ -59,8 +59,7 @@ export interface QuarantineView {
 }
 
 /** Fields that the list filters by. */
-const INDEXED = ["state", "team", "vmid", "hostname", "template", "instanceId", "pool"] as const;
-type Indexed = { id: string } & Record<(typeof INDEXED)[number], string | null>;
+const INDEXED = ["state", "team", "vmid", "hostname", "template", "instanceId"] as const;
 
 const PAGE = 500;
 export const PAGE_ROWS = 100;
@@ -72,23 +71,26 @@ const FAILURES = 3;
 
 const Replies = z.array(z.tuple([z.unknown(), z.array(z.string().nullable())]));
 
-/** Newest first. */
-async function readIndex({ redis, keys }: WorkerContext): Promise<Indexed[]> {
+/** Newest first; no more fields than are needed, since there may be thousands. */
+async function readIndex<F extends string>(
+  { redis, keys }: WorkerContext,
+  fields: readonly ["state", ...F[]],
+): Promise<({ id: string; state: string } & Record<F, string | null>)[]> {
   const ids = await redis.zrevrange(keys.sandboxes, 0, -1);
-  const found: Indexed[] = [];
-  for (let at = 0; at < ids.length; at += PAGE) {
-    const page = ids.slice(at, at + PAGE);
-    const pipeline = redis.pipeline();
-    for (const id of page) pipeline.hmget(keys.sandbox(id), ...INDEXED);
-    const replies = Replies.parse(await pipeline.exec());
-    for (const [index, id] of page.entries()) {
-      const values = replies[index]?.[1] ?? [];
-      const [state = null, team = null, vmid = null, hostname = null, template = null, instanceId = null, pool = null] =
-        values;
-      if (state !== null) found.push({ id, state, team, vmid, hostname, template, instanceId, pool });
-    }
-  }
-  return found;
+  const pages = Array.from({ length: Math.ceil(ids.length / PAGE) }, (_, at) => ids.slice(at * PAGE, (at + 1) * PAGE));
+  const found = await Promise.all(
+    pages.map(async (page) => {
+      const pipeline = redis.pipeline();
+      for (const id of page) pipeline.hmget(keys.sandbox(id), ...fields);
+      const replies = Replies.parse(await pipeline.exec());
+      return page.flatMap((id, index) => {
+        const values = replies[index]?.[1] ?? [];
+        const named = Object.fromEntries(fields.map((field, at) => [field, values[at] ?? null]));
+        return named["state"] === null ? [] : [{ id, ...named }];
+      });
+    }),
+  );
+  return found.flat() as never; // the fields that were asked for
 }
 
 export const SandboxQuery = z.object({
@@ -106,7 +108,7 @@ export interface SandboxPage {
 }
 
 export async function readSandboxes(context: WorkerContext, query: SandboxQuery): Promise<SandboxPage> {
-  const all = await readIndex(context);
+  const all = await readIndex(context, INDEXED);
   const words = query.q.toLowerCase();
   const found = all.filter(
     (one) =>
@@ -134,7 +136,7 @@ export async function readFleet(context: WorkerContext): Promise<FleetView> {
         nodes.map(({ name }) => Promise.all([count(queues.get(nodeQueue(name))), count(queues.get(execQueue(name)))])),
       ),
       count(queues.get(PLACE)),
-      readIndex(context),
+      readIndex(context, ["state", "pool"]),
       redis.zcard(keys.open),
       redis.zrange(keys.open, "0", "0", "WITHSCORES"),
       readBatches(context),
@@ -159,8 +161,7 @@ export async function readFleet(context: WorkerContext): Promise<FleetView> {
         .map(({ name, usedBytes, totalBytes }) => ({ name, used: usedBytes, total: totalBytes })),
     };
   });
-  const totals = new Map<SandboxState, number>(SANDBOX_STATES.map((state) => [state, 0]));
-  for (const state of SANDBOX_STATES) totals.set(state, index.filter((one) => one.state === state).length);
+  const totals = new Map(SANDBOX_STATES.map((state) => [state, index.filter((one) => one.state === state).length]));
   return {
     nodes: rows,
     states: totals,
