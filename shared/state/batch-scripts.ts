@@ -1,5 +1,5 @@
-/** The Lua behind batches, apart from what the steps of their operations do (`scripts.ts`). ARGV[1] is the prefix, as there. */
-import { withPrelude } from "./scripts.ts";
+/** The Lua behind batches, apart from what the steps of their operations do (`prelude.ts`). ARGV[1] is the prefix, as there. */
+import { withPrelude } from "./prelude.ts";
 
 /** ARGV: id, team, policy, size or '', now, trace or '' → `opened`, `existing`, `conflict` or `taken`. */
 export const OPEN_BATCH = withPrelude(`

@@ -9,8 +9,8 @@ import { FleetError } from "../errors.ts";
 import { TRANSFER_LIMIT } from "../jobs/fields.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript } from "../redis/script.ts";
+import { ADD_CONTENT, DROP_CONTENT } from "./content-scripts.ts";
 import type { Keys } from "./keys.ts";
-import { ADD_CONTENT, DROP_CONTENT } from "./scripts.ts";
 import { openBytes, sealBytes, sealingKey } from "./secrets.ts";
 
 /** Of a piece before it is sealed. */

@@ -6,8 +6,8 @@ import { TtlAction } from "../jobs/fields.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript } from "../redis/script.ts";
 import type { Keys } from "./keys.ts";
+import { withPrelude } from "./prelude.ts";
 import { SANDBOX_STATES } from "./records.ts";
-import { withPrelude } from "./scripts.ts";
 
 const base = {
   /** Position in the stream; pass it as `after` to go on from here. */

@@ -12,9 +12,12 @@ import type { ProvisionInput } from "../jobs/provision.ts";
 import { LOCK_MS, PLACE } from "../queues.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript, runScripts, type Script } from "../redis/script.ts";
+import { ACCEPT, ACCEPT_ITEMS, END_DUE } from "./accept-scripts.ts";
+import { CLAIM } from "./claim-scripts.ts";
 import { decodeHash, encodeFields, type Fields, toHash } from "./codec.ts";
 import { contentGone } from "./contents.ts";
 import type { Keys } from "./keys.ts";
+import { CLAIM_ADDRESS, CLAIM_VMID, LEASE_ADDRESS, LEASE_VMID, MOVE_ADDRESS } from "./lease-scripts.ts";
 import { type OutputEntry, toOutputWords } from "./output.ts";
 import { QUOTA_NAMES, type QuotaClass } from "./quota-names.ts";
 import {
@@ -25,25 +28,10 @@ import {
   SnapshotRecord,
   serviceField,
 } from "./records.ts";
-import {
-  ABORT,
-  ACCEPT,
-  ACCEPT_ITEMS,
-  ADD_OUTPUT,
-  CLAIM,
-  CLAIM_ADDRESS,
-  CLAIM_VMID,
-  END,
-  END_DUE,
-  INSPECT,
-  LEASE_ADDRESS,
-  LEASE_VMID,
-  LEAVE_SOURCE,
-  MEND_TURNS,
-  MOVE_ADDRESS,
-  WRITE,
-} from "./scripts.ts";
+import { ADD_OUTPUT } from "./stream-scripts.ts";
+import { INSPECT, MEND_TURNS } from "./sweep-scripts.ts";
 import { ttlTooLong } from "./ttl.ts";
+import { ABORT, END, LEAVE_SOURCE, WRITE } from "./write-scripts.ts";
 
 /** A Redis command that runs inside a fenced write. */
 export type Command = readonly (string | number)[];
@@ -305,7 +293,7 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
   const run = (script: Script, ...args: (string | number)[]) =>
     runScript(redis, script, [keys.open], [keys.prefix, ...args]);
   const runList = async (script: Script, ...args: (string | number)[]) =>
-    (await run(script, ...args)) as [string, ...unknown[]]; // shapes: scripts.ts
+    (await run(script, ...args)) as [string, ...unknown[]]; // shapes: the scripts
   const ttl = options.retentionSec;
   const keyring = options.keyring ?? [];
 

@@ -1,5 +1,5 @@
 /**
- * The live output of a command: a stream of its own beside the operation's record, written in fenced steps (`scripts.ts`)
+ * The live output of a command: a stream of its own beside the operation's record, written in fenced steps (`write-scripts.ts`)
  * and bounded in bytes, so that the oldest goes first. An entry's id is `<run>-<bytes>`: when the run that wrote it began,
  * and how many bytes that run had put out by the end of the entry. Bytes missing between two entries were lost; a later
  * run means that the command was begun again, and earlier runs' entries are gone.

@@ -4,7 +4,7 @@ import { NodeName, POOL_TEAM, SandboxId, Vmid } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript } from "../redis/script.ts";
 import type { Keys } from "./keys.ts";
-import { withPrelude } from "./scripts.ts";
+import { withPrelude } from "./prelude.ts";
 
 /** How many members a pool has: `min` whatever is asked for, up to `max` as demand grows. */
 export const PoolSettings = z

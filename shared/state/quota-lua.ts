@@ -1,5 +1,5 @@
 /**
- * Quotas in Lua, for the scripts that accept and end operations: they build on the functions of `scripts.ts`.
+ * Quotas in Lua, for the scripts that accept and end operations: they build on the functions of `prelude.ts`.
  * What a team uses is read from sets of what exists, so nothing can drift; its rate from counts by the second.
  */
 import { QUOTA_CLASSES, QUOTA_NEEDS } from "./quota-names.ts";

@@ -4,8 +4,8 @@ import { OperationId, TeamId } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript, type Script } from "../redis/script.ts";
 import type { Keys } from "./keys.ts";
+import { withPrelude, withQuotas } from "./prelude.ts";
 import { QUOTA_NAMES, type QuotaName } from "./quota-names.ts";
-import { withPrelude, withQuotas } from "./scripts.ts";
 
 /** Whose limits: of a team, or of every team that has none of its own. */
 export const QuotaOwner = z.union([TeamId, z.literal("*")], { error: 'must be a team, or "*" for every team' });

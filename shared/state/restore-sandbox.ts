@@ -6,8 +6,8 @@ import { runScript } from "../redis/script.ts";
 import { encodeFields, type Fields } from "./codec.ts";
 import type { Keys } from "./keys.ts";
 import type { Command } from "./operations.ts";
+import { withPrelude } from "./prelude.ts";
 import { type SandboxRecord, serviceField } from "./records.ts";
-import { withPrelude } from "./scripts.ts";
 import { STRAY } from "./strays.ts";
 
 /**

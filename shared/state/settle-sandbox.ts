@@ -5,8 +5,8 @@ import { runScript } from "../redis/script.ts";
 import { encodeFields, type Fields } from "./codec.ts";
 import type { Keys } from "./keys.ts";
 import type { Command } from "./operations.ts";
+import { withPrelude } from "./prelude.ts";
 import type { SandboxRecord } from "./records.ts";
-import { withPrelude } from "./scripts.ts";
 
 /**
  * Writes it unless the record has changed meanwhile, or an operation changes the sandbox: that one looks itself.

@@ -6,8 +6,8 @@ import type { RedisConnection } from "../redis/connect.ts";
 import { runScript } from "../redis/script.ts";
 import type { Ask } from "./contents.ts";
 import type { Keys } from "./keys.ts";
-import { ADD_INPUT } from "./scripts.ts";
 import { openBytes, sealBytes, sealingKey } from "./secrets.ts";
+import { ADD_INPUT } from "./stream-scripts.ts";
 
 /** Of an entry before it is sealed. */
 export const INPUT_ENTRY_BYTES = 32_768;

@@ -4,8 +4,8 @@ import { NodeName, SandboxId, Vmid } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript } from "../redis/script.ts";
 import type { Keys } from "./keys.ts";
+import { withPrelude } from "./prelude.ts";
 import { SANDBOX_STATES, type SandboxState } from "./records.ts";
-import { withPrelude } from "./scripts.ts";
 
 /** In all other states an operation is at work and looks itself, or nobody but a human can tell. */
 export const STANDING: ReadonlySet<SandboxState> = new Set<SandboxState>([

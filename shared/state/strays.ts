@@ -8,7 +8,7 @@ import { NodeName, OperationId, SandboxId, TeamId, Vmid } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript, type Script } from "../redis/script.ts";
 import type { Keys } from "./keys.ts";
-import { withPrelude, withQuotas } from "./scripts.ts";
+import { withPrelude, withQuotas } from "./prelude.ts";
 
 /** Who has leased the VMID of a stray while it is removed, so that no provision gets it meanwhile. */
 export const STRAY = "stray";

@@ -6,8 +6,9 @@ import { newFence } from "../ids.ts";
 import { LOCK_MS } from "../queues.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript } from "../redis/script.ts";
+import { CLAIM_LUA } from "./claim-scripts.ts";
 import type { Keys } from "./keys.ts";
-import { CLAIM_LUA, withPrelude } from "./scripts.ts";
+import { withPrelude } from "./prelude.ts";
 
 /**
  * ARGV: queue, lock token, fence, now, lock ms → [reply of BullMQ's script, reply of CLAIM or nil, 1 where the queue holds no

@@ -6,7 +6,7 @@ import type { SandboxId, TeamId } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript } from "../redis/script.ts";
 import type { Keys } from "./keys.ts";
-import { withPrelude } from "./scripts.ts";
+import { withPrelude } from "./prelude.ts";
 
 type Settings = Pick<
   WorkerConfig,

@@ -1,8 +1,8 @@
 /** When sandboxes that may not be idle for ever, or whose TTL counts from there, were last used through this gate; written down every few seconds at most. */
 import type { Logger } from "pino";
 import { runScript } from "../../shared/redis/script.ts";
+import { withPrelude } from "../../shared/state/prelude.ts";
 import type { SandboxRecord } from "../../shared/state/records.ts";
-import { withPrelude } from "../../shared/state/scripts.ts";
 import type { WorkerContext } from "../context.ts";
 
 /** Well below the shortest `idleSeconds`. */

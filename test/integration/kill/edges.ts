@@ -8,7 +8,13 @@ import { createHash } from "node:crypto";
 import { Worker } from "bullmq";
 import { Redis } from "ioredis";
 import { type Dispatcher, Pool } from "undici";
-import * as scripts from "../../../shared/state/scripts.ts";
+import * as acceptScripts from "../../../shared/state/accept-scripts.ts";
+import * as claimScripts from "../../../shared/state/claim-scripts.ts";
+import * as contentScripts from "../../../shared/state/content-scripts.ts";
+import * as leaseScripts from "../../../shared/state/lease-scripts.ts";
+import * as streamScripts from "../../../shared/state/stream-scripts.ts";
+import * as sweepScripts from "../../../shared/state/sweep-scripts.ts";
+import * as writeScripts from "../../../shared/state/write-scripts.ts";
 
 /** `before`: not sent. `sent`: sent, and the answer is not heard. `after`: answered, and the code does not go on. */
 export type Moment = "before" | "sent" | "after";
@@ -141,9 +147,15 @@ function wrapJobs(): void {
 // ---- Redis -------------------------------------------------------------------------------------------------------
 
 const scriptNames = new Map(
-  Object.entries(scripts).flatMap(([name, script]) =>
-    typeof script === "object" ? [[script.sha, name] as const] : [],
-  ),
+  Object.entries({
+    ...acceptScripts,
+    ...claimScripts,
+    ...contentScripts,
+    ...leaseScripts,
+    ...streamScripts,
+    ...sweepScripts,
+    ...writeScripts,
+  }).flatMap(([name, script]) => (typeof script === "object" ? [[script.sha, name] as const] : [])),
 );
 /** What a run or the clockwork repeats by time: it changes nothing that the operation is made of. */
 const BY_TIME = new Set(["extendLock", "INSPECT", "RENEW", "hget op"]);
@@ -235,7 +247,7 @@ function nameOfScript(known: string | undefined, keys: readonly string[], args: 
 
 /** What a fenced write says: the step with its state, or the fields. */
 function describeWrite(json: string): string {
-  const write = JSON.parse(json) as { operation: { set: string[] }; sandbox?: { set: string[] }; also: string[][] }; // shape: scripts.ts
+  const write = JSON.parse(json) as { operation: { set: string[] }; sandbox?: { set: string[] }; also: string[][] }; // shape: write-scripts.ts
   const fieldsOf = (set: readonly string[]) =>
     new Map(set.flatMap((_, at) => (at % 2 ? [] : [[set[at], set[at + 1]]])));
   const operation = fieldsOf(write.operation.set);
