@@ -1,6 +1,8 @@
 /** Containers' own firewalls: closed before the first start, by rules that are there once. */
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import { type Bed, containerOf, failure, provisionOne, startBed } from "./harness.ts";
+import { examineFirewall } from "../../../workers/doctor/pve.ts";
+import { Client } from "../../pve/client.ts";
+import { type Bed, containerOf, failure, provisionOne, startBed, within } from "./harness.ts";
 
 const RULES = "/firewall/rules";
 const OPTIONS = "/firewall/options";
@@ -69,4 +71,14 @@ test("a token that may not is told what it lacks", async () => {
   const error = await failure(handle.result({ timeoutMs: 20_000 }), "forbidden");
   expect(error.message).toContain("VM.Config.Network");
   expect(bed.pve.containers()).toHaveLength(before);
+});
+
+test("where the datacenter's firewall is off, the doctor says that all this closes nothing", async () => {
+  const pve = bed.workers?.context.pve;
+  if (pve === undefined) throw new Error("the bed has no workers");
+  const said = async () => (await examineFirewall(pve, { closes: true, signal: within() }))[0];
+  expect(await said()).toMatchObject({ level: "problem", text: expect.stringMatching(/^off for the datacenter/) });
+  await using client = new Client(bed.pve);
+  await client.data("PUT", "/cluster/firewall/options", { enable: 1 });
+  expect(await said()).toMatchObject({ level: "ok" });
 });

@@ -71,6 +71,13 @@ const BAD: Record<string, [input: object, says: RegExp]> = {
   priority: [{ priority: "high" }, /one of interactive, batch/],
 };
 
+test("the exec daemon's port is exposed neither by a provision nor later", () => {
+  const service = { name: "web", port: 39_375 };
+  const why = /39375 is the exec daemon's port and is never exposed/;
+  expect(() => parseInput("provision", { template: "t", services: [service] })).toThrow(why);
+  expect(() => parseInput("expose", { sandboxId: "sbx_0000000000000000", ...service })).toThrow(why);
+});
+
 test("a field that is missing", () => {
   expect(() => parseInput("exec", { sandboxId: "sbx_0000000000000000" })).toThrow(
     "command: is missing; must be a string",
