@@ -141,22 +141,49 @@ test("a node is forgotten: killed in between", { timeout: 120_000 }, async () =>
   bed.pve.faults.node("pve3", "online");
 });
 
-test("records are made anew: killed in between", { timeout: 120_000 }, async () => {
-  const made = await provision(4, "pve1");
+test("records are made anew, of all teams and with all they said: killed in between", {
+  timeout: 120_000,
+}, async () => {
+  const made = await provision(3, "pve1");
+  const theirs = await bed.client({ team: "red" }).provision({
+    template: "cmux-base",
+    node: "pve1",
+    services: [{ name: "web", port: 8_000 }],
+    ttlSeconds: 5_000,
+    ttlAction: "stop",
+    ttlExtendOnUse: true,
+    idleSeconds: 3_600,
+    wakeOnHttp: true,
+  });
+  const { sandboxId, vmid } = await theirs.result({ timeoutMs: PATIENCE_MS });
+  made.push({ sandboxId, vmid });
+  await bed.fleet.pools.set("cmux-base", { min: 1, max: 1 });
+  await until(async () => (await bed.fleet.pools.list())[0]?.ready === 1, "a member of the pool", PATIENCE_MS);
+  const [member] = await bed.redis.zrange(bed.keys.poolReady("cmux-base"), 0, "-1");
+  const spare = Number(await bed.redis.hget(bed.keys.sandbox(member ?? ""), "vmid"));
   await until(async () => (await bed.redis.exists(bed.keys.restamp, bed.keys.restamping)) === 0, "every stamp");
-  const leases = await bed.redis.hgetall(bed.keys.vmids);
+  const recordOf = async (id: string) => {
+    const {
+      stateAt: _at,
+      runningAt: _since,
+      createdAt: _made,
+      expiresAt,
+      ...record
+    } = await bed.fleet.sandboxes.get(id);
+    return { ...record, endsIn: expiresAt && Math.round((expiresAt - Date.now()) / 1_000_000) };
+  };
+  const records = () => Promise.all(made.map((one) => recordOf(one.sandboxId)));
+  const before = await records();
+  const { [String(spare)]: _spare, ...leases } = await bed.redis.hgetall(bed.keys.vmids);
   await bed.redis.flushall();
   const at = strikeAt({ method: "GET", path: "pve1/lxc/2\\d{4}/snapshot$" });
   const rebuilt = bed.fleet.reconcile({ rebuild: true });
   await at.there();
-  await rebuilt;
+  // It may have been claimed the second before, so it is nobody's.
+  expect((await rebuilt).find((one) => one.vmid === spare)).toMatchObject({ what: "restored", done: "left" });
   expect(await bed.redis.hgetall(createKeys(bed.keys.prefix).vmids)).toEqual(leases);
-  for (const { sandboxId, vmid } of made) {
-    expect(await bed.fleet.sandboxes.get(sandboxId)).toMatchObject({
-      state: "running",
-      vmid,
-      metadata: { of: "pve1" },
-    });
-    await run(bed.fleet, "destroy", { sandboxId });
-  }
+  expect(await records()).toEqual(before);
+  await bed.fleet.reconcile({ removeOrphans: true });
+  expect(containerOf(bed, spare)).toBeUndefined();
+  for (const one of made) await run(bed.fleet, "destroy", { sandboxId: one.sandboxId });
 });
