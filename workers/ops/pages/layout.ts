@@ -55,7 +55,7 @@ a { color: var(--link); } a:focus-visible, button:focus-visible, input:focus-vis
 .skip { position: absolute; left: -99rem; } .skip:focus { left: 1rem; top: .5rem; background: var(--paper); padding: .3rem .6rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top; }
-th { color: var(--dim); font-weight: 600; } td.num, th.num { text-align: right; } td.text { white-space: normal; min-width: 12rem; }
+th { color: var(--dim); font-weight: 600; } td.num, th.num { text-align: right; } .text { display: inline-block; white-space: normal; min-width: 12rem; }
 code { font: 13px/1.4 ui-monospace, monospace; }
 .good { color: var(--good); } .warn { color: var(--warn); } .bad { color: var(--bad); } .dim { color: var(--dim); }
 ul.plain { padding: 0; list-style: none; } ul.plain li { margin: .25rem 0; }

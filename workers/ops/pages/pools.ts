@@ -34,7 +34,7 @@ export function quarantineSection({ rows, total }: QuarantineView): Html | null 
   if (total === 0) return null;
   return html`<h2 id="quarantine">Quarantine</h2>
 <p class="dim">${total} ${total === 1 ? "container" : "containers"} in the fleet's range that no sandbox owns.</p>
-${table(["VMID", "Node", "Name", "Found", "Removed", "Was", "Team", "Why"], rows.map(quarantineRow), "None.")}
+${table(["VMID", "Node", "Name", "Found", "Removed", "Sandbox", "Team", "Why"], rows.map(quarantineRow), "None.")}
 ${total > rows.length && html`<p class="dim">And ${total - rows.length} more: <code>fleet reconcile --dry-run</code> lists all.</p>`}`;
 }
 
@@ -47,7 +47,7 @@ function quarantineRow({ vmid, node, name, since, sandbox, team, reason, ...entr
     fate(entry),
     sandbox && html`<a href="/sandboxes/${sandbox}"><code>${sandbox}</code></a>`,
     team,
-    reason ?? "no sandbox has leased its VMID",
+    html`<span class="text">${reason ?? "no sandbox has leased its VMID"}</span>`,
   ];
 }
 
