@@ -20,7 +20,7 @@ async function runToEnd(program: string, env: Record<string, string | undefined>
   const child = spawn(process.execPath, [here(program)], {
     env: { ...CHILD_ENV, ...env },
     stdio: ["ignore", "pipe", "pipe"],
-    timeout: 30_000,
+    timeout: 50_000, // a PVE that does not answer is asked for 20 s
     killSignal: "SIGKILL",
   });
   let [out, err] = ["", ""];

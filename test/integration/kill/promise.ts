@@ -15,9 +15,12 @@ export interface Aftermath {
   late: boolean;
 }
 
+/** `cold`: a claim for which the member did not answer within a second, as on a busy machine: it is left, and another made. */
+type Ended = Killed | "cold";
+
 /** Containers that are there in the end, and snapshots that those have. */
-const KEPT: Partial<Record<Killed, number>> = { destroy: 0, template: 2, copy: 2 };
-const SNAPSHOTS: Partial<Record<Killed, { source: number } & Partial<Record<"made", number>>>> = {
+const KEPT: Partial<Record<Ended, number>> = { destroy: 0, template: 2, copy: 2, cold: 2 };
+const SNAPSHOTS: Partial<Record<Ended, { source: number } & Partial<Record<"made", number>>>> = {
   restore: { source: 1 },
   snapshot: { source: 1 },
   copy: { source: 1 },
@@ -25,8 +28,9 @@ const SNAPSHOTS: Partial<Record<Killed, { source: number } & Partial<Record<"mad
 
 export async function brokenPromises({ one, handle, redis, late }: Aftermath): Promise<string[]> {
   const keys = createKeys(one.prefix);
-  const { vmids, killed, pve } = one;
+  const { vmids, pve } = one;
   const own = pve.containers().filter(({ vmid }) => vmid >= vmids.first && vmid <= vmids.last);
+  const killed = one.killed === "claim" && own.length > 1 ? "cold" : one.killed;
   const view = { containers: () => own };
   const kept = KEPT[killed] ?? 1;
   const stamped = own.filter(({ config }) => config["description"]?.includes(handle.sandboxId));
@@ -45,8 +49,8 @@ export async function brokenPromises({ one, handle, redis, late }: Aftermath): P
         : [`container ${vmid} has snapshots ${snapshots.join()}`]),
     ]),
     ...(await leaksOfFleet(redis, keys, view)),
-    ...(await wrongEvents(redis, one, handle)),
-    ...wrongTasks(one),
+    ...(await wrongEvents(redis, one, { handle, killed })),
+    ...wrongTasks(one, killed),
     ...refusals(requests, late),
   ];
 }
@@ -54,7 +58,7 @@ export async function brokenPromises({ one, handle, redis, late }: Aftermath): P
 const STEPS = ["cloning", "configuring", "starting", "readying"];
 const MADE = [...STEPS, "running"];
 /** Of all sandboxes of the fleet, in their order. */
-const STATES: Partial<Record<Killed, readonly string[]>> = {
+const STATES: Partial<Record<Ended, readonly string[]>> = {
   destroy: [...MADE, "destroying", "destroyed"],
   build: [...STEPS, "template"],
   template: [...MADE, ...STEPS, "template"],
@@ -63,17 +67,22 @@ const STATES: Partial<Record<Killed, readonly string[]>> = {
   archive: ["cloning", "configuring", "template"],
   fill: [...STEPS, "warm"],
   claim: [...STEPS, "warm", "claimed", "running"],
+  cold: [...STEPS, "warm", ...MADE],
 };
 
 /** One acceptance and one end an operation; each state of the sandbox once, in order. */
-async function wrongEvents(redis: RedisConnection, one: KillFleet, handle: Handle<JobName>): Promise<string[]> {
+async function wrongEvents(
+  redis: RedisConnection,
+  one: KillFleet,
+  { handle, killed }: { handle: Handle<JobName>; killed: Ended },
+): Promise<string[]> {
   const { events } = await readEvents(redis, createKeys(one.prefix), "0", 1);
   const of = (type: string) => events.filter((event) => event.type === type && event.operation === handle.id).length;
   const states = events.flatMap((event) => (event.type === "sandbox.changed" ? [event.data.state] : []));
   // On a busy machine a connection to PVE may take too long: then nothing was asked for, and it is placed again. That
   // nothing was is seen from the tasks and refusals.
   const told = states.join().replace(/^(cloning,placing,)+/, "");
-  const wanted = STATES[one.killed] ?? MADE;
+  const wanted = STATES[killed] ?? MADE;
   return [
     ...(of("operation.accepted") === 1 ? [] : [`accepted ${of("operation.accepted")} times`]),
     ...(of("operation.succeeded") === 1 ? [] : [`succeeded ${of("operation.succeeded")} times`]),
@@ -82,7 +91,7 @@ async function wrongEvents(redis: RedisConnection, one: KillFleet, handle: Handl
 }
 
 const CLONED = ["vzclone", "vzstart"];
-const TASKS: Readonly<Record<Killed, readonly string[]>> = {
+const TASKS: Readonly<Record<Ended, readonly string[]>> = {
   provision: CLONED,
   destroy: [...CLONED, "vzdestroy"],
   build: [...CLONED, "vzshutdown", "vztemplate"],
@@ -95,10 +104,11 @@ const TASKS: Readonly<Record<Killed, readonly string[]>> = {
   archive: ["vzdump", "vzrestore"],
   fill: CLONED,
   claim: CLONED,
+  cold: [...CLONED, ...CLONED],
 };
 
 /** Each task once, and well. */
-function wrongTasks({ pve, template, vmids, killed }: KillFleet): string[] {
+function wrongTasks({ pve, template, vmids }: KillFleet, killed: Ended): string[] {
   const own = pve.tasks().filter(({ id, target }) => {
     const vmid = target ?? Number(id);
     return Number(id) === template.vmid || (vmid >= vmids.first && vmid <= vmids.last);
