@@ -6,6 +6,7 @@ import { lookup } from "node:dns/promises";
 import { networkInterfaces } from "node:os";
 import type { Logger } from "pino";
 import type { WorkerConfig } from "../shared/config.ts";
+import { FleetError } from "../shared/errors.ts";
 import { parseRedisUrl, type RedisConnection } from "../shared/redis/connect.ts";
 import type { Keys } from "../shared/state/keys.ts";
 import { startEvery } from "./control/every.ts";
@@ -74,7 +75,17 @@ export function startOwnMachines({ redis, keys, pve, config, log }: OwnMachinesO
 const ownAddresses = (): string[] => [
   "127.0.0.1",
   "::1",
-  ...Object.values(networkInterfaces()).flatMap((all = []) =>
+  ...Object.values(interfaces()).flatMap((all = []) =>
     all.filter(({ internal }) => !internal).map(({ address }) => address),
   ),
 ];
+
+function interfaces() {
+  try {
+    return networkInterfaces();
+  } catch (cause) {
+    const text =
+      "this machine's own addresses can't be listed; a systemd unit must allow AF_NETLINK (RestrictAddressFamilies), as those of deploy/systemd do";
+    throw new FleetError("not_configured", text, { cause });
+  }
+}
