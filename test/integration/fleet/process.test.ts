@@ -67,6 +67,13 @@ describe("a worker that can't work says why and ends with 1", () => {
     expect(other.err).toContain("tls_untrusted");
   });
 
+  test("a PVE that does not answer", async () => {
+    const { code, err } = await worker({ PVE_API_URL: "https://127.0.0.1:1" });
+    expect(code).toBe(1);
+    expect(err).toContain("node_unreachable");
+  });
+
+  // Last: it reads the cluster first, which is good for a while for those that can't.
   test("a port that is taken, by its number and the setting", async () => {
     await using other = createServer().listen(0, "127.0.0.1");
     await once(other, "listening");
@@ -74,11 +81,5 @@ describe("a worker that can't work says why and ends with 1", () => {
     const { code, err } = await worker({ FLEET_ROLES: "worker,ops", OPS_PORT: String(port) });
     expect(code).toBe(1);
     expect(err).toMatch(new RegExp(`not_configured: port ${port} is taken.*OPS_PORT`));
-  });
-
-  test("a PVE that does not answer", async () => {
-    const { code, err } = await worker({ PVE_API_URL: "https://127.0.0.1:1" });
-    expect(code).toBe(1);
-    expect(err).toContain("node_unreachable");
   });
 });
