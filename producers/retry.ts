@@ -1,6 +1,6 @@
 /** An operation that failed, asked for again: a new one with its input. */
 import { FleetError } from "../shared/errors.ts";
-import { type Accepted, hashInput } from "../shared/state/operations.ts";
+import { type Accepted, hashInput } from "../shared/state/accept.ts";
 import type { OperationRecord } from "../shared/state/records.ts";
 import type { Parts } from "./parts.ts";
 import { loadOperation } from "./status.ts";

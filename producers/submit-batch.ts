@@ -5,7 +5,7 @@ import { FleetError } from "../shared/errors.ts";
 import type { BatchId, OperationId, SandboxId } from "../shared/ids.ts";
 import { JOB_NAMES, type JobInput, type JobName } from "../shared/jobs/index.ts";
 import type { NewJob } from "../shared/queues.ts";
-import { hashInput, type ItemGroup } from "../shared/state/operations.ts";
+import { hashInput, type ItemGroup } from "../shared/state/accept.ts";
 import { inChunks } from "./in-chunks.ts";
 import type { Parts } from "./parts.ts";
 import { splitSecrets } from "./split-secrets.ts";

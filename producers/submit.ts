@@ -13,8 +13,8 @@ import {
 import { ADOPTED } from "../shared/jobs/adopt.ts";
 import { checkRanges } from "../shared/jobs/check-ranges.ts";
 import { type JobName, type ParsedInput, parseInput } from "../shared/jobs/index.ts";
+import type { Accepted, AcceptRequest, ItemGroup } from "../shared/state/accept.ts";
 import { loadInventory, type Replica } from "../shared/state/inventory.ts";
-import type { Accepted, AcceptRequest, ItemGroup } from "../shared/state/operations.ts";
 import type { SecretValues } from "../shared/state/secrets.ts";
 import { currentTrace } from "../shared/trace.ts";
 import type { Listener } from "./end-watch.ts";

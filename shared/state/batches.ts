@@ -4,6 +4,7 @@ import { type ErrorRecord, FleetError, type FleetErrorCode, toErrorRecord } from
 import { type BatchId, OperationId, SandboxId, type TeamId } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript, type Script } from "../redis/script.ts";
+import { itemConflict } from "./accept.ts";
 import {
   ABORT_ITEMS,
   CLOSE_BATCH,
@@ -15,7 +16,6 @@ import {
 } from "./batch-scripts.ts";
 import { decodeHash } from "./codec.ts";
 import type { Keys } from "./keys.ts";
-import { itemConflict } from "./operations.ts";
 import { type BatchPolicy, BatchRecord, Code, ErrorRecordSchema } from "./records.ts";
 
 export type BatchStop = NonNullable<BatchRecord["stop"]>;

@@ -1,6 +1,6 @@
 import { newOperationId } from "../../shared/ids.ts";
 import type { JobName } from "../../shared/jobs/index.ts";
-import type { Accepted, AcceptRequest } from "../../shared/state/operations.ts";
+import type { Accepted, AcceptRequest } from "../../shared/state/accept.ts";
 import type { SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
 import { addJob } from "./process-operation.ts";
