@@ -9,6 +9,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { toGuardScript } from "../../../producers/cli/ssh-guard.ts";
 import type { NodeCommand } from "../../../shared/node-commands.ts";
 import { toCommandLine } from "../../../shared/node-commands.ts";
+import { anyText } from "../../any-text.ts";
 import { failure } from "../fleet/harness.ts";
 import { CT, call, PVE1, RANGE, type Rig, startRig } from "./rig.ts";
 
@@ -207,7 +208,7 @@ describe("the script alone", () => {
   const vmid = fc.integer({ min: 19_990, max: 30_010 });
   const noise = fc.oneof(
     fc.string({ unit: fc.constantFrom(..." \t\n;&|$`'\"\\*?[]()<>#~=-/019"), maxLength: 6 }),
-    fc.string({ unit: "binary", maxLength: 4 }).filter((text) => !text.includes("\0")),
+    anyText(4).filter((text) => !text.includes("\0")),
   );
   const near = fc
     .tuple(

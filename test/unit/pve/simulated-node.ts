@@ -2,12 +2,12 @@
 import { FleetError } from "../../../shared/errors.ts";
 import type { TasksApi } from "../../../workers/pve/api.ts";
 import type { WatcherClock } from "../../../workers/pve/task-watcher.ts";
-import { parseUpid, Upid } from "../../../workers/pve/upid.ts";
+import { parseUpid, Upid, type UpidFacts } from "../../../workers/pve/upid.ts";
 
 export class SimulatedClock implements WatcherClock {
   #now = 0;
   #order = 0;
-  readonly #timers = new Map<number, { at: number; run: () => void }>();
+  readonly #timers = new Map<number, Timer>();
 
   now(): number {
     return this.#now;
@@ -15,8 +15,15 @@ export class SimulatedClock implements WatcherClock {
 
   after(ms: number, run: () => void): () => void {
     const id = this.#order++;
-    this.#timers.set(id, { at: this.#now + ms, run });
+    this.#timers.set(id, { id, at: this.#now + ms, run });
     return () => this.#timers.delete(id);
+  }
+
+  /** Of those that are due at once, the one that was set first: a map keeps their order. */
+  #next(): Timer | undefined {
+    let next: Timer | undefined;
+    for (const timer of this.#timers.values()) if (next === undefined || timer.at < next.at) next = timer;
+    return next;
   }
 
   get pending(): number {
@@ -37,16 +44,23 @@ export class SimulatedClock implements WatcherClock {
     for (;;) {
       await new Promise(setImmediate);
       if (settled) return await promise;
-      const next = [...this.#timers].sort(([a, x], [b, y]) => x.at - y.at || a - b)[0];
+      const next = this.#next();
       if (next === undefined) throw new Error("nothing will ever happen");
-      this.#timers.delete(next[0]);
-      this.#now = Math.max(this.#now, next[1].at);
-      next[1].run();
+      this.#timers.delete(next.id);
+      this.#now = Math.max(this.#now, next.at);
+      next.run();
     }
   }
 }
 
+interface Timer {
+  id: number;
+  at: number;
+  run: () => void;
+}
+
 interface SimulatedTask {
+  facts: UpidFacts;
   endsAt: number;
   exitstatus: string;
   /** The list goes on showing it as running. */
@@ -56,7 +70,7 @@ interface SimulatedTask {
 export class SimulatedNode {
   readonly clock = new SimulatedClock();
   readonly requests: { at: number; what: "status" | "list" }[] = [];
-  readonly #tasks = new Map<string, SimulatedTask>();
+  readonly #tasks = new Map<Upid, SimulatedTask>();
   latencyMs = 5;
   /** Thrown in place of an answer while set. */
   failure: FleetError | undefined;
@@ -66,7 +80,7 @@ export class SimulatedNode {
     const { type = "vzstart", exitstatus = "OK", listedForever = false } = options;
     const pid = (this.#count++).toString(16).toUpperCase().padStart(8, "0");
     const upid = Upid.parse(`UPID:pve1:${pid}:00036332:6B048689:${type}:201:root@pam!full:`);
-    this.#tasks.set(upid, { endsAt: this.clock.now() + ms, exitstatus, listedForever });
+    this.#tasks.set(upid, { facts: parseUpid(upid), endsAt: this.clock.now() + ms, exitstatus, listedForever });
     return upid;
   }
 
@@ -79,7 +93,7 @@ export class SimulatedNode {
       status: (upid, { signal }) => this.#answer("status", signal, () => this.#status(upid)),
       list: (_, { source, limit = 50 }, { signal }) =>
         this.#answer("list", signal, () => {
-          const entries = [...this.#tasks].map(([upid, task]) => this.#entry(upid as Upid, task));
+          const entries = [...this.#tasks].map(([upid, task]) => this.#entry(upid, task));
           // Newest first, as PVE has them: what is cut off is what has run longest.
           const running = entries.filter((entry) => entry.status === "RUNNING").reverse();
           const ended = entries.filter((entry) => entry.status !== "RUNNING").sort((a, b) => b.endtime - a.endtime);
@@ -110,7 +124,7 @@ export class SimulatedNode {
   }
 
   #entry(upid: Upid, task: SimulatedTask) {
-    const { node, type, id, user, starttime } = parseUpid(upid);
+    const { node, type, id, user, starttime } = task.facts;
     const running = task.listedForever || task.endsAt > this.clock.now();
     return {
       upid,
