@@ -115,7 +115,7 @@ async function move(run: Run<"migrate">, { place, config, before }: Standing): P
   await withSlots(nodes);
 }
 
-/** PVE tells the reason in the task's log alone. */
+/** What PVE's log gave as the reason, where that is nothing that we know. */
 function explain(error: unknown, place: Place): unknown {
   if (!(error instanceof FleetError) || error.code !== "task_failed") return error;
   return new FleetError("not_movable", `PVE could not move container ${place.vmid}: ${error.text}`, {

@@ -121,9 +121,15 @@ export function createPveApi(http: PveHttp): PveApi {
       const found = await send({ method: "GET", path, node, params: { content } }, replies.Volume.array(), call);
       return found.map(({ volid }) => volid);
     },
-    backup: (node, { vmid, storage, notes }, call) => {
+    backup: async (node, { vmid, storage, notes }, call) => {
       const params = { vmid, storage, "notes-template": notes, mode: "stop", compress: "zstd", remove: false };
-      return send({ method: "POST", path: `${nodePath(node)}/vzdump`, node, params }, Upid, call);
+      const request = { method: "POST", path: `${nodePath(node)}/vzdump`, node, params } as const;
+      const answer = await send(request, z.union([Upid, z.literal("OK")]), call);
+      if (answer !== "OK") return answer;
+      // PVE::API2::VZDump passes over what is on other nodes.
+      throw new FleetError("container_missing", `container ${vmid} is not on ${node} any more`, {
+        facts: { node, vmid },
+      });
     },
     backups: (node, storage, vmid, call) => {
       const path = `${nodePath(node)}/storage/${encodeSegment(storage)}/content`;

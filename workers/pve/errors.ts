@@ -117,11 +117,28 @@ export function taskError(exitstatus: string, upid: Upid): FleetError {
   const facts: ErrorFacts = { node: task.node, task: task.type, upid };
   if (/^\d+$/.test(task.id)) facts[task.type === "vzclone" ? "source" : "vmid"] = Number(task.id);
   const text = clean(exitstatus, {});
+  const right = missingRight(text);
+  if (right !== undefined) return notAllowed(text, right, { facts, tokenId: task.user });
   return (
     fromText(text, task.type === "vzclone" && isAboutSource(text, task.id), facts) ??
     new FleetError("task_failed", text === "" ? "the task ended without saying how" : text, { facts })
   );
 }
+
+/** Of vzdump (PVE::VZDump::exec_backup) and migrations (PVE::AbstractMigrate::migrate), whatever has gone wrong. */
+export const saysNothing = (exitstatus: string): boolean =>
+  /^(?:job errors|migration (?:aborted|problems)|migration finished with problems .*)$|check log$/.test(exitstatus);
+
+/** What the log of such a task says of it; the last one counts, but a volume that can't be moved tells more. Pure. */
+export function reasonIn(lines: readonly string[]): string | undefined {
+  const reasons = lines.flatMap((line) => LOGGED.exec(line)?.[1] ?? []).filter((text) => !saysNothing(text));
+  const named = lines.flatMap((line) => NAMED.exec(line)?.[1] ?? []).filter((text) => !saysNothing(text));
+  return lines.find((line) => STUCK.test(line))?.replace(/^[\d\s:-]+/, "") ?? named.at(-1) ?? reasons.at(-1);
+}
+
+const LOGGED = /\bERROR: (.+)$/;
+const NAMED = /\bERROR: (?:migration aborted \(duration [\d:]+\):|Backup of VM \d+ failed -) (.+)$/;
+const STUCK = /\bcan't migrate local volume '/;
 
 function fromText(text: string, clone: boolean, facts: ErrorFacts): FleetError | undefined {
   const found = findRule(text);
@@ -157,12 +174,28 @@ function forbidden(failure: PveFailure, text: string, facts: ErrorFacts): FleetE
   }
   // Of the two ways to be allowed a new VMID PVE names neither.
   const unnamed = isClone(failure) && /^Permission check failed\.?$/.test(text);
-  const [, path, privilege] = unnamed
-    ? [text, "/vms", "VM.Allocate"]
-    : (/\((\/[^,()]*), ([\w.|, -]+)\)/.exec(text) ?? []);
-  if (path === undefined || privilege === undefined) return new FleetError("forbidden", text, { facts });
-  const said = unnamed ? `${text}: a new container needs ${privilege} on ${path} or on its pool` : text;
-  return new FleetError("forbidden", `${said}. Give the token that right: ${grant(path, privilege, failure.tokenId)}`, {
+  const right = unnamed ? { path: "/vms", privilege: "VM.Allocate" } : missingRight(text);
+  if (right === undefined) return new FleetError("forbidden", text, { facts });
+  const said = unnamed ? `${text}: a new container needs ${right.privilege} on ${right.path} or on its pool` : text;
+  return notAllowed(said, right, { facts, tokenId: failure.tokenId });
+}
+
+interface Right {
+  path: string;
+  privilege: string;
+}
+
+function missingRight(text: string): Right | undefined {
+  const [, path, privilege] = /Permission check failed \((\/[^,()]*), ([\w.|, -]+)\)/.exec(text) ?? [];
+  return path === undefined || privilege === undefined ? undefined : { path, privilege };
+}
+
+function notAllowed(
+  said: string,
+  { path, privilege }: Right,
+  { facts, tokenId }: { facts: ErrorFacts; tokenId: string | undefined },
+): FleetError {
+  return new FleetError("forbidden", `${said}. Give the token that right: ${grant(path, privilege, tokenId)}`, {
     facts: { ...facts, path, privilege },
   });
 }

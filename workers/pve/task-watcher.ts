@@ -1,7 +1,8 @@
 import { FleetError } from "../../shared/errors.ts";
 import type { NodeName } from "../../shared/ids.ts";
 import { spanned, untraced } from "../../shared/trace.ts";
-import type { PveApi } from "./api.ts";
+import type { PveApi, TasksApi } from "./api.ts";
+import { reasonIn, saysNothing, taskError } from "./errors.ts";
 import { NodeTasks, type WatcherClock } from "./node-tasks.ts";
 import { Durations } from "./task-schedule.ts";
 import { parseUpid, type Upid } from "./upid.ts";
@@ -49,6 +50,19 @@ const CLOCK: WatcherClock = {
   },
 };
 
+const EXPLAIN_MS = 5_000;
+
+/** Some tasks tell in their log alone why they failed. */
+async function explained(tasks: TasksApi, upid: Upid, error: unknown, signal: AbortSignal): Promise<unknown> {
+  if (!(error instanceof FleetError) || error.code !== "task_failed" || !saysNothing(error.text)) return error;
+  try {
+    const reason = reasonIn(await tasks.log(upid, { limit: 0 }, { signal, deadlineMs: EXPLAIN_MS }));
+    return reason === undefined ? error : taskError(`${error.text}: ${reason}`, upid);
+  } catch {
+    return error; // which is true all the same
+  }
+}
+
 export function createTaskWatcher(api: Pick<PveApi, "tasks">, options: TaskWatcherOptions = {}): TaskWatcher {
   const { giveUpMs = 60_000, few = 8, clock = CLOCK, onEnd = () => {} } = options;
   const nodes = new Map<NodeName, NodeTasks>();
@@ -79,7 +93,14 @@ export function createTaskWatcher(api: Pick<PveApi, "tasks">, options: TaskWatch
       return await spanned(
         `task ${type}`,
         { attributes: { "pve.upid": upid, "fleet.node": node } },
-        () => untraced(() => nodeTasks(node).wait(upid, kind, signal)), // what it asks is for all who wait
+        () =>
+          untraced(() =>
+            nodeTasks(node)
+              .wait(upid, kind, signal)
+              .catch(async (error: unknown) => {
+                throw await explained(api.tasks, upid, error, signal);
+              }),
+          ), // what it asks is for all who wait
       );
     },
     close,

@@ -96,8 +96,9 @@ const WAITING: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>([
   "tls_untrusted",
 ]);
 
-/** Whether an error of a wait is the task's own end; a task that PVE does not know any more has ended, too. */
-export const hasEnded = (error: unknown): boolean => error instanceof FleetError && !WAITING.has(error.code);
+/** Whether an error of a wait is the task's own end, and so names the task; one that PVE does not know any more has ended, too. */
+export const hasEnded = (error: unknown): boolean =>
+  error instanceof FleetError && (error.facts["task"] !== undefined || !WAITING.has(error.code));
 
 /** Name of a step whose task has failed: what it made may be left. */
 export const failedStep = (step: string): string => `${step} failed`;

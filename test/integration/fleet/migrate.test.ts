@@ -16,6 +16,7 @@ beforeAll(async () => {
       templates: [
         { node: "pve1", vmid: 9_001 },
         { node: "pve1", vmid: 9_002, name: "on-zfs", storage: "tank" },
+        { node: "pve1", vmid: 9_003, name: "deaf", guest: { ignoresShutdown: true } },
       ],
     },
   });
@@ -88,6 +89,18 @@ test("what PVE does not move is refused before it is shut down, with the way out
     expect(containerOf(bed, vmid)).toMatchObject({ status: "running" });
     await run(bed.fleet, "destroy", { sandboxId });
   }
+});
+
+test("one that can't be shut down stays, and the error says so, though PVE tells it in a log alone", async () => {
+  const { sandboxId, vmid } = await provisionOne(bed.fleet, { template: "deaf" });
+  const refused = await failure(
+    run(bed.fleet, "migrate", { sandboxId, target: "pve2", graceSec: 1 }),
+    "shutdown_refused",
+  );
+  expect(refused.text).toContain("migration aborted: container did not stop");
+  expect(containerOf(bed, vmid)).toMatchObject({ node: "pve1", status: "running" });
+  expect((await bed.fleet.sandboxes.get(sandboxId)).state).toBe("running");
+  await run(bed.fleet, "destroy", { sandboxId });
 });
 
 test("a drain moves what it can, tells what it can't, and goes on when that has ended", async () => {

@@ -143,4 +143,17 @@ describe("a task", () => {
     expect(await standIn.api.tasks.log(upid, {}, call())).toHaveLength(1);
     expect(await failure(tasks.wait(upid, call()))).toMatchObject({ code: "task_lost", facts: { upid } });
   });
+
+  it("of a backup tells in its log why it failed, and is none for what is on another node", async () => {
+    const archive = { storage: "local", notes: "n" };
+    const elsewhere = standIn.api.backup(node("pve2"), { vmid: vmid(9001), ...archive }, call());
+    expect(await failure(elsewhere)).toMatchObject({ code: "container_missing" });
+    const clone = await standIn.api.lxc(node("pve1"), vmid(9001)).clone({ newid: vmid(20_020), full: true }, call());
+    const upid = await standIn.api.backup(node("pve1"), { vmid: vmid(9001), ...archive }, call());
+    expect(await failure(end(upid))).toMatchObject({
+      code: "container_locked",
+      text: "job errors: CT is locked (disk)",
+    });
+    await end(clone);
+  });
 });

@@ -28,10 +28,6 @@ export const backupRoutes: Route[] = [
         protected: flag,
         quiet: flag,
       },
-      allow: ({ world, by, params }) => {
-        check(world, by, `/vms/${params["vmid"]}`, "VM.Backup");
-        check(world, by, `/storage/${params["storage"] ?? "local"}`, "Datastore.AllocateSpace");
-      },
     },
     vzdump,
   ),
@@ -46,29 +42,32 @@ export const backupRoutes: Route[] = [
   ),
 ];
 
-/** PVE::VZDump: whatever is wrong is told by the task, most of it as "job errors". */
+/** PVE::VZDump: whatever else is wrong is told by the task, most of it as "job errors". */
 function vzdump(call: Call): string {
-  const { world, node, by, arrivedAt } = call;
+  const { world, node, by, params, arrivedAt } = call;
   const vmid = vmidOf(call);
+  const elsewhere = (world.containers.get(vmid)?.node ?? node.name) !== node.name;
+  if (elsewhere) return "OK";
+  check(world, by, `/storage/${params["storage"] ?? "local"}`, "Datastore.AllocateSpace");
   return world.fork({ type: "vzdump", id: vmid, node, by, arrivedAt }, (task) => dump(call, task, vmid)).upid;
 }
 
 async function dump(call: Call, task: Task, vmid: number): Promise<void> {
-  const { world, node, params } = call;
+  const { world, node, by, params } = call;
   const name = params["storage"] ?? "local";
   const storage = node.storages.get(name);
   const why = `could not get storage information for '${name}': `;
   if (storage === undefined) throw new Error(`${why}storage '${name}' does not exist`);
   if (!storage.holds("backup")) throw new Error(`${why}can't use storage '${name}' for backups - wrong content type`);
   const container = world.containers.get(vmid);
-  // One that is not on this node is left out, and nothing is an error.
-  if (container?.node !== node.name) return;
+  if (container !== undefined) check(world, by, `/vms/${vmid}`, "VM.Backup");
   try {
+    if (container === undefined) throw new Error(`unable to find VM '${vmid}'`);
+    task.log(`INFO: Starting Backup of VM ${vmid} (lxc)`);
     await locked(world, task, container, async () => {
       container.checkLock();
       container.config.set("lock", "backup");
     });
-    task.log(`INFO: Starting Backup of VM ${vmid} (lxc)`);
     await task.spend(world.takes(world.timings.backup), node.load);
     const backup = save(container, storage, params["notes-template"]);
     task.log(`INFO: creating vzdump archive '${backup.volid}'`);
@@ -77,7 +76,7 @@ async function dump(call: Call, task: Task, vmid: number): Promise<void> {
     if (!(error instanceof Error)) throw error;
     // Killed it leaves its lock; interrupted it does not.
     if ("how" in error && error.how === "kill") throw error;
-    if (container.config.lock === "backup") container.config.set("lock", undefined);
+    if (container?.config.lock === "backup") container.config.set("lock", undefined);
     if ("how" in error) throw error;
     task.log(`ERROR: Backup of VM ${vmid} failed - ${error.message}`);
     throw new Error("job errors");

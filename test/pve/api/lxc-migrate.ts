@@ -7,7 +7,7 @@ import { NODE, VMID } from "../schema/lxc.ts";
 import type { Rule } from "../schema/rules.ts";
 import { GIB, type Storage, type Volume } from "../storage.ts";
 import type { Task } from "../task.ts";
-import { locked } from "./lxc-power.ts";
+import { goDown, locked } from "./lxc-power.ts";
 
 const flag: Rule = { type: "boolean" };
 
@@ -46,10 +46,20 @@ function migrate(call: Call): string {
     throw refuse("can't migrate running container without --online or --restart");
   const mapped = params["target-storage"];
   if (mapped !== undefined) check(world, by, `/storage/${mapped}`, "Datastore.AllocateSpace");
-  return world.fork({ type: "vzmigrate", id: vmid, node, by, arrivedAt }, (task) =>
-    locked(world, task, container, () => move(call, task, { container, target, mapped })),
-  ).upid;
+  return world.fork({ type: "vzmigrate", id: vmid, node, by, arrivedAt }, async (task) => {
+    try {
+      await locked(world, task, container, () => move(call, task, { container, target, mapped }));
+    } catch (error) {
+      if (task.doomed?.leaveLocks || (error instanceof Error && "how" in error && error.how === "kill")) throw error;
+      // PVE::AbstractMigrate::migrate: whatever it was, also a lock, is in the log alone.
+      say(task, `ERROR: migration aborted (duration 00:00:00): ${error instanceof Error ? error.message : error}`);
+      throw new Error("migration aborted");
+    }
+  }).upid;
 }
+
+const say = (task: Task, text: string) =>
+  task.log(`${new Date().toISOString().slice(0, 19).replace("T", " ")} ${text}`);
 
 interface Move {
   container: Container;
@@ -57,9 +67,12 @@ interface Move {
   mapped: string | undefined;
 }
 
-/** A migration that fails starts the container again on its own node; one that is killed leaves the lock. */
+/**
+ * Once the container's lock is set, a migration that fails starts it again on its own node; one that fails before leaves
+ * it as it is by then, and one that is killed leaves the lock.
+ */
 async function move(call: Call, task: Task, { container, target, mapped }: Move): Promise<void> {
-  const { world, node, guests } = call;
+  const { world, node, guests, params } = call;
   world.container(node.name, container.vmid).checkLock();
   const wasRunning = container.running;
   if (wasRunning && flagOf(call, "online")) throw new Error("lxc live migration is currently not implemented");
@@ -67,11 +80,12 @@ async function move(call: Call, task: Task, { container, target, mapped }: Move)
   const there = world.node(target);
   if (there.state !== "online") throw new Error("Can't connect to destination address using public key");
   if (wasRunning) {
-    task.log(`shutdown CT ${container.vmid}`);
-    await task.spend(world.takes(world.timings.shutdown), node.load);
+    say(task, `shutdown CT ${container.vmid}`);
+    const timeout = Number(params["timeout"] ?? 180);
+    await goDown(call, task, { container, timeout, force: false, ms: world.timings.shutdown });
     await guests.stop(container);
   }
-  task.log(`starting migration of CT ${container.vmid} to node '${target}'`);
+  say(task, `starting migration of CT ${container.vmid} to node '${target}'`);
   container.config.set("lock", "migrate");
   let moved = false;
   try {
@@ -88,13 +102,13 @@ async function move(call: Call, task: Task, { container, target, mapped }: Move)
     moved = true;
   } catch (error) {
     if (task.doomed?.leaveLocks || (error instanceof Error && "how" in error && error.how === "kill")) throw error;
-    task.log(error instanceof Error ? error.message : String(error));
-    throw new Error("migration aborted");
+    say(task, `ERROR: ${error instanceof Error ? error.message : String(error)}`);
+    throw error;
   } finally {
     if (!task.doomed?.leaveLocks && world.containers.get(container.vmid) === container) {
       container.config.set("lock", undefined);
       if (wasRunning) {
-        task.log(`start container on ${moved ? "target" : "source"} node`);
+        say(task, `start container on ${moved ? "target" : "source"} node`);
         // Not cut short by an interrupt, which has had its effect.
         await sleep(world.takes(world.timings.start), world.closing);
         await guests.start(container);
@@ -145,7 +159,7 @@ function checkVolumes(task: Task, container: Container, plan: readonly Local[]):
           : `clone of '${base}'`;
     if (problem === undefined) continue;
     problems += 1;
-    task.log(`can't migrate local volume '${volume.volid}': ${problem}`);
+    say(task, `can't migrate local volume '${volume.volid}': ${problem}`);
   }
   if (problems > 0) throw new Error("can't migrate CT - check log");
 }

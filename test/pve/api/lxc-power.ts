@@ -156,7 +156,7 @@ function shutdown(call: Call): string {
  * Asks the guest to end. One that does not is killed at the timeout (forceStop), or `lxc-stop` fails then and the task
  * looks for another timeout and five seconds before it gives up.
  */
-async function goDown(
+export async function goDown(
   call: Call,
   task: Task,
   { container, timeout, force, ms }: { container: Container; timeout: number; force: boolean; ms: number },

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { ErrorFacts, FleetErrorCode } from "../../../shared/errors.ts";
-import { isTaskSuccess, taskError, toData, toPveError } from "../../../workers/pve/errors.ts";
+import { isTaskSuccess, reasonIn, saysNothing, taskError, toData, toPveError } from "../../../workers/pve/errors.ts";
 import { Upid } from "../../../workers/pve/upid.ts";
 
 type Row = [status: number, call: string, text: string, code: FleetErrorCode, facts?: ErrorFacts];
@@ -386,5 +386,63 @@ describe("ends of tasks", () => {
     expect(error.code).toBe(code);
     expect(error.text).toBe(exitstatus);
     expect(error.facts).toMatchObject({ node: "pve1", task: type, ...facts });
+  });
+
+  it("name the right that a task lacks, with the command that gives it", () => {
+    const text = "unable to restore CT 301 - Permission check failed (/sdn/zones/localnetwork/vmbr0, SDN.Use)";
+    const error = taskError(text, upid("vzrestore", "301"));
+    expect(error.code).toBe("forbidden");
+    expect(error.facts).toMatchObject({
+      task: "vzrestore",
+      path: "/sdn/zones/localnetwork/vmbr0",
+      privilege: "SDN.Use",
+    });
+    expect(error.text).toContain("pveum acl modify /sdn/zones/localnetwork/vmbr0 --users 'root@pam'");
+  });
+
+  it.each<[string, string[], string]>([
+    [
+      "migration aborted",
+      [
+        "2026-11-27 18:31:23 starting migration of CT 201 to node 'pve2' (10.0.0.2)",
+        "2026-11-27 18:31:23 can't migrate local volume 'tank:base-9002-disk-0/vm-201-disk-0': clone of 'base-9002-disk-0'",
+        "2026-11-27 18:31:23 ERROR: can't migrate CT - check log",
+        "2026-11-27 18:31:23 ERROR: migration aborted (duration 00:00:00): can't migrate CT - check log",
+        "TASK ERROR: migration aborted",
+      ],
+      "can't migrate local volume 'tank:base-9002-disk-0/vm-201-disk-0': clone of 'base-9002-disk-0'",
+    ],
+    [
+      "migration aborted",
+      [
+        "2026-11-27 18:31:23 ERROR: migration aborted (duration 00:00:10): CT is locked (backup)",
+        "TASK ERROR: migration aborted",
+      ],
+      "CT is locked (backup)",
+    ],
+    [
+      "migration problems",
+      [
+        "2026-11-27 18:31:23 ERROR: removing local copy of 'tank:vm-201-disk-0' failed - dataset is busy",
+        "2026-11-27 18:31:23 ERROR: migration finished with problems (duration 00:00:07)",
+        "TASK ERROR: migration problems",
+      ],
+      "removing local copy of 'tank:vm-201-disk-0' failed - dataset is busy",
+    ],
+    [
+      "job errors",
+      [
+        "INFO: Starting Backup of VM 9001 (lxc)",
+        "ERROR: Backup of VM 9001 failed - There is a max backup limit of 1 enforced by the target storage",
+        "INFO: Backup job finished with errors",
+        "ERROR: could not notify via target 'mail-to-root'",
+        "TASK ERROR: job errors",
+      ],
+      "There is a max backup limit of 1 enforced by the target storage",
+    ],
+  ])("%s: the log has the reason", (exitstatus, lines, reason) => {
+    expect(saysNothing(exitstatus)).toBe(true);
+    expect(reasonIn(lines)).toBe(reason);
+    expect(reasonIn([lines.at(-1) ?? ""])).toBeUndefined();
   });
 });
