@@ -1,8 +1,10 @@
 /** cmux-execd, the HTTP command daemon in every sandbox (port 39375). Source: cmux's README of execd, see docs. */
+import type { Socket } from "node:net";
 import { Agent, buildConnector, Client, type Dispatcher, request } from "undici";
 import { z } from "zod";
 import { FleetError } from "../../shared/errors.ts";
 import { EXECD_PORT } from "../../shared/jobs/fields.ts";
+import { createSpares, isUnused } from "./spares.ts";
 
 /** The variable through which PVE 9.1 and later hand the token in. */
 export const EXECD_TOKEN_ENV = "CMUX_EXECD_AUTH_TOKEN";
@@ -26,6 +28,8 @@ export interface ExecCall {
   /** Bytes to keep of each stream. */
   keepBytes: number;
   signal: AbortSignal;
+  /** The sandbox since it came up; once this command has ended well a connection is made ahead for its next one. */
+  guest?: string | undefined;
   /** Each line as it comes, also past `keepBytes`, with its line feed; nothing more is read while it is awaited. */
   onOutput?: (stream: "stdout" | "stderr", line: string) => unknown;
   /** Nothing is sent before it is done; what it throws comes through, unless there is no connection either. */
@@ -74,6 +78,7 @@ export function createExecd(): Execd {
     headersTimeout: PROBE_MS,
   });
   const busy = new Set<Client>();
+  const spares = createSpares();
 
   const status = async (
     address: string,
@@ -89,18 +94,28 @@ export function createExecd(): Execd {
     async exec(call) {
       call.ready?.catch(() => {}); // without a connection nobody asks for it
       call.signal.throwIfAborted();
-      // A command gets a connection of its own: a reset on a kept one could mean both that it ran and that it never did.
-      const client = new Client(originOf(call.address), {
+      const { address, guest: name } = call;
+      const guest = name === undefined ? undefined : { name, address, port: EXECD_PORT };
+      // A command gets a connection of its own: a reset on a used one could mean both that it ran and that it never did.
+      const client = new Client(originOf(address), {
         pipelining: 1,
-        connect: connectMeanwhile(call.ready),
+        connect: connectMeanwhile(call.ready, guest && spares.take(guest)),
         bodyTimeout: 0,
         headersTimeout: 30_000,
       });
       busy.add(client);
+      const close = () => void client.destroy(OVER).finally(() => busy.delete(client));
       try {
-        return await execOn(client, call);
-      } finally {
-        void client.destroy(OVER).finally(() => busy.delete(client));
+        const outcome = await execOn(client, call);
+        // Whoever waits for the outcome need not wait for these.
+        setImmediate(() => {
+          close();
+          if (guest) spares.add(guest);
+        });
+        return outcome;
+      } catch (error) {
+        close();
+        throw error;
       }
     },
 
@@ -131,6 +146,7 @@ export function createExecd(): Execd {
     },
 
     async [Symbol.asyncDispose]() {
+      spares[Symbol.dispose]();
       await Promise.all([agent, ...busy].map((one) => one.destroy()));
     },
   };
@@ -141,17 +157,27 @@ const OVER = new Error("the command has ended");
 
 const connect = buildConnector({ timeout: CONNECT_MS });
 
-/** Makes the connection while `ready` is on its way, and gives it out when both are there. */
-function connectMeanwhile(ready: Promise<unknown> = Promise.resolve()): buildConnector.connector {
-  return (options, callback) =>
+/** Makes the connection while `ready` is on its way, unless `spare` is one, and gives it out when both are there. */
+function connectMeanwhile(ready: Promise<unknown> = Promise.resolve(), spare?: Socket): buildConnector.connector {
+  let kept = spare;
+  const connectOrTake: buildConnector.connector = (options, callback) => {
+    const give = (socket: Socket, orElse: () => void) =>
+      ready.then(
+        () => (isUnused(socket) ? callback(null, socket) : orElse()),
+        (error: Error) => {
+          socket.destroy();
+          callback(error, null);
+        },
+      );
+    const own = kept;
+    kept = undefined;
+    if (own) return void give(own, () => connectOrTake(options, callback));
     connect(options, (failed, socket) => {
       if (failed) return callback(failed, null);
-      const give = () => (socket.destroyed ? callback(OVER, null) : callback(null, socket));
-      ready.then(give, (error: Error) => {
-        socket.destroy();
-        callback(error, null);
-      });
+      give(socket, () => callback(OVER, null));
     });
+  };
+  return connectOrTake;
 }
 
 export const originOf = (address: string) => `http://${address.includes(":") ? `[${address}]` : address}:${EXECD_PORT}`;

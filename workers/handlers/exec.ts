@@ -86,7 +86,8 @@ async function callExecd(run: Run<"exec">, asked: Asked): Promise<ExecOutcome> {
     try {
       await sendBefore(run, before, { ...call, signal });
       const ready = idempotent ? undefined : run.begin("sent");
-      const asked = { ...call, ready, script, timeoutMs, keepBytes, signal, onOutput: hear };
+      const guest = `${run.sandbox.id} ${run.sandbox.stateAt}`;
+      const asked = { ...call, ready, script, timeoutMs, keepBytes, signal, guest, onOutput: hear };
       return await spanned("command", {}, () => execd.exec(asked));
     } catch (error) {
       if (clean !== undefined) await tidy(run, clean, call);

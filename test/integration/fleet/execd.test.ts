@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { createServer, type Server } from "node:http";
 import type { Socket } from "node:net";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import { afterEach, expect, test } from "vitest";
+import { afterEach, describe, expect, test } from "vitest";
 import { FleetError } from "../../../shared/errors.ts";
 import { EXECD_PORT } from "../../../shared/jobs/fields.ts";
 import { createExecd, type ExecCall } from "../../../workers/exec/execd.ts";
@@ -140,4 +140,83 @@ test("lines are handed on as they come, in order, one awaited before the next", 
   };
   expect(await startExecd().exec(call({ keepBytes: 4, onOutput }))).toMatchObject({ stdout: "one\n", truncated: true });
   expect(seen).toEqual(["stdout begins", "one\n", "stderr begins", "two\n", "stdout begins", "three\n"]);
+});
+
+describe("a connection made ahead for a guest's next command", () => {
+  /** Each connection in the order in which it was made, and which of them carried a request. */
+  async function startGuest(answer: (at: number, socket: Socket) => boolean = () => true) {
+    const sockets: Socket[] = [];
+    const carried: number[] = [];
+    const server = createServer((request, response) => {
+      const at = sockets.indexOf(request.socket);
+      carried.push(at);
+      if (answer(at, request.socket)) response.end('{"type":"exit","code":0}\n');
+    });
+    server.on("connection", (socket) => sockets.push(socket));
+    server.listen(EXECD_PORT, ADDRESS);
+    await once(server, "listening");
+    stack.push(async () => {
+      server.closeAllConnections();
+      server.close();
+      await once(server, "close");
+    });
+    const execd = startExecd();
+    const run = (guest: string, more: Partial<ExecCall> = {}) => execd.exec(call({ guest, ...more }));
+    /** A command, and then the connection that it leaves. */
+    const leaveSpare = async (guest: string) => {
+      await run(guest);
+      if (sockets.length < 2) await once(server, "connection");
+      await nextTurn(); // the other end hears of it, too
+      const spare = sockets[1];
+      if (!spare) throw new Error("no connection was made ahead");
+      return spare;
+    };
+    return { execd, run, leaveSpare, carried };
+  }
+
+  test("carries that one, and no other", async () => {
+    const { run, leaveSpare, carried } = await startGuest();
+    await leaveSpare("one");
+    await run("one");
+    expect(carried).toEqual([0, 1]);
+    await run("one");
+    expect(new Set(carried).size).toBe(3);
+  });
+
+  test("is of that guest, and of nobody who has its address later", async () => {
+    const { run, leaveSpare, carried } = await startGuest();
+    await leaveSpare("one");
+    await run("another");
+    expect(carried).toEqual([0, 2]);
+  });
+
+  test("closed before it was needed: another one is made", async () => {
+    const { run, leaveSpare, carried } = await startGuest();
+    const spare = await leaveSpare("one");
+    spare.end();
+    await once(spare, "close");
+    await run("one");
+    expect(carried).toEqual([0, 2]);
+  });
+
+  test("broken once it has carried the command: perhaps it ran, and it is not sent again", async () => {
+    const { run, leaveSpare, carried } = await startGuest((at, socket) => at === 0 || !socket.resetAndDestroy());
+    await leaveSpare("one");
+    await failure(run("one"), "exec_interrupted");
+    expect(carried).toEqual([0, 1]);
+  });
+
+  test("a run that may not send leaves it unused", async () => {
+    const { run, leaveSpare, carried } = await startGuest();
+    const spare = await leaveSpare("one");
+    const refused = Promise.reject(new FleetError("lock_lost", "another run took the job"));
+    await failure(run("one", { ready: refused }), "lock_lost");
+    await once(spare, "close");
+    expect(carried).toEqual([0]);
+  });
+
+  test("is closed where no command comes", async () => {
+    const { leaveSpare } = await startGuest();
+    await once(await leaveSpare("one"), "close");
+  });
 });
