@@ -99,7 +99,8 @@ function findGateProblem({ isExposed, host }: CheckOptions, { status, fromGate }
   const known = isExposed ? fromGate || (status > 0 && status < 500) : fromGate && status === 404;
   if (known) return null;
   if (fromGate && status === 403) return "the gate refuses the proxy: give both the same GATE_PROXY_SECRET";
-  if (status === 502 || status === 0)
+  // The printed configuration says 503 itself then.
+  if ([0, 502, 503].includes(status) && !fromGate)
     return "the proxy does not reach the gate; is a worker with the role gate up where it looks?";
   return `${host} answers ${status}, and not from the gate: another site is configured for it`;
 }

@@ -70,6 +70,12 @@ const toOverlayHead = (network: string, command: string, { domain }: ProxySettin
 #    provider; \`--tls internal\` needs Caddy's root certificate on each member.
 `;
 
+/** How requests go on to services. */
+const SERVICE = `			header_up -X-Fleet-*
+			header_down -X-Fleet-*
+			flush_interval -1
+`;
+
 function toCaddyfile({ gate, domain, pattern, tls, dnsProvider }: ProxySettings, head: string, global: string): string {
   const hosts = toWildcard(pattern, domain);
   const ask = `	# Certificates only for hosts of exposed services.
@@ -129,7 +135,7 @@ ${site}
 			transport http {
 				keepalive_idle_conns_per_host 256
 			}
-			copy_headers X-Fleet-Upstream X-Fleet-More X-Fleet-Cookie X-Fleet-Authorization X-Fleet-Api-Key X-Fleet-Mark
+			copy_headers X-Fleet-Upstream X-Fleet-Epoch X-Fleet-More X-Fleet-Cookie X-Fleet-Authorization X-Fleet-Api-Key X-Fleet-Mark
 		}
 
 		# Where the request holds credentials of the gate: the service gets what is left without them.
@@ -153,10 +159,45 @@ ${site}
 
 		# What a cache in front keeps would be given to those who may not pass, and outlive its service.
 		header +Cache-Control private
+
+		# What can't be sent again goes over a connection of its own: one that is kept may be closed by the service just then.
+		@once not method GET HEAD OPTIONS
+		reverse_proxy @once {http.request.header.X-Fleet-Upstream} {
+			transport http {
+				keepalive off
+			}
+${SERVICE}		}
 		reverse_proxy {http.request.header.X-Fleet-Upstream} {
-			header_up -X-Fleet-*
-			header_down -X-Fleet-*
-			flush_interval -1
+			transport http {
+				keepalive 4s
+				keepalive_idle_conns_per_host 256
+			}
+${SERVICE}		}
+	}
+
+	handle_errors {
+		@gateway expression {err.status_code} in [502, 503, 504]
+		route @gateway {
+			# A service did not answer: the gate looks where its sandbox is by now, and says where to go on, or answers itself.
+			@service header X-Fleet-Upstream *
+			route @service {
+				forward_auth ${gate} {
+					uri /unreached
+					header_up X-Fleet-Proxy-Secret {$GATE_PROXY_SECRET}
+					header_up X-Fleet-Error {err.message}
+					copy_headers X-Fleet-Upstream X-Fleet-Epoch
+				}
+				reverse_proxy {http.request.header.X-Fleet-Upstream} {
+					transport http {
+						keepalive off
+					}
+${SERVICE.replaceAll(/^/gm, "\t\t").trimEnd()}
+				}
+			}
+
+			# The gate did not, as while it is restarted.
+			header Retry-After 1
+			respond "the gate of this address does not answer just now; try again" 503
 		}
 	}
 }

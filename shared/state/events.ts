@@ -61,7 +61,7 @@ export const FleetEventSchema = z.discriminatedUnion("type", [
     operation: OperationId,
     data: z.object({ expiresAt: z.number(), action: TtlAction }),
   }),
-  /** What is kept of it beside its state: `fields` of metadata, ttl, idle, wakeOnHttp. */
+  /** What is kept of it beside its state: `fields` of metadata, ttl, idle, wakeOnHttp, address. */
   z.object({
     type: z.literal("sandbox.updated"),
     ...base,

@@ -136,7 +136,7 @@ return 'ok'
 export const MOVE_ADDRESS = withPrelude(`
 local id, from, to = ARGV[2], ARGV[3], ARGV[4]
 local sk, claims = sbxKey(id), P..':addresses'
-local state, before = unpack(redis.call('HMGET', sk, 'state', 'address'))
+local state, before, team, maker = unpack(redis.call('HMGET', sk, 'state', 'address', 'team', 'operation'))
 if state ~= 'running' or before ~= from then return 'moved' end
 local holder = redis.call('HGET', claims, to)
 if holder and holder ~= id then
@@ -146,5 +146,7 @@ end
 if redis.call('HGET', claims, from) == id then redis.call('HDEL', claims, from) end
 redis.call('HSET', claims, to, id)
 redis.call('HSET', sk, 'address', to)
+-- Every gate hears of it: the old address may be a neighbour's soon.
+emit('sandbox.updated', string.format('%.0f', nowMs()), maker, id, team, '{"fields":["address"]}')
 return 'ok'
 `);

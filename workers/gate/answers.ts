@@ -64,6 +64,12 @@ function toState({ sandbox: { state }, leaving }: Route): string {
     : `the sandbox is ${state}`;
 }
 
+export const noAnswer = ({ service: { port } }: Route): Answer => ({
+  status: 502,
+  text: `nothing answers on port ${port} of this sandbox`,
+  headers: { "retry-after": "5" },
+});
+
 export function toAnswer(outcome: Exclude<Outcome, { is: "forward" }>): Answer {
   switch (outcome.is) {
     case "limited":

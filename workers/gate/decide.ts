@@ -2,6 +2,7 @@
 import { LINK_COOKIE, LINK_PARAMETER, type LinkTarget, signLink, verifyLink } from "../../shared/links.ts";
 import { type ApiKey, isApiKey } from "../../shared/state/api-keys.ts";
 import type { Route } from "./registry.ts";
+import { isSafe } from "./request.ts";
 
 /** What of a request decides. */
 export interface Asked {
@@ -35,7 +36,7 @@ export type Decision =
 const refused = (status: 400 | 401 | 403 | 404, reason: string): Decision => ({ is: "refused", status, reason });
 
 /** One text for what there is not and what is not told, so that nobody learns which sandboxes live. */
-const NO_SERVICE = "no service has this address";
+export const NO_SERVICE = "no service has this address";
 
 export function decide(asked: Asked, route: Route | null, rules: Rules): Decision {
   if (!/^\/[\x21-\x7e]*$/.test(asked.target)) return refused(400, "the request's target is not a path");
@@ -79,7 +80,7 @@ function checkLink(asked: Asked, route: Route, rules: Rules): Decision | null {
   const verdict = verifyLink(keys, target, { token: cookie, purpose: "cookie", nowSec });
   if (verdict !== "valid") return refused(403, "your link to this service is void or has expired");
   // Sibling sandboxes are of the same site, so SameSite alone does not keep their pages out.
-  const safe = !asked.upgrade && ["GET", "HEAD", "OPTIONS"].includes(asked.method);
+  const safe = !asked.upgrade && isSafe(asked.method);
   const own = asked.origin === `https://${asked.host}` || (asked.host.endsWith(".localhost") && isOwnOrigin(asked));
   if (!safe && !own && !(asked.origin !== undefined && rules.appOrigins.has(asked.origin)))
     return refused(403, "this request must come from the service's own pages");

@@ -2,28 +2,25 @@
  * The gate: decides about each request to a public URL. It forwards those that may pass, or tells a proxy in front where to
  * (Caddy's `forward_auth`), which shows a secret for it.
  */
-import { timingSafeEqual } from "node:crypto";
 import { once } from "node:events";
-import { type Agent, createServer, type IncomingMessage, type ServerResponse } from "node:http";
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
-import { createProxyServer } from "httpxy";
 import { connectRedis } from "../../shared/redis/connect.ts";
 import { parseHostHeader } from "../../shared/url-pattern.ts";
 import type { WorkerContext } from "../context.ts";
 import { startActivity } from "./activity.ts";
+import { createProxyAnswers, PROXY_SECRET } from "./answer-proxy.ts";
 import { say, toAnswer } from "./answers.ts";
-import { askUpgrade, createLastResponse } from "./ask-upgrade.ts";
-import { cleanRequest, cleanResponse } from "./clean-headers.ts";
+import { createLastResponse } from "./ask-upgrade.ts";
 import { clientOf, createTrust, isSecure } from "./client-address.ts";
 import { createEnter, type Enter } from "./enter.ts";
 import { startExchanges } from "./exchanges.ts";
-import { CLEARED, toMark } from "./first-visit.ts";
+import { createForwarder } from "./forward.ts";
 import { createJudge } from "./judge.ts";
 import { createLimiter } from "./limiter.ts";
-import { type Route, startRegistry } from "./registry.ts";
+import { startRegistry } from "./registry.ts";
 import { createRelocate } from "./relocate.ts";
-import { stripCredentials } from "./request.ts";
-import { createUpstream, isUnreachable } from "./upstream.ts";
+import { createUpstream } from "./upstream.ts";
 import { createWaker } from "./waker.ts";
 
 export interface Gate extends AsyncDisposable {
@@ -31,19 +28,6 @@ export interface Gate extends AsyncDisposable {
   url: string;
 }
 
-/** Shown by the proxy with each question; see GATE_PROXY_SECRET. */
-const PROXY_SECRET = "x-fleet-proxy-secret";
-/** Where the proxy shall go on to, as ADDRESS:PORT. */
-const UPSTREAM = "x-fleet-upstream";
-/** Comes along with it where the request is to go on without credentials of the gate; then what is left of these does, too. */
-const MORE = "x-fleet-more";
-const LEFT = {
-  cookie: "x-fleet-cookie",
-  authorization: "x-fleet-authorization",
-  "x-api-key": "x-fleet-api-key",
-} as const;
-/** Likewise where the service's response is to clear what another left in the browser: the cookie to set. */
-const MARK = "x-fleet-mark";
 const HEADERS_MS = 10_000;
 /** Longer than proxies keep idle connections (Caddy 2 min, cloudflared and Traefik 90 s), so that none sends into a closing one. */
 const IDLE_MS = 150_000;
@@ -82,29 +66,11 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   };
   const relocate = createRelocate(context, registry, closing.signal);
   const isTrusted = createTrust(config.GATE_TRUSTED_PROXIES);
-  const marks = new WeakMap<IncomingMessage, string>();
-  const proxy = createProxyServer({ xfwd: false });
-  proxy.on("proxyReq", (sent) => {
-    // Without a listener nothing would ever be heard of it.
-    sent.once("upgrade", (_, socket) => {
-      socket.destroy();
-      sent.emit("error", new Error("the service switched to a protocol that nobody asked for"));
-    });
-  });
-  proxy.on("proxyRes", (answer, request, response) => {
-    const { headers } = answer;
-    if (answer.statusCode === 101) answer.statusCode = 502; // to nothing, and whoever asked would believe it
-    cleanResponse(headers);
-    headers.connection = response.shouldKeepAlive ? "keep-alive" : "close";
-    const mark = marks.get(request);
-    if (mark === undefined) return;
-    headers["set-cookie"] = [...(headers["set-cookie"] ?? []), mark];
-    headers["clear-site-data"] = CLEARED;
-  });
-  const secret = config.GATE_PROXY_SECRET === undefined ? null : Buffer.from(config.GATE_PROXY_SECRET);
+  const proxy = createProxyAnswers({ enter, registry, relocate, isTrusted, secret: config.GATE_PROXY_SECRET });
+  const forwarder = stack.use(createForwarder({ registry, relocate, upstream, open, log }));
 
   const answer = (request: IncomingMessage, response: ServerResponse) => {
-    const answered = isFromProxy(request, secret) ? answerProxy(request, response) : serve(request, response);
+    const answered = proxy.isQuestion(request) ? proxy.answer(request, response) : serve(request, response);
     answered.catch((error: unknown) => unanswered(request, response, error));
   };
   const unanswered = (request: IncomingMessage, response: ServerResponse, error: unknown) => {
@@ -122,25 +88,6 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   server.keepAliveTimeout = IDLE_MS;
   server.requestTimeout = 0; // uploads take their time
 
-  const answerProxy = async (request: IncomingMessage, response: ServerResponse) => {
-    const { "x-forwarded-method": method = "GET", "x-forwarded-uri": target = "/" } = request.headers;
-    const asked = { method: String(method), target: String(target), upgrade: isUpgrade(request) };
-    const outcome = await enter(request, asked, clientOf(request, null, isTrusted));
-    if (outcome.is !== "forward") return say(request, response, toAnswer(outcome));
-    const { route } = outcome;
-    const mark = toMark({ method: asked.method, headers: request.headers }, route);
-    const isChanged = stripCredentials(request.headers);
-    const headers: Record<string, string | number> = { [UPSTREAM]: upstreamOf(route) };
-    if (mark !== null) headers[MARK] = mark;
-    if (mark !== null || isChanged) {
-      headers[MORE] = "1";
-      for (const [name, left] of Object.entries(LEFT)) headers[left] = String(request.headers[name] ?? "");
-    }
-    response.sendDate = false;
-    // Said, since a proxy that does not read a body of unknown length gives the connection up.
-    response.writeHead(200, { ...headers, "content-length": 0 }).end();
-  };
-
   const serve = async (request: IncomingMessage, response: ServerResponse) => {
     if (request.headers[PROXY_SECRET] !== undefined) {
       // Not served: a proxy that counts on a decision would take the service's answer for one.
@@ -153,51 +100,7 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
     const outcome = await enter(request, askedOf(request), way.client);
     if (request.socket.destroyed) return; // while it waited for the sandbox
     if (outcome.is !== "forward") return say(request, response, toAnswer(outcome));
-    const mark = toMark(request, outcome.route);
-    if (mark !== null) marks.set(request, mark);
-    cleanRequest(request, way);
-    if (request.headers.expect !== undefined) {
-      delete request.headers.expect;
-      response.writeContinue();
-    }
-    try {
-      await reach(outcome.route, host, (route) => forward(request, response, route));
-    } catch (error) {
-      failed(request, response, outcome.route, error);
-    }
-  };
-
-  const wayOf = (request: IncomingMessage) => {
-    const peer = request.socket.remoteAddress ?? "";
-    return { client: clientOf(request, peer, isTrusted), isSecure: isSecure(request, peer, isTrusted) };
-  };
-
-  /** Once more where the sandbox has another address by now: of the request and its body nothing has gone anywhere yet. */
-  const reach = async (route: Route, host: string | null, send: (route: Route) => Promise<void>): Promise<void> => {
-    try {
-      await send(route);
-    } catch (error) {
-      const now = isUnreachable(error) && host !== null && (await relocate(route)) ? await registry.find(host) : null;
-      if (now?.address === undefined || now.service.epoch !== route.service.epoch) throw error;
-      await send(now);
-    }
-  };
-
-  const failed = (request: IncomingMessage, response: ServerResponse, { sandbox, service }: Route, error: unknown) => {
-    log.debug({ err: error, sandbox: sandbox.id, service: service.name }, "a service did not answer");
-    if (response.headersSent || request.socket.destroyed) response.destroy();
-    else say(request, response, { status: 502, text: `nothing answers on port ${service.port} of this sandbox` });
-  };
-
-  const forward = async (request: IncomingMessage, response: ServerResponse, route: Route) => {
-    using _ = open.add(route, request.socket, () => !response.headersSent);
-    const send = (agent: Agent) => proxy.web(request, response, { target: `http://${upstreamOf(route)}`, agent });
-    if (!isRepeatable(request)) return send(upstream.fresh);
-    // A connection that is used again may have been closed by the service just then.
-    await send(upstream.pooled(route)).catch((error: unknown) => {
-      if (response.headersSent || request.socket.destroyed || isUnreachable(error)) throw error;
-      return send(upstream.fresh);
-    });
+    await forwarder.forward(request, response, { route: outcome.route, way });
   };
 
   const upgrade = async (request: IncomingMessage, response: ServerResponse, head: Buffer) => {
@@ -206,32 +109,13 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
     const outcome = await enter(request, askedOf(request), way.client);
     if (socket.destroyed) return;
     if (outcome.is !== "forward") return say(request, response, toAnswer(outcome));
-    cleanRequest(request, way);
     if (head.length > 0) socket.unshift(head);
-    try {
-      await reach(outcome.route, parseHostHeader(request.headers.host), (route) => tunnel(request, response, route));
-    } catch (error) {
-      failed(request, response, outcome.route, error);
-    }
+    await forwarder.tunnel(request, response, { route: outcome.route, way });
   };
 
-  const tunnel = async (request: IncomingMessage, response: ServerResponse, route: Route) => {
-    const { socket } = request;
-    const held = open.add(route, socket);
-    try {
-      const service = await askUpgrade(request, response, route, upstream.fresh);
-      socket.once("close", () => held[Symbol.dispose]());
-      if (service === null) return;
-      service.on("error", () => socket.destroy());
-      service.pipe(socket).pipe(service);
-      // Piped streams end one another, but one that is destroyed leaves the other open.
-      socket.once("close", () => service.destroy());
-      service.once("close", () => socket.destroySoon());
-      if (socket.destroyed) service.destroy();
-    } catch (error) {
-      held[Symbol.dispose]();
-      throw error;
-    }
+  const wayOf = (request: IncomingMessage) => {
+    const peer = request.socket.remoteAddress ?? "";
+    return { client: clientOf(request, peer, isTrusted), isSecure: isSecure(request, peer, isTrusted) };
   };
 
   /** Pages of the gate itself, at its own address: for the load balancer, and for Caddy's `ask`. */
@@ -276,19 +160,10 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
       server.closeAllConnections();
       open.destroyAll();
       await closed;
-      proxy.close(() => {});
       await resources.disposeAsync();
     },
   };
 }
-
-/** What may be sent twice, as RFC 9110 has it (9.2.1), and whose body can't be lost on the way. */
-const isRepeatable = ({ method = "", headers }: IncomingMessage): boolean =>
-  ["GET", "HEAD", "OPTIONS"].includes(method) &&
-  headers["transfer-encoding"] === undefined &&
-  Number(headers["content-length"] ?? 0) === 0;
-
-const isUpgrade = ({ headers }: IncomingMessage): boolean => headers.upgrade !== undefined;
 
 /** Anything else that a client would switch to is ignored, as HTTP allows. */
 const isWebSocket = ({ headers }: IncomingMessage): boolean => headers.upgrade?.toLowerCase() === "websocket";
@@ -296,15 +171,5 @@ const isWebSocket = ({ headers }: IncomingMessage): boolean => headers.upgrade?.
 const askedOf = (request: IncomingMessage) => ({
   method: request.method ?? "GET",
   target: request.url ?? "/",
-  upgrade: isUpgrade(request),
+  upgrade: request.headers.upgrade !== undefined,
 });
-
-const upstreamOf = ({ address = "", service }: Route): string =>
-  `${address.includes(":") ? `[${address}]` : address}:${service.port}`;
-
-function isFromProxy({ headers }: IncomingMessage, secret: Buffer | null): boolean {
-  const shown = headers[PROXY_SECRET];
-  if (secret === null || typeof shown !== "string") return false;
-  const given = Buffer.from(shown);
-  return given.length === secret.length && timingSafeEqual(given, secret);
-}

@@ -24,6 +24,10 @@ export interface Route {
   leaving: boolean;
 }
 
+/** Where its service listens, as ADDRESS:PORT. */
+export const upstreamOf = ({ address = "", service }: Route): string =>
+  `${address.includes(":") ? `[${address}]` : address}:${service.port}`;
+
 export interface Registry extends AsyncDisposable {
   /** By a host name in lower case, without port. Null: no service has it. */
   find(host: string): Promise<Route | null>;

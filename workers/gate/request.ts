@@ -12,6 +12,9 @@ const OWN_HEADERS = /^x-fleet-/;
 export const MARK_COOKIE = "__Host-fleet_sandbox";
 const OWN_COOKIES = [LINK_COOKIE, MARK_COOKIE];
 
+/** What changes nothing and may be sent twice, as RFC 9110 has it (9.2.1). */
+export const isSafe = (method: string): boolean => ["GET", "HEAD", "OPTIONS"].includes(method);
+
 export interface Shown {
   host: string | null;
   cookies: ReadonlyMap<string, string>;
