@@ -55,8 +55,12 @@ export interface Keys {
   readonly locks: string;
   /** Hash: when each node was started (ms since the epoch), as the last round of the reconcile saw it. */
   readonly boots: string;
+  /** Hash: when a round last saw each node online; negative: it was seen to be away since. */
+  readonly nodesSeen: string;
   /** Sandboxes that ran when their node went down, and are to be started again. */
   readonly restarts: string;
+  /** Sorted set: sandboxes that somebody else stopped, or their node before it went down, by when. See `boots.ts`. */
+  readonly halted: string;
   /** Names of all nodes that ever had queues. */
   readonly nodes: string;
   /** Hash: limits of a team, or of `*`. */
@@ -175,7 +179,9 @@ export function createKeys(prefix: string): Keys {
     restamping: key("restamping"),
     locks: key("locks"),
     boots: key("boots"),
+    nodesSeen: key("nodes-seen"),
     restarts: key("restarts"),
+    halted: key("halted"),
     nodes: key("nodes"),
     quotas: key("quotas"),
     quotaWaiting: key("quota-waiting"),

@@ -125,6 +125,8 @@ local function setSandbox(id, change, now, op, ttl)
       redis.call('ZREM', P..':team:'..team, id)
       redis.call('ZREM', P..':expiries', id)
       redis.call('SREM', P..':restamp', id)
+      redis.call('SREM', P..':restarts', id)
+      redis.call('ZREM', P..':halted', id)
       redis.call('ZREM', P..':expiring', id)
       local instance = redis.call('HGET', key, 'instanceId')
       if instance and redis.call('HGET', P..':instances', instance) == id then redis.call('HDEL', P..':instances', instance) end

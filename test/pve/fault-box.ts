@@ -114,10 +114,10 @@ export class FaultBox implements Faults {
     this.onHit(`node ${name} shut down`);
   }
 
-  reboot(name: string): void {
+  reboot(name: string, agoMs = 0): void {
     const node = this.#world.node(name);
     for (const container of node.containers.values()) if (container.running) crashGuest(this.#guests, container);
-    node.bootedAt = now();
+    node.bootedAt = now() - agoMs;
     this.onHit(`node ${name} rebooted`);
   }
 

@@ -44,8 +44,8 @@ export interface Faults {
   node(name: string, state: NodeState): void;
   /** An orderly shutdown: PVE's task `stopall` stops every container of the node, which is gone from then on. */
   shutDown(name: string): Promise<void>;
-  /** Powers a node off and on: its containers are stopped, those with `onboot` too. */
-  reboot(name: string): void;
+  /** Powers a node off and on: its containers are stopped, those with `onboot` too. `agoMs`: it has been up for so long by now. */
+  reboot(name: string, agoMs?: number): void;
   quorum(present: boolean): void;
   /** The token hook of the next `times` starts fails (open). */
   hookFailure(times?: number): void;

@@ -44,7 +44,7 @@ export async function forgetNode(context: WorkerContext, node: NodeName, round: 
     const operation = isTaskHolder(holder) ? null : await store.load(holder);
     if (operation === null || operation.endedAt !== undefined) await slots.reap(name, holder);
   }
-  await redis.hdel(keys.boots, node);
+  await redis.multi().hdel(keys.boots, node).hdel(keys.nodesSeen, node).exec();
   metrics.reconciled("lost", findings.filter(({ done }) => done === "taken in").length);
   log.warn({ node, sandboxes: findings.length }, "node is forgotten: its sandboxes are lost");
   return findings;
@@ -61,7 +61,6 @@ async function lose(context: WorkerContext, record: SandboxRecord): Promise<bool
 async function releaseAll(context: WorkerContext, sandbox: SandboxRecord): Promise<Command[]> {
   const { redis, keys } = context;
   const also = await releaseCommands({ context, sandbox });
-  also.push(["SREM", keys.restarts, sandbox.id]);
   for (const node of await redis.smembers(keys.nodes))
     if (node !== sandbox.node && (await redis.hexists(keys.reserved(node), sandbox.id)) === 1)
       also.push(...unreserve(keys, node, sandbox.id));

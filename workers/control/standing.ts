@@ -13,21 +13,18 @@ import { type Settlement, settleSandbox } from "../../shared/state/settle-sandbo
 import { listPlaced, STANDING, type Standing } from "../../shared/state/standing.ts";
 import type { WorkerContext } from "../context.ts";
 import type { ClusterResource, LxcConfig } from "../pve/api.ts";
+import { askOperation } from "../run/ask-operation.ts";
 import { type Place, placeOf } from "../sandbox/look.ts";
 import { releaseCommands } from "../sandbox/release.ts";
 import { toReservation } from "../sandbox/reservation.ts";
-import { ask } from "./expire.ts";
+import { type Boots, GOING_DOWN_MS, isAudited, type NodesByName, noteBoots, noteSeen } from "./boots.ts";
+import { ASK_AGAIN_MS } from "./expire.ts";
 import { settleLocks } from "./locks.ts";
 import { readOwn } from "./own.ts";
 import type { Round } from "./round.ts";
 
 /** Containers at once on a node. */
 const AT_ONCE = 3;
-/** Clocks, and an uptime that is some seconds old. */
-const BOOT_SKEW_MS = 30_000;
-/** A node that stops all its containers has so long to go down; then somebody stopped them for good. */
-const GOING_DOWN_MS = 900_000;
-
 const MIB = 1_048_576;
 const GIB = 1_073_741_824;
 
@@ -37,25 +34,28 @@ export async function compareRecords(context: WorkerContext, round: Round): Prom
   const standing = (await listPlaced(context.redis, context.keys)).filter(({ state }) => STANDING.has(state));
   const guests = new Map(round.guests.flatMap((one) => (one.vmid === undefined ? [] : [[Number(one.vmid), one]])));
   const nodes = new Map(round.guests.flatMap((one) => (one.type === "node" && one.node ? [[one.node, one]] : [])));
-  const toStart = await noteBoots(context, standing, nodes, round);
-  const suspects = standing.filter((one) => toStart.has(one.id) || differs(one, guests.get(one.vmid), nodes));
+  const boots = await noteBoots(context, standing, nodes, round);
+  const runs = ({ vmid }: Standing) => guests.get(vmid)?.status === "running";
+  const up = standing.filter((one) => boots.marked.has(one.id) && runs(one) && boots.isPast(one.node));
+  if (up.length > 0 && !round.dryRun) await context.redis.srem(context.keys.restarts, ...up.map(({ id }) => id));
+  const suspects = standing.filter(
+    (one) => (boots.marked.has(one.id) && !runs(one)) || differs(one, guests.get(one.vmid), nodes),
+  );
   const findings: Finding[] = [];
   const stopping = new Map<NodeName, Promise<boolean>>();
   const started = new Map<NodeName, number>();
   const look: Look = {
     round,
     guests,
-    toStart,
+    boots,
+    isAudited: (node) => isAudited(nodes, node),
     isGoingDown(node) {
       const known = stopping.get(node) ?? isGoingDown(context, node, round);
       stopping.set(node, known);
       return known;
     },
-    mayStart(node) {
-      const count = (started.get(node) ?? 0) + 1;
-      started.set(node, count);
-      return count <= context.config.FLEET_NODE_SLOTS * 2;
-    },
+    mayStart: (node) => (started.get(node) ?? 0) < context.config.FLEET_NODE_SLOTS * 2,
+    hasStarted: (node) => started.set(node, (started.get(node) ?? 0) + 1),
   };
   const lanes = [...Map.groupBy(suspects, ({ node }) => node).values()].flatMap((some) => {
     const rest = some.values();
@@ -74,6 +74,7 @@ export async function compareRecords(context: WorkerContext, round: Round): Prom
     });
   });
   await Promise.all(lanes);
+  if (!round.dryRun) await noteSeen(context, nodes);
   return [...findings, ...(await settleLocks(context, round, standing))];
 }
 
@@ -86,7 +87,7 @@ function toPlaced(record: SandboxRecord | null): Placed | null {
 function differs(
   { state, node, hostname, memoryMib, diskGib }: Standing,
   guest: ClusterResource | undefined,
-  nodes: ReadonlyMap<string, ClusterResource>,
+  nodes: NodesByName,
 ): boolean {
   if (guest === undefined) return true;
   if (guest.node !== node) return true;
@@ -100,36 +101,16 @@ function differs(
   return diskGib !== undefined && diskGib > 0 && maxdisk > diskGib * GIB;
 }
 
-/** What ran on nodes that were started anew since the last round; kept in Redis until each is asked for. */
-async function noteBoots(
-  { redis, keys, log }: WorkerContext,
-  records: readonly Standing[],
-  nodes: ReadonlyMap<string, ClusterResource>,
-  { now, dryRun }: Round,
-): Promise<Set<string>> {
-  const known = await redis.hgetall(keys.boots);
-  for (const [node, { uptime, status }] of nodes) {
-    if (status !== "online" || uptime === undefined || uptime === 0 || dryRun) continue;
-    const bootedAt = now - uptime * 1_000;
-    const before = known[node];
-    if (before !== undefined && bootedAt - Number(before) <= BOOT_SKEW_MS) continue;
-    const ran = records.filter((one) => one.node === node && one.state === "running").map(({ id }) => id);
-    if (before !== undefined && ran.length > 0) {
-      await redis.sadd(keys.restarts, ...ran);
-      log.warn({ node, sandboxes: ran.length }, "node was started anew; what ran there is started again");
-    }
-    await redis.hset(keys.boots, node, bootedAt);
-  }
-  return new Set(await redis.smembers(keys.restarts));
-}
-
 interface Look {
   round: Round;
   guests: ReadonlyMap<number, ClusterResource>;
-  toStart: ReadonlySet<string>;
+  boots: Boots;
+  /** Whether the token sees what others do on a node. */
+  isAudited(node: NodeName): boolean;
   isGoingDown(node: NodeName): Promise<boolean>;
   /** Whether one more is asked for in this round. */
   mayStart(node: NodeName): boolean;
+  hasStarted(node: NodeName): void;
 }
 
 /** A node that is shut down stops all its containers first, by a task of its own. */
@@ -221,21 +202,19 @@ async function settlePower(
   context: WorkerContext,
   record: Placed,
   status: "running" | "stopped",
-  { round, toStart, isGoingDown: goesDown, mayStart }: Look,
+  look: Look,
 ): Promise<Finding | null> {
   const { redis, keys, metrics } = context;
+  const { round, boots, isAudited: seesAll, isGoingDown: goesDown } = look;
   const { id, node, state, address } = record;
   const runs = status === "running";
-  const marked = toStart.has(id);
-  if (runs !== (state === "stopped")) {
-    if (marked && !round.dryRun) await redis.srem(keys.restarts, id);
-    return null;
+  if (!runs && boots.marked.has(id)) {
+    if (!boots.isLongAgo(node)) return startAgain(context, record, look);
+    if (!round.dryRun) await redis.srem(keys.restarts, id);
   }
+  if (runs !== (state === "stopped")) return null;
   if (!runs && state === "running") {
-    if (marked && !mayStart(node))
-      return { what: "restart", ...about(record), done: "waits", text: "others of its node go first" };
-    if (marked) return startAgain(context, record, round);
-    if (await goesDown(node))
+    if (seesAll(node) && (await goesDown(node)))
       return {
         what: "restart",
         ...about(record),
@@ -243,7 +222,11 @@ async function settlePower(
         text: "its node stops all its containers, as before a restart",
       };
   }
-  const also: Command[] = runs || address === undefined ? [] : [["HDEL", keys.addresses, address]];
+  const also: Command[] = [
+    ...(runs || address === undefined ? [] : [["HDEL", keys.addresses, address]]),
+    // Nobody says whether it was somebody's wish or the node's own, before it went down.
+    ...(runs || seesAll(node) ? [] : [["ZADD", keys.halted, round.now, id]]),
+  ];
   const sandbox = runs ? { state: "running" as const } : { state: "stopped" as const, address: null };
   if (!(await apply(context, record, { sandbox, also }, round))) return null;
   if (!round.dryRun) metrics.reconciled("drift", 1);
@@ -251,15 +234,28 @@ async function settlePower(
   return { what: "drift", ...about(record), done: round.dryRun ? "to take in" : "taken in", text };
 }
 
-/** By an operation like any other, under the node's slots. */
-async function startAgain(context: WorkerContext, record: Placed, { dryRun }: Round): Promise<Finding> {
-  const { redis, keys, metrics } = context;
+/** By an operation like any other, under the node's slots; where that fails, by another one some minutes later. */
+async function startAgain(
+  context: WorkerContext,
+  record: Placed,
+  { round: { dryRun, now }, boots, mayStart, hasStarted }: Look,
+): Promise<Finding> {
+  const { id, node } = record;
   const finding = { what: "restart" as const, ...about(record), text: "ran when its node went down" };
+  if (!mayStart(node)) return { ...finding, done: "waits", text: "others of its node go first" };
   if (dryRun) return { ...finding, done: "to ask for" };
-  const input = parseInput("power", { sandboxId: record.id, action: "start" });
-  const idempotencyKey = `boot ${record.id} ${await redis.hget(keys.boots, record.node)}`;
-  await ask(context, record, { kind: "power", input, idempotencyKey, why: finding.text });
-  await redis.srem(keys.restarts, record.id);
-  metrics.reconciled("restarted", 1);
+  const askOnce = (idempotencyKey: string) => {
+    const input = parseInput("power", { sandboxId: id, action: "start" });
+    return askOperation(context, record, { kind: "power", input, idempotencyKey });
+  };
+  const key = `boot ${id} ${boots.at(node)} ${Math.floor((now - boots.at(node)) / ASK_AGAIN_MS)}`;
+  const first = await askOnce(key);
+  let { existing } = first;
+  const before = existing ? await context.store.load(first.id) : null;
+  // It ran, and its node went down once more.
+  if (before?.status === "succeeded") ({ existing } = await askOnce(`${key} ${before.endedAt}`));
+  if (existing) return { ...finding, done: "waits", text: "its start has failed, and is asked for again soon" };
+  hasStarted(node);
+  context.metrics.reconciled("restarted", 1);
   return { ...finding, done: "asked for" };
 }

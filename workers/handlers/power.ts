@@ -1,5 +1,6 @@
 import { FleetError, unreachable } from "../../shared/errors.ts";
 import type { JobOutput, ParsedInput } from "../../shared/jobs/index.ts";
+import type { Write } from "../../shared/state/operations.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { LxcApi } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
@@ -100,7 +101,14 @@ async function drive(
   }
   if (wanted === "running" && changed) await awaitOwnReady(run);
   const result: JobOutput<"power"> = { state: wanted, changed };
-  return { result, write: wanted === "running" ? { sandbox: { state: wanted } } : stoppedWrite(run) };
+  return { result, write: wanted === "running" ? { sandbox: { state: wanted } } : restWrite(run) };
+}
+
+/** Somebody wants it to rest: it is not started again after its node. */
+function restWrite(run: Run<"power">): Write {
+  const { keys } = run.context;
+  const { also = [], ...write } = stoppedWrite(run);
+  return { ...write, also: [...also, ["SREM", keys.restarts, run.sandbox.id], ["ZREM", keys.halted, run.sandbox.id]] };
 }
 
 /** Freezing what is frozen and thawing what is thawed change nothing, so a run that is repeated does no harm. */

@@ -19,7 +19,10 @@ beforeAll(async () => {
   workers = await bed.startWorkers({ PVE_API_TOKEN: token });
 });
 afterAll(() => bed.close());
-afterEach(() => without());
+afterEach(() => {
+  without();
+  bed.pve.faults.node("pve1", "online");
+});
 
 const without = (...missing: string[]) =>
   bed.pve.changeToken(token, { privileges: { "/": ROLE.filter((one) => !missing.includes(one)) } });
@@ -47,6 +50,30 @@ test("the README's role is enough for everything", async () => {
 test("without the rights to look at nodes and pools it works all the same", async () => {
   without("Sys.Audit", "Pool.Audit");
   await provisionOne(bed.fleet);
+});
+
+test("without Sys.Audit a node's start anew shows in its having been away, and what its shutdown stopped runs again", async () => {
+  without("Sys.Audit");
+  const [ran, rested, given] = await Promise.all([1, 2, 3].map(() => provisionOne(bed.fleet)));
+  if (!ran || !rested || !given) throw new Error("unreachable");
+  const stop = ({ sandboxId }: typeof ran) => run(bed.fleet, "power", { sandboxId, action: "stop" });
+  await stop(rested);
+  const stateOf = async ({ sandboxId }: typeof ran) => (await bed.fleet.sandboxes.get(sandboxId)).state;
+  await bed.fleet.reconcile();
+  await bed.pve.faults.shutDown("pve1");
+  await until(async () => (await Promise.all([ran, given].map(stateOf))).join() === "stopped,stopped", "their stop");
+  await stop(given);
+  bed.pve.faults.node("pve1", "unreachable");
+  // No round sees it, for half a minute.
+  await failure(bed.fleet.reconcile(), "node_unreachable");
+  await bed.redis.hset(bed.keys.nodesSeen, "pve1", Date.now() - 31_000);
+  bed.pve.faults.node("pve1", "online");
+  const isUp = async () => containerOf(bed, ran.vmid)?.status === "running" && (await stateOf(ran)) === "running";
+  await until(isUp, "its start", 30_000);
+  expect(await bed.redis.smembers(bed.keys.restarts)).toEqual([ran.sandboxId]);
+  expect([rested, given].map(({ vmid }) => containerOf(bed, vmid)?.status)).toEqual(["stopped", "stopped"]);
+  for (const { sandboxId } of [ran, rested, given]) await run(bed.fleet, "destroy", { sandboxId });
+  expect(await bed.redis.exists(bed.keys.restarts)).toBe(0);
 });
 
 describe("a provision", () => {
