@@ -25,7 +25,7 @@ export type { Health } from "./health.ts";
 export type { CordonOptions, DrainOptions, NodeRest, Nodes, NodeView, QueueCounts } from "./nodes.ts";
 export type { FleetOptions } from "./options.ts";
 export type { OutputChunk } from "./output.ts";
-export type { Sandboxes, SandboxFilter } from "./sandboxes.ts";
+export type { Resources, Sandboxes, SandboxFilter, SandboxView } from "./sandboxes.ts";
 export type { Typing } from "./shell.ts";
 export type { ContentSource } from "./spool.ts";
 export type { OperationView } from "./status.ts";

@@ -5,6 +5,7 @@ import { FleetError } from "../shared/errors.ts";
 import { InstanceId, POOL_TEAM, SandboxId } from "../shared/ids.ts";
 import { TtlSeconds } from "../shared/jobs/fields.ts";
 import { sayIssue, toProblems } from "../shared/jobs/problems.ts";
+import { parseReservation } from "../shared/placement/reservation.ts";
 import { decodeSandbox } from "../shared/state/operations.ts";
 import type { SandboxRecord, SandboxState, SnapshotRecord } from "../shared/state/records.ts";
 import { extendTtl } from "../shared/state/ttl.ts";
@@ -18,12 +19,26 @@ export interface SandboxFilter {
   metadata?: Readonly<Record<string, string>> | undefined;
 }
 
+export interface Resources {
+  /** Where none are set the limit of CPU time in cores; 0: as many as its node has. */
+  cores: number | undefined;
+  memoryMib: number;
+  swapMib: number | undefined;
+  /** Of all its disks. */
+  diskGib: number;
+}
+
+export interface SandboxView extends SandboxRecord {
+  /** What it takes of its node, as PVE's config says; somebody else's changes are seen within seconds. Absent once it has ended. */
+  resources?: Resources;
+}
+
 export interface Sandboxes {
   /**
    * A sandbox by its id, until some time after its end; or while it lives by its instance id, or its VMID as a number.
    * Throws `sandbox_not_found`.
    */
-  get(id: string | number): Promise<SandboxRecord>;
+  get(id: string | number): Promise<SandboxView>;
   /** Sandboxes that have not ended, oldest first. */
   list(filter?: SandboxFilter): Promise<SandboxRecord[]>;
   /**
@@ -54,7 +69,11 @@ export function createSandboxes(parts: Parts): Sandboxes {
     return record;
   };
   return {
-    get,
+    async get(id) {
+      const record = await get(id);
+      const resources = await loadResources(parts, record);
+      return resources === null ? record : { ...record, resources };
+    },
     async extend(id, by) {
       const { seconds } = checkExtension(by);
       const { id: sandbox } = await get(id);
@@ -84,6 +103,13 @@ export function createSandboxes(parts: Parts): Sandboxes {
       return found.sort((a, b) => a.createdAt - b.createdAt);
     },
   };
+}
+
+async function loadResources({ link, keys }: Parts, { id, node }: SandboxRecord): Promise<Resources | null> {
+  const text = node === undefined ? null : await link.request((redis) => redis.hget(keys.reserved(node), id));
+  if (text === null) return null;
+  const { cores, memoryMib, swapMib, disks } = parseReservation(text);
+  return { cores, memoryMib, swapMib, diskGib: Object.values(disks).reduce((sum, gib) => sum + gib, 0) };
 }
 
 function checkExtension(by: unknown): z.output<typeof Extension> {

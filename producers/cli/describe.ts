@@ -1,6 +1,6 @@
 /** Facts as short texts for people. Pure. */
 
-import type { FleetEvent, OperationView, SandboxRecord, SandboxState } from "../index.ts";
+import type { FleetEvent, OperationView, Resources, SandboxRecord, SandboxState, SandboxView } from "../index.ts";
 import type { NodeView } from "../nodes.ts";
 import type { Colour } from "./terminal.ts";
 
@@ -84,7 +84,13 @@ const toIdle = ({ idleSeconds = 0, idleAction }: SandboxRecord): string =>
 const toEnd = ({ ttlAction, ttlExtendOnUse }: SandboxRecord, at: number): string =>
   `${formatTime(at)} (${ttlAction}${ttlExtendOnUse ? ", later with each use" : ""})`;
 
-export function toSandboxFacts(sandbox: SandboxRecord, paint: Paint): [string, string][] {
+function toResources({ cores, memoryMib, swapMib, diskGib }: Resources): string {
+  const cpu = cores === 0 ? ["all cores"] : cores === undefined ? [] : [`${cores} core${cores === 1 ? "" : "s"}`];
+  const swap = swapMib === undefined ? [] : [`${swapMib} MiB swap`];
+  return [...cpu, `${memoryMib} MiB memory`, ...swap, `${Math.round(diskGib * 10) / 10} GiB disk`].join(", ");
+}
+
+export function toSandboxFacts(sandbox: SandboxView, paint: Paint): [string, string][] {
   return [
     ["sandbox", sandbox.id],
     ["instance id", sandbox.instanceId ?? NONE],
@@ -95,6 +101,7 @@ export function toSandboxFacts(sandbox: SandboxRecord, paint: Paint): [string, s
     ["vmid", String(sandbox.vmid ?? NONE)],
     ["hostname", sandbox.hostname ?? NONE],
     ["address", sandbox.address ?? NONE],
+    ["resources", sandbox.resources === undefined ? NONE : toResources(sandbox.resources)],
     ["created", formatTime(sandbox.createdAt)],
     ["expires", sandbox.expiresAt === undefined ? NONE : toEnd(sandbox, sandbox.expiresAt)],
     ["idle", sandbox.idleSeconds === undefined ? NONE : toIdle(sandbox)],

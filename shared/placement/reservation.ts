@@ -6,6 +6,9 @@ import type { Command } from "../state/operations.ts";
 
 const Reservation = z.object({
   memoryMib: z.number(),
+  /** Nothing is placed by these two. Cores, or where none are set the limit of CPU time in cores; 0: as many as its node has. */
+  cores: z.number().optional(),
+  swapMib: z.number().optional(),
   /** GiB by storage; "" where that is not known. */
   disks: z.record(z.string(), z.number()),
   /** Of a full clone: GiB that it writes on its storage, and since when (ms) they have all been written. */

@@ -19,7 +19,7 @@ export const STANDING: ReadonlySet<SandboxState> = new Set<SandboxState>([
 /** In one step of Redis, and one go of the event loop: a gate may answer in the same process. */
 const PAGE = 50;
 
-/** ARGV: sandboxes → of each that has a place: [id, state, node, vmid, hostname, reserved MiB and GiB, '' where that is not known]. */
+/** ARGV: sandboxes → of each that has a place: [id, state, node, vmid, hostname, reserved MiB, GiB and cores, '' where that is not known]. */
 const LIST = withPrelude(`
 local out = {}
 for at = 2, #ARGV do
@@ -27,14 +27,14 @@ for at = 2, #ARGV do
   local found = redis.pcall('HMGET', sbxKey(id), 'state', 'node', 'vmid', 'hostname')
   local state, node, vmid, hostname = unpack(found)
   if not found.err and state and node and vmid then
-    local text, mib, gib = redis.call('HGET', P..':reserved:'..node, id), '', ''
+    local text, mib, gib, cores = redis.call('HGET', P..':reserved:'..node, id), '', '', ''
     local read, reserved = pcall(cjson.decode, text or '')
     if read and type(reserved) == 'table' and type(reserved.disks) == 'table' then
       local sum = 0
       for _, size in pairs(reserved.disks) do sum = sum + size end
-      mib, gib = tostring(reserved.memoryMib), tostring(sum)
+      mib, gib, cores = tostring(reserved.memoryMib), tostring(sum), tostring(reserved.cores or '')
     end
-    out[#out+1] = {id, state, node, vmid, hostname or '', mib, gib}
+    out[#out+1] = {id, state, node, vmid, hostname or '', mib, gib, cores}
   end
 end
 return out
@@ -50,6 +50,7 @@ const Row = z.tuple([
   optional,
   amount,
   amount,
+  amount,
 ]);
 
 export interface Standing {
@@ -61,6 +62,7 @@ export interface Standing {
   /** What it has reserved of its node. */
   memoryMib: number | undefined;
   diskGib: number | undefined;
+  cores: number | undefined;
 }
 
 /** Sandboxes that have a container, in any state; one whose record can't be read is left out. */
@@ -72,8 +74,8 @@ export async function listPlaced(redis: RedisConnection, keys: Keys): Promise<St
     for (const row of z.unknown().array().parse(rows)) {
       const { data } = Row.safeParse(row);
       if (!data) continue;
-      const [id, state, node, vmid, hostname, memoryMib, diskGib] = data;
-      found.push({ id, state, node, vmid, hostname, memoryMib, diskGib });
+      const [id, state, node, vmid, hostname, memoryMib, diskGib, cores] = data;
+      found.push({ id, state, node, vmid, hostname, memoryMib, diskGib, cores });
     }
   }
   return found;

@@ -85,7 +85,7 @@ function toPlaced(record: SandboxRecord | null): Placed | null {
 
 /** Whether the list says something else than the record. Of a node that is away it says nothing. */
 function differs(
-  { state, node, hostname, memoryMib, diskGib }: Standing,
+  { state, node, hostname, memoryMib, diskGib, cores }: Standing,
   guest: ClusterResource | undefined,
   nodes: NodesByName,
 ): boolean {
@@ -93,10 +93,12 @@ function differs(
   if (guest.node !== node) return true;
   if (nodes.get(node)?.status === "offline" || guest.status === undefined || guest.status === "unknown") return false;
   if (state === "template" || state === "warm") return false;
-  const { name, maxmem = 0, maxdisk = 0 } = guest;
+  const { name, maxmem = 0, maxdisk = 0, maxcpu } = guest;
   if ((guest.status === "running") === (state === "stopped")) return true;
   if (name !== undefined && hostname !== undefined && name !== hostname) return true;
   if (memoryMib !== undefined && maxmem > 0 && maxmem !== memoryMib * MIB) return true;
+  const known = cores || nodes.get(node)?.maxcpu;
+  if (maxcpu !== undefined && (cores === undefined || (known !== undefined && maxcpu !== known))) return true;
   // Disks only grow; what PVE tells of a running one is its file system, which is somewhat smaller.
   return diskGib !== undefined && diskGib > 0 && maxdisk > diskGib * GIB;
 }
@@ -171,13 +173,21 @@ async function settleDrift(
   const fields: string[] = [];
   const before = await loadReservation(redis, keys, record.node, record.id);
   const now = { ...before, ...toReservation(config) };
-  const isResized = now.memoryMib !== before.memoryMib || hasOtherDisks(now.disks, before.disks);
+  // Earlier versions wrote down no cores and swap.
+  const isNoted = before.cores !== undefined;
+  const isResized =
+    now.memoryMib !== before.memoryMib ||
+    hasOtherDisks(now.disks, before.disks) ||
+    (isNoted && (now.cores !== before.cores || now.swapMib !== before.swapMib));
   const isMoved = node !== record.node;
   const isRenamed = config.hostname !== undefined && config.hostname !== record.hostname;
   if (isMoved) fields.push("node");
   if (isRenamed) fields.push("hostname");
   if (isResized) fields.push("resources");
-  if (fields.length === 0) return null;
+  if (fields.length === 0) {
+    if (!isNoted) await apply(context, record, { sandbox: {}, also: reserve(keys, node, record.id, now) }, round);
+    return null;
+  }
   const also: Command[] = [
     ...(isMoved ? unreserve(keys, record.node, record.id) : []),
     ...(isMoved || isResized ? reserve(keys, node, record.id, now) : []),

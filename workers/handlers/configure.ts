@@ -43,9 +43,7 @@ export const configure: Handler<"configure"> = {
         },
         pendingUntilReboot: pending,
       },
-      ...(run.input.memoryMib === undefined && run.input.diskGib === undefined
-        ? {}
-        : { write: { also: await reserveAgain(run, place.node, config) } }),
+      write: { also: await reserveAgain(run, place.node, config) },
     };
   },
 };

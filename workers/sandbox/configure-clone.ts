@@ -6,6 +6,7 @@ import type { WorkerConfig } from "../../shared/config.ts";
 import { FleetError } from "../../shared/errors.ts";
 import type { MountPoint, Network } from "../../shared/jobs/fields.ts";
 import type { ProvisionInput } from "../../shared/jobs/provision.ts";
+import { loadReservation, reserve } from "../../shared/placement/reservation.ts";
 import { hasConfigEnv } from "../../shared/state/inventory.ts";
 import type { AddressRange } from "../../shared/state/operations.ts";
 import { EXECD_TOKEN_ENV } from "../exec/execd.ts";
@@ -25,6 +26,7 @@ import {
 } from "../pve/config-format.ts";
 import type { Run } from "../run/run.ts";
 import { containerOf, ownContainer } from "./look.ts";
+import { toOthers } from "./reservation.ts";
 import { hasToken, replaceToken } from "./stamp.ts";
 import { runTask } from "./task.ts";
 
@@ -37,8 +39,10 @@ export async function configureClone(
   token: string | null,
   early: LxcConfig | null,
 ): Promise<void> {
-  const { lxc } = containerOf(run);
+  const { lxc, place } = containerOf(run);
+  const { redis, keys } = run.context;
   const { diskGib, mountPoints } = run.input;
+  const reserved = loadReservation(redis, keys, place.node, run.sandbox.id);
   const needsDisks = diskGib !== undefined || mountPoints.length > 0;
   const config = early === null || needsDisks ? (await ownContainer(run)).config : early;
   const leasedIp = needsLease(run) ? await run.leaseAddress(rangeOf(run.context.config)) : undefined;
@@ -52,7 +56,11 @@ export async function configureClone(
     ...handOver,
   });
   if (early === null && Object.keys(handOver).some((key) => key in params)) await stopStarted(run);
-  await run.begin("configure", { sandbox: { state: "configuring", hwaddr: net?.hwaddr?.toUpperCase() ?? null } });
+  const { cores = config.cores, cpulimit = config.cpulimit, swapMib: swap = config.swap } = run.input;
+  await run.begin("configure", {
+    sandbox: { state: "configuring", hwaddr: net?.hwaddr?.toUpperCase() ?? null },
+    also: reserve(keys, place.node, run.sandbox.id, { ...(await reserved), ...toOthers({ cores, cpulimit, swap }) }),
+  });
   if (Object.keys(params).length > 0) await run.timed("configure", () => lxc.setConfig(params, run.writing));
   const current = rootfsGib(config);
   if (diskGib !== undefined && (current === undefined || diskGib > current)) {

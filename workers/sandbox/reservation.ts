@@ -6,8 +6,8 @@ import type { LxcConfig } from "../pve/api.ts";
 import { parseMount, parseSizeMib, storageOf } from "../pve/config-format.ts";
 import type { Run } from "../run/run.ts";
 
-/** PVE's default, where the config names none. */
-const MEMORY_MIB = 512;
+/** PVE's default of memory and swap, where the config names none. */
+const DEFAULT_MIB = 512;
 
 /** A template takes disk only. Pure. */
 export function toReservation(config: LxcConfig): Reservation {
@@ -19,8 +19,15 @@ export function toReservation(config: LxcConfig): Reservation {
     // A folder of the node that is bound into it takes nothing.
     if (size !== undefined) disks[storage] = (disks[storage] ?? 0) + parseSizeMib(size) / 1_024;
   }
-  return { memoryMib: config.template === true ? 0 : (config.memory ?? MEMORY_MIB), disks };
+  if (config.template === true) return { memoryMib: 0, disks };
+  return { memoryMib: config.memory ?? DEFAULT_MIB, ...toOthers(config), disks };
 }
+
+/** What of it nothing is placed by. As PVE counts: cores, else the limit of CPU time. Pure. */
+export const toOthers = ({ cores, cpulimit, swap }: Pick<LxcConfig, "cores" | "cpulimit" | "swap">) => ({
+  cores: cores || cpulimit || 0,
+  swapMib: swap ?? DEFAULT_MIB,
+});
 
 /** For the write after its container's config has changed; what its placement alone knows stays. */
 export async function reserveAgain({ context, sandbox }: Run, node: NodeName, config: LxcConfig): Promise<Command[]> {

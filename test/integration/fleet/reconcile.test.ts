@@ -57,6 +57,18 @@ test("ghosts end as lost; what is stopped, started, renamed, resized or moved is
   bed.pve.faults.edit(changed.vmid, { memory: "2048" });
   await bed.fleet.reconcile();
   expect(await reserved()).toContain('"memoryMib":2048');
+  const resourcesOf = async () => (await bed.fleet.sandboxes.get(changed.sandboxId)).resources;
+  const { cores } = (await resourcesOf()) ?? {};
+  expect(cores).toBe(Number(containerOf(bed, changed.vmid)?.config["cores"]));
+  // Swap is not in the list, and comes with what is.
+  bed.pve.faults.edit(changed.vmid, { cores: "7", swap: "100" });
+  await bed.fleet.reconcile();
+  expect(await resourcesOf()).toEqual({ cores: 7, memoryMib: 2_048, swapMib: 100, diskGib: 77 });
+  bed.pve.faults.edit(changed.vmid, { cores: null, cpulimit: null });
+  await bed.fleet.reconcile();
+  expect(await resourcesOf()).toMatchObject({ cores: 0 });
+  await run(bed.fleet, "configure", { sandboxId: changed.sandboxId, cores: 3, swapMib: 64 });
+  expect(await resourcesOf()).toMatchObject({ cores: 3, swapMib: 64 });
   for (const { sandboxId } of [stopped, changed]) await run(bed.fleet, "destroy", { sandboxId });
 });
 

@@ -234,7 +234,7 @@ test("a token that can't see other people's tasks removes no lock", async () => 
   const round = { dryRun: true, removeOrphans: false, now: Date.now(), guests, signal: AbortSignal.timeout(10_000) };
   const standing = { id: box.sandboxId, state: "running" as const, ...place };
   const [found] = await settleLocks(limited, round, [
-    { ...standing, hostname: undefined, memoryMib: undefined, diskGib: undefined },
+    { ...standing, hostname: undefined, memoryMib: undefined, diskGib: undefined, cores: undefined },
   ]);
   expect(found).toMatchObject({
     done: "left",
