@@ -40,6 +40,7 @@ const taskFault = z.strictObject({
   warnings: z.array(z.string()).optional(),
   times,
   leaveLocks: z.boolean().optional(),
+  hold: z.boolean().optional(),
 });
 const oneVmid = z.strictObject({ vmid });
 

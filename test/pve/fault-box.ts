@@ -90,6 +90,7 @@ export class FaultBox implements Faults {
       if (fault.vmid !== undefined && String(fault.vmid) !== task.id && fault.vmid !== task.target) continue;
       armed.left -= 1;
       armed.hits += 1;
+      if (fault.hold) task.held = armed.released.promise;
       for (const line of fault.warnings ?? []) task.warn(line);
       if (fault.text === undefined) continue;
       this.onHit(`task ${task.upid} will fail: ${fault.text}`);

@@ -33,6 +33,8 @@ export interface TaskFault {
   times?: number;
   /** Locks (`disk` on the source, `create` on the target) stay. */
   leaveLocks?: boolean;
+  /** Its work takes until it is released, and has no effect before; to be stopped as ever. */
+  hold?: boolean;
 }
 
 export type NodeState = "online" | "unreachable" | "refused" | "hung";
@@ -75,6 +77,6 @@ export interface FaultHandle {
   readonly id: string;
   /** How often it has taken effect. */
   readonly hits: number;
-  /** Lets hanging requests go and takes the fault away. */
+  /** Lets hanging requests and held tasks go, and takes the fault away. */
   release(): void;
 }

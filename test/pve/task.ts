@@ -43,6 +43,8 @@ export class Task {
   clock: number;
   /** Set by a fault: the end it shall come to once its work is done. */
   doomed: Doomed | undefined;
+  /** Set by a fault: its work is not done before. */
+  held: Promise<void> | undefined;
   readonly #stop = new AbortController();
   readonly #end = Promise.withResolvers<void>();
 
@@ -96,6 +98,7 @@ export class Task {
     const left = this.clock + ms - now();
     if (load !== undefined && left > 0) await load.run(left, this.signal);
     else await sleep(left, this.signal);
+    if (this.held !== undefined) await unlessAborted(this.held, this.signal);
     this.clock = now();
     // A fault's end comes after the time, and before the effect.
     if (this.doomed !== undefined) throw new Error(this.doomed.text);
@@ -148,6 +151,18 @@ export class Task {
       ...(this.endedAt === undefined ? {} : { endedAt: this.endedAt }),
       ...(this.exitstatus === undefined ? {} : { exitstatus: this.exitstatus }),
     };
+  }
+}
+
+async function unlessAborted(promise: Promise<void>, signal: AbortSignal): Promise<void> {
+  signal.throwIfAborted();
+  const aborted = Promise.withResolvers<never>();
+  const abort = () => aborted.reject(signal.reason);
+  signal.addEventListener("abort", abort, { once: true });
+  try {
+    await Promise.race([promise, aborted.promise]);
+  } finally {
+    signal.removeEventListener("abort", abort);
   }
 }
 

@@ -20,8 +20,8 @@ beforeAll(async () => {
         { name: "deaf", guest: { ignoresShutdown: true } },
         { name: "mute", guest: { execd: false } },
       ],
-      // Long enough to be canceled in.
-      timings: { taskAbort: 200, cloneLinked: 4_000, snapshot: 10_000 },
+      // A snapshot is not stopped: long enough to be canceled in.
+      timings: { taskAbort: 200, snapshot: 10_000 },
     },
     env: { FLEET_NODE_SLOTS: "1", FLEET_EXEC_SLOTS: "1" },
   });
@@ -98,9 +98,9 @@ describe("a provision", () => {
   });
 
   test.each(["vzclone", "vzstart"] as const)("in its %s task: the task is stopped", async (type) => {
+    bed.pve.faults.task({ type, hold: true });
     const handle = await provision();
     const task = await until(() => running((one) => one.type === type), `a ${type}`);
-    await handle.cancel(); // without the message the task would have ended before
     await cancels(handle);
     await leavesNothing(handle);
     const { exitstatus } = bed.pve.tasks().find(({ upid }) => upid === task.upid) ?? {};
@@ -178,6 +178,7 @@ describe("changes of a sandbox", () => {
     await cancels(shutdown);
     expect(running(({ id }) => id === String(vmid))).toBeUndefined();
     expect((await bed.fleet.sandboxes.get(sandboxId)).state).toBe(containerOf(bed, vmid)?.status);
+    bed.pve.faults.task({ type: "vzstop", hold: true });
     const stop = await bed.fleet.power({ sandboxId, action: "stop" });
     await until(() => running(({ type, id }) => type === "vzstop" && id === String(vmid)), "the stop");
     await cancels(stop);

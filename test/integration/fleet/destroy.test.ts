@@ -79,8 +79,9 @@ test("PVE's protection flag stops it, and it can be asked again", async () => {
 describe("during a provision", () => {
   /** A provision held in one of its steps, destroyed there. */
   async function destroyIn(type: "vzclone" | "vzstart") {
+    const held = bed.pve.faults.task({ type, hold: true });
     const provision = await bed.fleet.provision({ template: "cmux-base" });
-    await until(() => bed.pve.tasks().some((one) => one.type === type && one.endedAt === undefined), `a ${type}`);
+    await until(() => held.hits > 0, `a ${type}`);
     const destroy = await bed.fleet.destroy({ sandboxId: provision.sandboxId });
     await failure(provision.result({ timeoutMs: 20_000 }), "canceled");
     expect(await provision.status()).toMatchObject({ status: "canceled" });

@@ -56,8 +56,9 @@ test("a lost reply moves it once", async () => {
 
 test("canceled in the middle it runs on where it was", async () => {
   const { sandboxId, vmid } = await provisionOne(bed.fleet);
+  const held = bed.pve.faults.task({ type: "vzmigrate", hold: true });
   const handle = await bed.fleet.migrate({ sandboxId, target: "pve2" });
-  await until(() => moves(vmid).some(({ endedAt }) => endedAt === undefined), "the move");
+  await until(() => held.hits > 0, "the move");
   expect(await handle.cancel()).toBe(true);
   await failure(handle.result({ timeoutMs: 20_000 }), "canceled");
   const { node, state } = await bed.fleet.sandboxes.get(sandboxId);
@@ -122,9 +123,11 @@ test("a worker that is killed in the middle: another one brings it to its end, m
   const { sandboxId, vmid } = await provisionOne(bed.fleet);
   await bed.workers?.close();
   const first = await bed.startProcess();
+  const held = bed.pve.faults.task({ type: "vzmigrate", hold: true });
   const handle = await bed.fleet.migrate({ sandboxId, target: "pve2" });
-  await until(() => moves(vmid).some(({ endedAt }) => endedAt === undefined), "the move");
+  await until(() => held.hits > 0, "the move");
   await first.end("SIGKILL");
+  held.release();
   await bed.startProcess();
   expect(await handle.result({ timeoutMs: 30_000 })).toMatchObject({ node: "pve2", state: "running" });
   expect(moves(vmid)).toHaveLength(1);

@@ -2,7 +2,7 @@
 export async function until<T>(
   look: () => Promise<T | false | null | undefined> | T | false | null | undefined,
   what: string,
-  withinMs = 15_000,
+  withinMs = 30_000,
 ): Promise<T> {
   const patience = performance.now() + withinMs;
   while (true) {

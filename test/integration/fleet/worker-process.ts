@@ -5,7 +5,7 @@ import { fileURLToPath } from "node:url";
 import { CHILD_ENV } from "../../child-env.ts";
 
 const MAIN = fileURLToPath(new URL("../../../workers/main.ts", import.meta.url));
-const READY_WITHIN_MS = 20_000;
+const READY_WITHIN_MS = 60_000;
 
 export interface WorkerProcess extends AsyncDisposable {
   readonly pid: number;

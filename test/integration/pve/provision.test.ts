@@ -21,6 +21,7 @@ describe("a container's life", () => {
   const find = (vmid: number) => pve.containers().find((container) => container.vmid === vmid);
 
   it("claims the VMID and locks both ends before the clone answers", async () => {
+    const held = pve.faults.task({ type: "vzclone", hold: true });
     const upid = await client.data("POST", "/nodes/pve1/lxc/9001/clone", {
       newid: 200,
       hostname: "cmux-200",
@@ -31,6 +32,7 @@ describe("a container's life", () => {
     expect(find(9001)?.lock).toBe("disk");
     const second = await client.ask("POST", "/nodes/pve1/lxc/9001/clone", { newid: 201 });
     expect(second).toMatchObject({ status: 500, reason: "CT is locked (disk)" });
+    held.release();
     await client.ended(String(upid));
     expect(find(200)?.lock).toBeUndefined();
     expect(find(200)?.config["net0"]).not.toBe(find(9001)?.config["net0"]);
