@@ -11,7 +11,14 @@ const BROWSER = ["test/integration/ops/pages.test.ts", "test/integration/gate/br
 const KILL = ["kill", "batch", "claims", "reconcile", "ttl"].map((name) => `test/integration/kill/${name}.test.ts`);
 
 /** A fleet and a stand-in in each file, on one Redis. Each counts what it leaves behind, so files may share their imports. */
-const onRedis = { globalSetup: ["test/global-redis.ts"], testTimeout: 60_000, hookTimeout: 60_000, isolate: false };
+const onRedis = {
+  globalSetup: ["test/global-redis.ts"],
+  // They wait for events: only what will never come takes that long.
+  testTimeout: 120_000,
+  hookTimeout: 120_000,
+  expect: { poll: { timeout: 30_000 } },
+  isolate: false,
+};
 
 // `npm test` runs all but `browser`, `kill`, `chaos`, `scale`, `deploy` and `package`, which have commands of their own. Groups run one after another: vitest asks
 // for that where their numbers of workers differ, which depends on the machine's cores.

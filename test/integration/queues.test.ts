@@ -21,7 +21,7 @@ test("an outage of Redis prints nothing", async () => {
   stack.defer(() => queues.close());
   await queues.get("place").waitUntilReady();
   await server.kill("SIGKILL");
-  await vi.waitFor(() => expect(heard).toHaveBeenCalled());
+  await vi.waitFor(() => expect(heard).toHaveBeenCalled(), { timeout: 30_000 });
   await server.restart();
   await redis.ping();
   expect(printed).not.toHaveBeenCalled();

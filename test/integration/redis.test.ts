@@ -100,11 +100,14 @@ describe("a server process", () => {
     const [pid, folder] = await firstLine(owner);
     owner.kill(signal);
     await once(owner, "exit");
-    await vi.waitFor(() => {
-      expect(existsSync(folder)).toBe(false);
-      // A zombie is dead too: some containers have an init that never reaps.
-      expect(isAlive(pid) && !isZombie(pid)).toBe(false);
-    });
+    await vi.waitFor(
+      () => {
+        expect(existsSync(folder)).toBe(false);
+        // A zombie is dead too: some containers have an init that never reaps.
+        expect(isAlive(pid) && !isZombie(pid)).toBe(false);
+      },
+      { timeout: 30_000 },
+    );
   });
 });
 

@@ -139,7 +139,7 @@ describe("is refused, and the container stays as it was", () => {
     bed.pve.faults.lock(111, "backup");
     const handle = await bed.fleet.adopt({ node: "pve1", vmid: 111 });
     await useUpAttempts(bed, handle, 5);
-    await failure(handle.result({ timeoutMs: 30_000 }), "container_locked");
+    await failure(handle.result({ timeoutMs: 60_000 }), "container_locked");
     expect(notesOf(111).trimEnd()).toBe(NOTES);
     expect(await bed.redis.hget(bed.keys.vmids, "111")).toBeNull();
   });
@@ -159,7 +159,7 @@ describe("is refused, and the container stays as it was", () => {
     const handle = await bed.fleet.adopt(target);
     await until(() => hang.hits === 1, "the pool");
     await handle.cancel();
-    await failure(handle.result({ timeoutMs: 20_000 }), "canceled");
+    await failure(handle.result({ timeoutMs: 60_000 }), "canceled");
     expect(containerOf(bed, 113)?.config).not.toHaveProperty("description");
     expect(containerOf(bed, 113)?.pool).toBeUndefined();
   });
@@ -174,7 +174,7 @@ test("what a human writes into the notes at the same moment is kept", async () =
   await until(() => hang.hits === 1, "the stamp's request");
   bed.pve.faults.edit(114, { description: "bert's now" });
   hang.release();
-  await handle.result({ timeoutMs: 20_000 });
+  await handle.result({ timeoutMs: 60_000 });
   expect(bed.pve.log().some(({ reason }) => reason?.includes(conflict.slice(0, 31)))).toBe(true);
   expect(notesOf(114).split("\n").slice(1).join("\n").trimEnd()).toBe("bert's now");
 });
@@ -205,7 +205,7 @@ test("a worker that dies with the stamp written: another one goes on", async () 
   await first.end("SIGKILL");
   hang.release();
   await bed.redis.del(`${bed.keys.prefix}:node-pve1:${handle.id}:lock`); // as it runs out six seconds later
-  const { sandboxId, exec } = await handle.result({ timeoutMs: 30_000 });
+  const { sandboxId, exec } = await handle.result({ timeoutMs: 60_000 });
   expect(exec).toBe("execd");
   expect(await run(bed.fleet, "exec", { sandboxId, command: "true" })).toMatchObject({ exitCode: 0 });
   expect(containerOf(bed, 115)).toMatchObject({ pool: POOL, status: "running" });

@@ -57,7 +57,7 @@ test("a node that refuses connections: the breaker opens, the others take its wo
   const handles = await Promise.all(Array.from({ length: 4 }, () => bed.fleet.provision({ template: "cmux-base" })));
   const ended = new Map<string, string>();
   const all = handles.map(async (handle) => {
-    const { node } = await handle.result({ timeoutMs: 40_000 });
+    const { node } = await handle.result({ timeoutMs: 60_000 });
     ended.set(handle.id, node);
   });
   // All but the one whose clone may have been taken by the node all the same.
@@ -67,7 +67,7 @@ test("a node that refuses connections: the breaker opens, the others take its wo
   const only = await bed.fleet.provision({ template: "cmux-base", node: "pve2" });
   await waitsFor(only, /^pve2: its circuit breaker is open/);
   bed.pve.faults.node("pve2", "online");
-  expect(await only.result({ timeoutMs: 30_000 })).toMatchObject({ node: "pve2" });
+  expect(await only.result({ timeoutMs: 60_000 })).toMatchObject({ node: "pve2" });
   await Promise.all(all);
   expect(await breakerOf("pve2")).toBeNull();
 });
@@ -85,7 +85,7 @@ test("while it is open nobody asks the node, and one probe asks for all workers"
   await until(async () => (await breakerOf("pve2"))?.state === "half_open", "a probe");
   await until(async () => (await breakerOf("pve2")) === null, "a closed breaker");
   expect(probes.hits).toBe(1);
-  expect(await stop.result({ timeoutMs: 20_000 })).toMatchObject({ state: "stopped" });
+  expect(await stop.result({ timeoutMs: 60_000 })).toMatchObject({ state: "stopped" });
 });
 
 test("a probe that fails makes the pause longer; a read that the node's proxy answers closes nothing", async () => {
@@ -119,10 +119,10 @@ test("what waits in the queue of a node that went silent is placed elsewhere, be
   expect(await firstFailure(stays)).toMatch(/outcome_unknown|node_unreachable/);
   await opened();
   await store().setCordon("pve1", null);
-  for (const handle of leaves) expect(await handle.result({ timeoutMs: 30_000 })).toMatchObject({ node: "pve1" });
+  for (const handle of leaves) expect(await handle.result({ timeoutMs: 60_000 })).toMatchObject({ node: "pve1" });
   await resume();
   bed.pve.faults.node("pve2", "online");
-  const { sandboxId } = await stays.result({ timeoutMs: 40_000 });
+  const { sandboxId } = await stays.result({ timeoutMs: 60_000 });
   const made = bed.pve.containers().filter(({ config }) => config["description"]?.includes(sandboxId));
   expect(made).toMatchObject([{ node: "pve2", status: "running" }]);
 });
@@ -138,13 +138,13 @@ test("a cordoned node gets nothing new; what waits in its queue leaves, what run
   await cordon("pve2");
   await store().setCordon("pve1", null);
   for (const handle of leaves) {
-    expect(await handle.result({ timeoutMs: 20_000 })).toMatchObject({ node: "pve1" });
+    expect(await handle.result({ timeoutMs: 60_000 })).toMatchObject({ node: "pve1" });
     expect(await handle.status()).toMatchObject({ attempts: 0 });
   }
-  expect(await nowhere.result({ timeoutMs: 20_000 })).toMatchObject({ node: "pve1" });
+  expect(await nowhere.result({ timeoutMs: 60_000 })).toMatchObject({ node: "pve1" });
   await resume();
   held.release();
-  const { sandboxId } = await stays.result({ timeoutMs: 20_000 });
+  const { sandboxId } = await stays.result({ timeoutMs: 60_000 });
   expect((await stays.status()).sandbox.node).toBe("pve2");
   // All but placing goes on there.
   await run(bed.fleet, "exec", { sandboxId, command: "true" });
@@ -159,9 +159,9 @@ test("a node that refuses for good is left for the other one, and where there is
   expect(await firstFailure(handle)).toBe("storage_full");
   await waitsFor(handle, /pve2: it refused this one just now/);
   await store().setCordon("pve1", null);
-  expect(await handle.result({ timeoutMs: 20_000 })).toMatchObject({ node: "pve1" });
+  expect(await handle.result({ timeoutMs: 60_000 })).toMatchObject({ node: "pve1" });
   const pinned = await bed.fleet.provision({ template: "cmux-base", node: "pve2" });
-  expect((await failure(pinned.result({ timeoutMs: 30_000 }), "storage_full")).facts["node"]).toBe("pve2");
+  expect((await failure(pinned.result({ timeoutMs: 60_000 }), "storage_full")).facts["node"]).toBe("pve2");
 });
 
 test("a template that a backup holds locked is left for one on another node", async () => {
@@ -171,6 +171,6 @@ test("a template that a backup holds locked is left for one on another node", as
   const handle = await bed.fleet.provision({ template: "cmux-base" });
   expect(await firstFailure(handle)).toBe("source_locked");
   await store().setCordon("pve1", null);
-  expect(await handle.result({ timeoutMs: 30_000 })).toMatchObject({ node: "pve1" });
+  expect(await handle.result({ timeoutMs: 60_000 })).toMatchObject({ node: "pve1" });
   bed.pve.faults.lock(template?.vmid ?? 0, null);
 });

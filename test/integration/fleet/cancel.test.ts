@@ -50,7 +50,7 @@ async function cancels(...handles: Handle<JobName>[]): Promise<void> {
   for (const handle of handles)
     await until(async () => turns(await handle.status()), `${handle.kind} ${handle.id} to hear of its cancel`, 2_000);
   for (const handle of handles) {
-    await failure(handle.result({ timeoutMs: 15_000 }), "canceled");
+    await failure(handle.result({ timeoutMs: 60_000 }), "canceled");
     expect(await handle.status()).toMatchObject({ status: "canceled", aborting: false });
     expect(await handle.cancel()).toBe(false);
   }
@@ -223,7 +223,7 @@ describe("changes of a sandbox", () => {
     await firstFailure(begun);
     expect(cut.hits).toBe(1);
     await begun.cancel();
-    expect(await begun.result({ timeoutMs: 15_000 })).toMatchObject({ existed: true });
+    expect(await begun.result({ timeoutMs: 60_000 })).toMatchObject({ existed: true });
     expect(await run(bed.fleet, "destroy", { sandboxId })).toMatchObject({ existed: false });
   });
 });
@@ -232,7 +232,7 @@ test("a command that waits for its sandbox", async () => {
   const provision = await bed.fleet.provision({ template: "cmux-base" });
   const handle = await bed.fleet.exec({ sandboxId: provision.sandboxId, command: "true" });
   await cancels(handle);
-  await provision.result({ timeoutMs: 15_000 });
+  await provision.result({ timeoutMs: 60_000 });
 });
 
 /** One that can wait, of each kind that is about a sandbox; an upload waits as a download does. */
@@ -285,7 +285,7 @@ test("where the message comes through, nobody need look", async () => {
   const parked = await bed.fleet.configure({ sandboxId, cores: 1 });
   await parked.cancel();
   await bed.redis.srem(bed.keys.aborting, parked.id);
-  await failure(parked.result({ timeoutMs: 15_000 }), "canceled");
+  await failure(parked.result({ timeoutMs: 60_000 }), "canceled");
   await until(() => running(({ type }) => type === "vzshutdown"), "the shutdown");
   await cancels(shutdown);
 });

@@ -108,7 +108,7 @@ describe("bad weather", () => {
     arm();
     const handle = await bed.fleet.configure({ sandboxId: box.sandboxId, cores });
     expect(await firstFailure(handle)).toBe(code);
-    expect((await handle.result({ timeoutMs: 20_000 })).applied.cores).toBe(cores);
+    expect((await handle.result({ timeoutMs: 60_000 })).applied.cores).toBe(cores);
     expect(configOf(box.vmid)["cores"]).toBe(String(cores));
   });
 
@@ -120,7 +120,7 @@ describe("bad weather", () => {
     await bed.pve.waitForRequest((entry) => isLook(entry) && bed.pve.log().indexOf(entry) >= before, within());
     bed.pve.faults.edit(box.vmid, { tags: "by-hand" });
     expect(await firstFailure(handle)).toBe("config_changed");
-    await handle.result({ timeoutMs: 20_000 });
+    await handle.result({ timeoutMs: 60_000 });
     expect(configOf(box.vmid)).toMatchObject({ memory: "640", tags: "by-hand" });
   });
 
@@ -129,16 +129,16 @@ describe("bad weather", () => {
     fail(1);
     const healed = await bed.fleet.configure({ sandboxId: box.sandboxId, diskGib: 8 });
     expect(await firstFailure(healed)).toBe("task_failed");
-    await healed.result({ timeoutMs: 20_000 });
+    await healed.result({ timeoutMs: 60_000 });
     expect(configOf(box.vmid)["rootfs"]).toContain("size=8G");
     fail(2);
     const tried = await bed.fleet.configure({ sandboxId: box.sandboxId, diskGib: 9 });
     await useUpAttempts(bed, tried, 6);
-    await failure(tried.result({ timeoutMs: 20_000 }), "task_failed");
+    await failure(tried.result({ timeoutMs: 60_000 }), "task_failed");
     fail(1);
     const late = await bed.fleet.configure({ sandboxId: box.sandboxId, diskGib: 9 });
     await useUpTime(bed, late, 300_000);
-    await failure(late.result({ timeoutMs: 20_000 }), "timeout");
+    await failure(late.result({ timeoutMs: 60_000 }), "timeout");
     expect(configOf(box.vmid)["rootfs"]).toContain("size=8G");
   });
 });

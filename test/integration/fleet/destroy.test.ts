@@ -42,7 +42,7 @@ test("again, or on a failed sandbox, it says that nothing was there", async () =
   await run(bed.fleet, "destroy", { sandboxId });
   expect(await run(bed.fleet, "destroy", { sandboxId })).toEqual({ destroyed: true, existed: false });
   const failing = await bed.fleet.provision({ template: "nope" });
-  await failure(failing.result({ timeoutMs: 10_000 }), "template_not_found");
+  await failure(failing.result({ timeoutMs: 60_000 }), "template_not_found");
   expect(await run(bed.fleet, "destroy", { sandboxId: failing.sandboxId })).toEqual({
     destroyed: true,
     existed: false,
@@ -83,9 +83,9 @@ describe("during a provision", () => {
     const provision = await bed.fleet.provision({ template: "cmux-base" });
     await until(() => held.hits > 0, `a ${type}`);
     const destroy = await bed.fleet.destroy({ sandboxId: provision.sandboxId });
-    await failure(provision.result({ timeoutMs: 20_000 }), "canceled");
+    await failure(provision.result({ timeoutMs: 60_000 }), "canceled");
     expect(await provision.status()).toMatchObject({ status: "canceled" });
-    await expect(destroy.result({ timeoutMs: 20_000 })).resolves.toMatchObject({ destroyed: true });
+    await expect(destroy.result({ timeoutMs: 60_000 })).resolves.toMatchObject({ destroyed: true });
     expect(await bed.fleet.sandboxes.get(provision.sandboxId)).toMatchObject({ state: "destroyed" });
     expect(bed.pve.containers().filter(({ config }) => config["description"]?.includes(provision.sandboxId))).toEqual(
       [],
@@ -100,8 +100,8 @@ describe("during a provision", () => {
     const provision = await bed.fleet.provision({ template: "cmux-base" });
     await firstFailure(provision);
     const destroy = await bed.fleet.destroy({ sandboxId: provision.sandboxId });
-    await failure(provision.result({ timeoutMs: 20_000 }), "canceled");
-    expect(await destroy.result({ timeoutMs: 20_000 })).toEqual({ destroyed: true, existed: false });
+    await failure(provision.result({ timeoutMs: 60_000 }), "canceled");
+    expect(await destroy.result({ timeoutMs: 60_000 })).toEqual({ destroyed: true, existed: false });
     bed.pve.faults.lock(9_001, null);
   });
 });
@@ -128,7 +128,7 @@ describe("bad weather", () => {
     arm();
     const handle = await bed.fleet.destroy({ sandboxId });
     expect(await firstFailure(handle)).toBe(code);
-    expect(await handle.result({ timeoutMs: 20_000 })).toMatchObject({ destroyed: true });
+    expect(await handle.result({ timeoutMs: 60_000 })).toMatchObject({ destroyed: true });
     expect(containerOf(bed, vmid)).toBeUndefined();
   });
 
@@ -137,10 +137,10 @@ describe("bad weather", () => {
     bed.pve.faults.task({ type: "vzdestroy", text: "lvremove failed", times: 3 });
     const tried = await bed.fleet.destroy({ sandboxId });
     await useUpAttempts(bed, tried, 12);
-    await failure(tried.result({ timeoutMs: 20_000 }), "task_failed");
+    await failure(tried.result({ timeoutMs: 60_000 }), "task_failed");
     const late = await bed.fleet.destroy({ sandboxId });
     await useUpTime(bed, late, 900_000);
-    await failure(late.result({ timeoutMs: 20_000 }), "timeout");
+    await failure(late.result({ timeoutMs: 60_000 }), "timeout");
     await run(bed.fleet, "destroy", { sandboxId });
     await bed.pve.waitForTask(({ type, id }) => type === "vzdestroy" && id === String(vmid), within());
     expect(containerOf(bed, vmid)).toBeUndefined();

@@ -48,7 +48,7 @@ describe.concurrent("an error of the class", () => {
     bed.pve.faults.request(armed);
     const handle = await bed.fleet.provision({ template });
     const met = await firstFailure(handle);
-    const { vmid } = await handle.result({ timeoutMs: 30_000 });
+    const { vmid } = await handle.result({ timeoutMs: 60_000 });
     expect(await handle.status()).toMatchObject({ attempts: 1 });
     expect(met).toBe(code);
     const [first, second, ...others] = clonesOf(template);
@@ -71,7 +71,7 @@ describe.concurrent("an error of the class", () => {
       ...refusal("Permission check failed (/vms/20000, VM.Clone)", 403),
     });
     const handle = await bed.fleet.provision({ template: FORBIDDEN });
-    await failure(handle.result({ timeoutMs: 20_000 }), "forbidden");
+    await failure(handle.result({ timeoutMs: 60_000 }), "forbidden");
     expect(clonesOf(FORBIDDEN)).toHaveLength(1);
   });
 });

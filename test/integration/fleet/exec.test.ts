@@ -33,7 +33,7 @@ beforeAll(async () => {
 afterAll(() => bed.close());
 
 const exec = (command: string, more: object = {}) =>
-  bed.fleet.exec({ sandboxId: box.sandboxId, command, ...more }).then((handle) => handle.result({ timeoutMs: 20_000 }));
+  bed.fleet.exec({ sandboxId: box.sandboxId, command, ...more }).then((handle) => handle.result({ timeoutMs: 60_000 }));
 const rootOf = (vmid: number) => containerOf(bed, vmid)?.root ?? "";
 
 test("a shell without SSH to the nodes says what is missing, and what works", async () => {
@@ -113,7 +113,7 @@ describe("another user", () => {
       user: "no-such",
       outputLimitBytes: 0,
     });
-    const error = await failure(handle.result({ timeoutMs: 20_000 }), "user_not_found");
+    const error = await failure(handle.result({ timeoutMs: 60_000 }), "user_not_found");
     expect(error.facts).toMatchObject({ user: "no-such" });
     expect([await all(handle.output()), existsSync(join(rootOf(box.vmid), "never"))]).toEqual([[], false]);
     await failure(exec("true", { user: "root; id" }), "invalid_input");
@@ -125,7 +125,7 @@ describe("another user", () => {
     const pids = first.value && "text" in first.value ? first.value.text.trim().split(" ") : [];
     expect(pids).toHaveLength(2);
     await handle.cancel();
-    await failure(handle.result({ timeoutMs: 10_000 }), "canceled");
+    await failure(handle.result({ timeoutMs: 60_000 }), "canceled");
     for (const pid of pids) await until(() => !existsSync(`/proc/${pid}/cwd`) || null, `the end of ${pid}`);
   });
 });
@@ -166,7 +166,7 @@ describe("live output", () => {
     const before = await bed.redis.info("commandstats");
     const calls = (stats: string) => Number(/cmdstat_publish:calls=(\d+)/.exec(stats)?.[1] ?? 0);
     const handle = await bed.fleet.exec({ sandboxId: box.sandboxId, command: "echo out; echo err >&2" });
-    const chunks = await handle.result({ timeoutMs: 20_000 }).then(() => all(handle.output()));
+    const chunks = await handle.result({ timeoutMs: 60_000 }).then(() => all(handle.output()));
     expect([text(chunks, "stdout"), text(chunks, "stderr")]).toEqual(["out\n", "err\n"]);
     // One for the rest of the output, one for the end, and one with the result for who asked; all in the same step.
     expect(calls(await bed.redis.info("commandstats")) - calls(before)).toBe(3);
@@ -199,24 +199,24 @@ test("a command sent before the sandbox runs is answered when it does", async ()
   const provision = await bed.fleet.provision({ template: "cmux-base" });
   const early = await bed.fleet.exec({ sandboxId: provision.sandboxId, command: "echo early" });
   expect(await early.status()).toMatchObject({ status: "queued", waitingFor: expect.any(String) });
-  expect(await early.result({ timeoutMs: 20_000 })).toMatchObject({ exitCode: 0, stdout: "early\n" });
+  expect(await early.result({ timeoutMs: 60_000 })).toMatchObject({ exitCode: 0, stdout: "early\n" });
   expect(await provision.status()).toMatchObject({ status: "succeeded" });
 });
 
 test("one that waits for a sandbox that fails ends as sandbox_gone", async () => {
   const provision = await bed.fleet.provision({ template: "cmux-base", setup: ["exit 1"] });
   const early = await bed.fleet.exec({ sandboxId: provision.sandboxId, command: "touch never" });
-  await failure(provision.result({ timeoutMs: 20_000 }), "setup_failed");
-  await failure(early.result({ timeoutMs: 20_000 }), "sandbox_gone");
+  await failure(provision.result({ timeoutMs: 60_000 }), "setup_failed");
+  await failure(early.result({ timeoutMs: 60_000 }), "sandbox_gone");
 });
 
 test("one that waits longer than its own time ends as not_ready", async () => {
   bed.pve.faults.lock(9_001, "backup");
   const provision = await bed.fleet.provision({ template: "cmux-base" });
   const early = await bed.fleet.exec({ sandboxId: provision.sandboxId, command: "true", timeoutMs: 100 });
-  await failure(early.result({ timeoutMs: 20_000 }), "not_ready");
+  await failure(early.result({ timeoutMs: 60_000 }), "not_ready");
   bed.pve.faults.lock(9_001, null);
-  await provision.result({ timeoutMs: 40_000 });
+  await provision.result({ timeoutMs: 60_000 });
 });
 
 describe("refused", () => {
@@ -241,7 +241,7 @@ describe("refused", () => {
     const { sandboxId } = await provisionOne(bed.fleet);
     await secrets().put(sandboxId, { execToken: "0".repeat(64) }, { expiresInSec: 600 });
     const handle = await bed.fleet.exec({ sandboxId, command: "true" });
-    await failure(handle.result({ timeoutMs: 20_000 }), "execd_unauthorized");
+    await failure(handle.result({ timeoutMs: 60_000 }), "execd_unauthorized");
     await run(bed.fleet, "destroy", { sandboxId });
   });
 });
@@ -270,7 +270,7 @@ describe("a daemon that can't be reached", () => {
       thawed: () => Promise.resolve(),
       onCommand: () => {},
     });
-    expect(await handle.result({ timeoutMs: 20_000 })).toMatchObject({ exitCode: 0, stdout: "ran\n" });
+    expect(await handle.result({ timeoutMs: 60_000 })).toMatchObject({ exitCode: 0, stdout: "ran\n" });
     daemon.closeAllConnections();
     daemon.close();
   });
@@ -282,8 +282,8 @@ describe("a daemon that can't be reached", () => {
       await bed.fleet.exec({ sandboxId, command: "true", idempotent: true }),
     ];
     await Promise.all([useUpAttempts(bed, tried, 6), useUpTime(bed, late, 87_000_000)]);
-    await failure(tried.result({ timeoutMs: 20_000 }), "execd_unreachable");
-    await failure(late.result({ timeoutMs: 20_000 }), "timeout");
+    await failure(tried.result({ timeoutMs: 60_000 }), "execd_unreachable");
+    await failure(late.result({ timeoutMs: 60_000 }), "timeout");
   });
 });
 
@@ -292,7 +292,7 @@ test("a connection that breaks in the middle ends as exec_interrupted: it may ha
   const handle = await bed.fleet.exec({ sandboxId, command: "echo begun > begun; sleep 60" });
   await until(() => existsSync(join(rootOf(vmid), "begun")), "the command to begin");
   bed.pve.faults.crash(vmid);
-  await failure(handle.result({ timeoutMs: 20_000 }), "exec_interrupted");
+  await failure(handle.result({ timeoutMs: 60_000 }), "exec_interrupted");
   await run(bed.fleet, "destroy", { sandboxId });
 });
 
@@ -312,7 +312,7 @@ test.each(["is heard of", "is written down only, as when the wake-up is lost"])(
       const abort = JSON.stringify({ code: "canceled", message: "canceled by its producer", facts: {} });
       await bed.redis.hset(bed.keys.operation(handle.id), "abort", abort);
     }
-    await failure(handle.result({ timeoutMs: 10_000 }), "canceled");
+    await failure(handle.result({ timeoutMs: 60_000 }), "canceled");
     expect(performance.now() - begun).toBeLessThan(2_000);
     const pid = Number(readFileSync(pidFile, "utf8"));
     await until(() => !existsSync(`/proc/${pid}/cwd`) || null, "the command to be gone");

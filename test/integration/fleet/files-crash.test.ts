@@ -27,7 +27,7 @@ test("an upload whose worker is killed is whole in the end", async () => {
   await first.end("SIGKILL");
   bed.pve.faults.unfreeze(vmid);
   await bed.startProcess();
-  await upload.result({ timeoutMs: 30_000 });
+  await upload.result({ timeoutMs: 60_000 });
   expect(readFileSync(join(workspace, "there")).equals(content)).toBe(true);
   expect(readdirSync(workspace)).toEqual(["there"]);
 });

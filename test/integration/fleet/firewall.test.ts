@@ -53,7 +53,7 @@ test("a container with a fixed address can take no other", async () => {
     waitFor: "address",
     network: { ip: "127.200.0.9/8", gateway: "127.0.0.1" },
   });
-  const { vmid } = await handle.result({ timeoutMs: 20_000 });
+  const { vmid } = await handle.result({ timeoutMs: 60_000 });
   expect(containerOf(bed, vmid)?.firewall.options).toMatchObject({ ipfilter: "1" });
 });
 
@@ -68,7 +68,7 @@ test("a token that may not is told what it lacks", async () => {
   const text = "Permission check failed (/vms/20000, VM.Config.Network)";
   bed.pve.faults.request({ kind: "refuse", method: "POST", path: "/firewall/rules$", status: 403, text, times: 100 });
   const handle = await bed.fleet.provision({ template: "cmux-base" });
-  const error = await failure(handle.result({ timeoutMs: 20_000 }), "forbidden");
+  const error = await failure(handle.result({ timeoutMs: 60_000 }), "forbidden");
   expect(error.message).toContain("VM.Config.Network");
   expect(bed.pve.containers()).toHaveLength(before);
 });

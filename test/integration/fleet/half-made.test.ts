@@ -21,7 +21,7 @@ test.each([
   const half = bed.pve.containers().find(({ lock }) => lock === "create");
   expect(half?.config["rootfs"]).toBeUndefined();
   for (const { vmid } of bed.pve.containers().filter(({ lock }) => lock !== undefined)) bed.pve.faults.lock(vmid, null);
-  const { vmid } = await handle.result({ timeoutMs: 30_000 });
+  const { vmid } = await handle.result({ timeoutMs: 60_000 });
   expect(containerOf(bed, vmid)?.config["rootfs"]).toBeDefined();
   expect(bed.pve.containers().filter(({ template }) => !template)).toHaveLength(1);
 });

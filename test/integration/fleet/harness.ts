@@ -142,9 +142,9 @@ export async function failure(promise: Promise<unknown>, code: FleetErrorCode): 
 }
 
 /** A deadline for the stand-in's waits. */
-export const within = (ms = 20_000): AbortSignal => AbortSignal.timeout(ms);
+export const within = (ms = 60_000): AbortSignal => AbortSignal.timeout(ms);
 
-const PATIENCE = { timeoutMs: 40_000 };
+const PATIENCE = { timeoutMs: 60_000 };
 
 /** A running sandbox of the default template. */
 export async function provisionOne(fleet: Fleet, input: Partial<JobInput<"provision">> = {}) {

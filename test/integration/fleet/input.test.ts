@@ -195,7 +195,7 @@ describe("an idempotency key", () => {
       const handle = await bed.fleet.operation(id);
       // How it ends is the same, too, well or not: there is nothing to restore, to replicate, or another node.
       const endOf = (one: { result(wait: object): Promise<unknown> }) =>
-        one.result({ timeoutMs: 20_000 }).catch((error: unknown) => toFleetError(error).message);
+        one.result({ timeoutMs: 60_000 }).catch((error: unknown) => toFleetError(error).message);
       const end = await endOf(handle);
       const late = await send(kind)(first, options);
       expect(late.id).toBe(id);
@@ -213,7 +213,7 @@ describe("an idempotency key", () => {
     const mine = await red.provision({ template: "cmux-base" }, options);
     const theirs = await blue.provision({ template: "cmux-base" }, options);
     expect(mine.id).not.toBe(theirs.id);
-    await Promise.all([mine, theirs].map((handle) => handle.result({ timeoutMs: 20_000 })));
+    await Promise.all([mine, theirs].map((handle) => handle.result({ timeoutMs: 60_000 })));
     const seen = await blue.sandboxes.get(mine.sandboxId).catch((error: unknown) => error);
     expect(seen).toBeInstanceOf(FleetError);
     await failure(blue.destroy({ sandboxId: mine.sandboxId }), "sandbox_not_found");

@@ -26,7 +26,7 @@ test("whoever waits for a slot of an operation that waits itself lets it go firs
   const isInLine = async () => (await redis.zscore(keys.slotQueue(slotOf.node("pve1")), waiter.id)) !== null;
   await until(isInLine, "the destroy in line");
   expect(await redis.hkeys(keys.slot(slotOf.node("pve1")))).toEqual([holder.id]);
-  await Promise.all([holder.result({ timeoutMs: 30_000 }), waiter.result({ timeoutMs: 30_000 })]);
+  await Promise.all([holder.result({ timeoutMs: 60_000 }), waiter.result({ timeoutMs: 60_000 })]);
   // To let somebody else go first is no crash.
   expect(await redis.hget(keys.operation(waiter.id), "claims")).toBe("1");
   await queues.close();
@@ -57,7 +57,7 @@ test("a dead worker's task keeps its slot until it has ended, and it is given ba
     expect(holders).toEqual([holder.id]);
     return false;
   }, "the task's end");
-  await Promise.all([holder.result({ timeoutMs: 30_000 }), waiter.result({ timeoutMs: 30_000 })]);
+  await Promise.all([holder.result({ timeoutMs: 60_000 }), waiter.result({ timeoutMs: 60_000 })]);
   expect(mostAtOnce(pve.tasks())).toBe(1);
   const destroy = pve.tasks().find(({ type }) => type === "vzdestroy");
   const waitedMs = (destroy?.startedAt ?? Number.POSITIVE_INFINITY) - (taskOf()?.endedAt ?? 0);

@@ -31,10 +31,10 @@ test("addresses come from the range, and one that went back is given out again",
     await here.fleet.provision({ template: "cmux-base" }),
   ];
   await useUpAttempts(here, failing, 8);
-  await failure(failing.result({ timeoutMs: 20_000 }), "address_range_exhausted");
+  await failure(failing.result({ timeoutMs: 60_000 }), "address_range_exhausted");
   expect(await firstFailure(waiting)).toBe("address_range_exhausted");
   await run(here.fleet, "destroy", { sandboxId: two.sandboxId });
-  expect((await waiting.result({ timeoutMs: 30_000 })).address).toBe(two.address);
+  expect((await waiting.result({ timeoutMs: 60_000 })).address).toBe(two.address);
 });
 
 test("VMIDs come from the range in turn; then the one that was given back longest ago, and an error when none is left", async () => {
@@ -60,7 +60,7 @@ test("VMIDs come from the range in turn; then the one that was given back longes
   expect([(await next()).vmid, (await next()).vmid, (await next()).vmid]).toEqual([30_003, 30_000, 30_004]);
   const failing = await fleet.provision({ template: "cmux-base" });
   await useUpAttempts(here, failing, 8);
-  await failure(failing.result({ timeoutMs: 20_000 }), "vmid_range_exhausted");
+  await failure(failing.result({ timeoutMs: 60_000 }), "vmid_range_exhausted");
   // An earlier version did not write down that it gave one back.
   await turn[0]?.end();
   await redis.zrem(keys.vmidsFreed, "30002");

@@ -60,7 +60,7 @@ test("canceled in the middle it runs on where it was", async () => {
   const handle = await bed.fleet.migrate({ sandboxId, target: "pve2" });
   await until(() => held.hits > 0, "the move");
   expect(await handle.cancel()).toBe(true);
-  await failure(handle.result({ timeoutMs: 20_000 }), "canceled");
+  await failure(handle.result({ timeoutMs: 60_000 }), "canceled");
   const { node, state } = await bed.fleet.sandboxes.get(sandboxId);
   expect([node, state]).toEqual([containerOf(bed, vmid)?.node, "running"]);
   expect(await exec(sandboxId, "true")).toMatchObject({ exitCode: 0 });
@@ -129,7 +129,7 @@ test("a worker that is killed in the middle: another one brings it to its end, m
   await first.end("SIGKILL");
   held.release();
   await bed.startProcess();
-  expect(await handle.result({ timeoutMs: 30_000 })).toMatchObject({ node: "pve2", state: "running" });
+  expect(await handle.result({ timeoutMs: 60_000 })).toMatchObject({ node: "pve2", state: "running" });
   expect(moves(vmid)).toHaveLength(1);
   expect(await exec(sandboxId, "true")).toMatchObject({ exitCode: 0 });
 });

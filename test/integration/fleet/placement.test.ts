@@ -42,10 +42,10 @@ const waiting = (handle: { status(): Promise<{ waitingFor?: string | undefined }
 test("a request that fits nowhere is refused, and the next one is placed", async () => {
   const giant = await bed.fleet.provision({ template: "cmux-base", memoryMib: 8_388_608 });
   const next = await bed.fleet.provision({ template: "cmux-base" });
-  const error = await failure(giant.result({ timeoutMs: 20_000 }), "invalid_input");
+  const error = await failure(giant.result({ timeoutMs: 60_000 }), "invalid_input");
   expect(error.facts["fields"]).toEqual(["memoryMib"]);
   expect(error.text).toMatch(/the most is \d+$/);
-  await run(bed.fleet, "destroy", { sandboxId: (await next.result({ timeoutMs: 20_000 })).sandboxId });
+  await run(bed.fleet, "destroy", { sandboxId: (await next.result({ timeoutMs: 60_000 })).sandboxId });
 });
 
 test("one that finds no room now lets others pass, and is placed when there is room", async () => {
@@ -58,7 +58,7 @@ test("one that finds no room now lets others pass, and is placed when there is r
   await provisionOne(bed.fleet, { memoryMib: 512 });
   expect((await large.status()).status).toBe("queued");
   await bed.redis.hdel(bed.keys.reserved("pve1"), "sbx_0000000000000000");
-  await large.result({ timeoutMs: 20_000 });
+  await large.result({ timeoutMs: 60_000 });
 });
 
 test("a template on a node that is down is waited for, though nobody has seen it yet; others pass", async () => {
@@ -69,8 +69,8 @@ test("a template on a node that is down is waited for, though nobody has seen it
   await provisionOne(bed.fleet);
   bed.pve.faults.node("pve3", "online");
   await seen("pve3", true);
-  expect(await byId.result({ timeoutMs: 20_000 })).toMatchObject({ node: "pve3" });
-  expect(await byTag.result({ timeoutMs: 20_000 })).toMatchObject({ node: "pve3" });
+  expect(await byId.result({ timeoutMs: 60_000 })).toMatchObject({ node: "pve3" });
+  expect(await byTag.result({ timeoutMs: 60_000 })).toMatchObject({ node: "pve3" });
 });
 
 test("a template that was seen is known by name while its node is down, also to a worker that starts then", async () => {
@@ -87,7 +87,7 @@ test("a template that was seen is known by name while its node is down, also to 
   await waiting(handle, /pve2: the template's node is offline/);
   bed.pve.faults.node("pve2", "online");
   await seen("pve2", true);
-  expect(await handle.result({ timeoutMs: 20_000 })).toMatchObject({ node: "pve2" });
+  expect(await handle.result({ timeoutMs: 60_000 })).toMatchObject({ node: "pve2" });
 });
 
 test("what waits for a sandbox whose provision is canceled in the line ends", async () => {
@@ -100,10 +100,10 @@ test("what waits for a sandbox whose provision is canceled in the line ends", as
   const hide = await bed.fleet.hide({ sandboxId, name: "web" });
   await waiting(provision, /offline/);
   expect(await provision.cancel()).toBe(true);
-  await failure(provision.result({ timeoutMs: 20_000 }), "canceled");
-  await failure(exec.result({ timeoutMs: 20_000 }), "sandbox_gone");
-  await failure(expose.result({ timeoutMs: 20_000 }), "sandbox_gone");
-  expect(await hide.result({ timeoutMs: 20_000 })).toEqual({ name: "web", hidden: false });
+  await failure(provision.result({ timeoutMs: 60_000 }), "canceled");
+  await failure(exec.result({ timeoutMs: 60_000 }), "sandbox_gone");
+  await failure(expose.result({ timeoutMs: 60_000 }), "sandbox_gone");
+  expect(await hide.result({ timeoutMs: 60_000 })).toEqual({ name: "web", hidden: false });
 });
 
 test("a cluster that can't be read fails nobody", async () => {
@@ -116,7 +116,7 @@ test("a cluster that can't be read fails nobody", async () => {
   await provisionOne(bed.fleet);
   bed.pve.addTemplate({ name: "late", node: "pve1" });
   unread.release();
-  await handle.result({ timeoutMs: 30_000 });
+  await handle.result({ timeoutMs: 60_000 });
 });
 
 test("labels, limits and groups decide on the node, and capacity says how many more fit", async () => {

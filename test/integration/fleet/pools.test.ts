@@ -74,7 +74,7 @@ test("whoever had claimed a member that Redis has as nobody's gets it back, by i
   await until(async () => (await bed.redis.hexists(bed.keys.poolsOwned, handle.sandboxId)) === 1, "its owner");
   await bed.fleet.quotas.remove("default");
   await run(bed.fleet, "destroy", { sandboxId: blocker.sandboxId });
-  expect(await handle.result({ timeoutMs: 20_000 })).toMatchObject({ warm: true, vmid: member.vmid });
+  expect(await handle.result({ timeoutMs: 60_000 })).toMatchObject({ warm: true, vmid: member.vmid });
   await run(bed.fleet, "exec", { sandboxId: handle.sandboxId, command: "true" });
   await run(bed.fleet, "destroy", { sandboxId: handle.sandboxId });
 });

@@ -59,7 +59,7 @@ describe("a guest that ignores a shutdown", () => {
   test("stays up when it may not be forced", async () => {
     const { sandboxId, vmid } = await provisionOne(bed.fleet, { template: "deaf" });
     const handle = await bed.fleet.power({ sandboxId, action: "shutdown", graceSec: 1, force: false });
-    await failure(handle.result({ timeoutMs: 20_000 }), "shutdown_refused");
+    await failure(handle.result({ timeoutMs: 60_000 }), "shutdown_refused");
     expect(containerOf(bed, vmid)?.status).toBe("running");
     expect(await stateOf(sandboxId)).toBe("running");
   });
@@ -110,7 +110,7 @@ describe("bad weather", () => {
     const handle = await bed.fleet.power({ sandboxId: box.sandboxId, action });
     expect(await firstFailure(handle)).toBe(code);
     const state = action === "start" || action === "reboot" ? "running" : "stopped";
-    expect(await handle.result({ timeoutMs: 20_000 })).toEqual({ state, changed: true });
+    expect(await handle.result({ timeoutMs: 60_000 })).toEqual({ state, changed: true });
     expect(containerOf(bed, box.vmid)?.status).toBe(state);
   });
 
@@ -119,11 +119,11 @@ describe("bad weather", () => {
     bed.pve.faults.task({ type: "vzstart", text: "startup for container '1' failed", times: 2 });
     const tried = await bed.fleet.power({ sandboxId: box.sandboxId, action: "start" });
     await useUpAttempts(bed, tried, 6);
-    await failure(tried.result({ timeoutMs: 20_000 }), "start_failed");
+    await failure(tried.result({ timeoutMs: 60_000 }), "start_failed");
     bed.pve.faults.task({ type: "vzstart", text: "startup for container '1' failed" });
     const late = await bed.fleet.power({ sandboxId: box.sandboxId, action: "start" });
     await useUpTime(bed, late, 900_000);
-    await failure(late.result({ timeoutMs: 20_000 }), "timeout");
+    await failure(late.result({ timeoutMs: 60_000 }), "timeout");
     expect(containerOf(bed, box.vmid)?.status).toBe(await stateOf(box.sandboxId));
   });
 });

@@ -95,7 +95,7 @@ describe("a provision", () => {
   test.each(CASES)("without %s", async (privilege, path, role, input, facts = {}) => {
     without(privilege);
     const handle = await bed.fleet.provision({ template: "cmux-base", ...input });
-    const error = await failure(handle.result({ timeoutMs: 20_000 }), "forbidden");
+    const error = await failure(handle.result({ timeoutMs: 60_000 }), "forbidden");
     expect(error.facts).toMatchObject({ privilege, path: expect.stringContaining(path), ...facts });
     expect(error.text).toContain(privilege);
     expect(error.text).toContain(wayOut(path.startsWith("/vms") ? "/vms" : path, role));
@@ -141,14 +141,14 @@ describe("what the token does not see", () => {
   test("templates: the error says that it may be a right", async () => {
     await unseen("VM.Audit", () => inventory().replicas.length === 0);
     const handle = await bed.fleet.provision({ template: "cmux-base" });
-    const error = await failure(handle.result({ timeoutMs: 20_000 }), "template_not_found");
+    const error = await failure(handle.result({ timeoutMs: 60_000 }), "template_not_found");
     expect(error.text).toContain("VM.Audit: pveum acl modify /vms ");
   });
 
   test("storages: not taken for storages that can't link", async () => {
     await unseen("Datastore.Audit", () => inventory().nodes.every(({ storages }) => storages.length === 0));
     const handle = await bed.fleet.provision({ template: "cmux-base" });
-    const error = await failure(handle.result({ timeoutMs: 20_000 }), "forbidden");
+    const error = await failure(handle.result({ timeoutMs: 60_000 }), "forbidden");
     expect(error.facts).toMatchObject({ privilege: "Datastore.Audit", path: "/storage/local-lvm" });
     expect(error.text).toContain("pveum acl modify /storage/local-lvm ");
   });

@@ -8,7 +8,7 @@ const begun = performance.now();
 if (what === "result") {
   const handle = await fleet.operation(subject);
   const asked = performance.now();
-  const result = await handle.result({ timeoutMs: 30_000 });
+  const result = await handle.result({ timeoutMs: 60_000 });
   console.log(JSON.stringify({ result, ms: performance.now() - asked }));
 } else {
   const one = async () => {

@@ -171,7 +171,7 @@ describe("never tried again", () => {
   test.each(Object.entries(NEVER))("%s", async (_, one) => {
     prepare(one);
     const handle = await bed.fleet.provision({ template: "cmux-base", ...one.input });
-    await endsAs(one, handle.result({ timeoutMs: 20_000 }), handle);
+    await endsAs(one, handle.result({ timeoutMs: 60_000 }), handle);
     expect(await handle.status()).toMatchObject({ status: "failed", lastError: undefined });
   });
 });
@@ -182,7 +182,7 @@ describe("when its attempts are used up", () => {
     const handle = await bed.fleet.provision({ template: "cmux-base", ...one.input });
     await useUpAttempts(bed, handle, 8);
     expect((await handle.status()).lastError?.code).toBe(one.code);
-    await endsAs(one, handle.result({ timeoutMs: 20_000 }), handle);
+    await endsAs(one, handle.result({ timeoutMs: 60_000 }), handle);
     bed.pve.faults.clear();
     bed.pve.faults.lock(9_001, null);
   });
@@ -192,7 +192,7 @@ test("out of time it is undone", async () => {
   bed.pve.faults.task({ type: "vzstart", text: "startup for container '1' failed" });
   const handle = await bed.fleet.provision({ template: "cmux-base" });
   await useUpTime(bed, handle, 600_000);
-  await endsAs({ input: {}, code: "timeout", undone: ["container"] }, handle.result({ timeoutMs: 20_000 }), handle);
+  await endsAs({ input: {}, code: "timeout", undone: ["container"] }, handle.result({ timeoutMs: 60_000 }), handle);
 });
 
 test("two sandboxes can't have one address", async () => {
@@ -201,7 +201,7 @@ test("two sandboxes can't have one address", async () => {
   const handle = await bed.fleet.provision({ template: "cmux-base", network });
   await endsAs(
     { input: {}, code: "address_refused", undone: ["container"] },
-    handle.result({ timeoutMs: 20_000 }),
+    handle.result({ timeoutMs: 60_000 }),
     handle,
   );
 });

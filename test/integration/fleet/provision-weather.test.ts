@@ -123,7 +123,7 @@ test.each(Object.entries(WEATHER))("%s", async (_, { arm, meets }) => {
   const fault = arm(bed.pve);
   const handle = await bed.fleet.provision({ template: "cmux-base", cores: 1 });
   if (meets) expect(await firstFailure(handle)).toBe(meets);
-  const { vmid, node, sandboxId } = await handle.result({ timeoutMs: 30_000 });
+  const { vmid, node, sandboxId } = await handle.result({ timeoutMs: 60_000 });
   expect(fault.hits).toBeGreaterThan(0);
   expect((await handle.status()).attempts).toBe(meets ? 1 : 0);
   const made = bed.pve.containers().filter(({ config }) => config["description"]?.includes(sandboxId));
@@ -137,7 +137,7 @@ test("a node that goes down in the middle: it waits, and goes on when the node i
   bed.pve.faults.node("pve2", "unreachable");
   expect(await firstFailure(handle)).toMatch(/node_unreachable|outcome_unknown/);
   bed.pve.faults.node("pve2", "online");
-  expect((await handle.result({ timeoutMs: 30_000 })).node).toBe("pve2");
+  expect((await handle.result({ timeoutMs: 60_000 })).node).toBe("pve2");
 });
 
 test("a template locked by a backup: it waits, and goes on when the lock is gone", async () => {
@@ -146,7 +146,7 @@ test("a template locked by a backup: it waits, and goes on when the lock is gone
   expect(await firstFailure(handle)).toBe("source_locked");
   expect((await handle.status()).waitingFor).toBe("retry after source_locked");
   bed.pve.faults.lock(9_001, null);
-  await handle.result({ timeoutMs: 30_000 });
+  await handle.result({ timeoutMs: 60_000 });
 });
 
 test("a container that vanishes while it is made is made again", async () => {
@@ -155,7 +155,7 @@ test("a container that vanishes while it is made is made again", async () => {
   const handle = await bed.fleet.provision({ template: "cmux-base", cores: 1 });
   const clone = await bed.pve.waitForTask(({ type, upid }) => type === "vzclone" && !before.has(upid), within());
   bed.pve.faults.vanish(clone.target ?? 0);
-  const { sandboxId } = await handle.result({ timeoutMs: 30_000 });
+  const { sandboxId } = await handle.result({ timeoutMs: 60_000 });
   const made = bed.pve.containers().filter(({ config }) => config["description"]?.includes(sandboxId));
   expect(made).toMatchObject([{ status: "running", config: { cores: "1" } }]);
 });

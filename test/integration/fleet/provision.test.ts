@@ -24,7 +24,7 @@ afterAll(() => bed.close());
 test("returns ids, place, address, services and timings, and the container is what they say", async () => {
   const services = [{ name: "web" as const, port: 8_000 }];
   const handle = await bed.fleet.provision({ template: "cmux-base", services });
-  const result = await handle.result({ timeoutMs: 30_000 });
+  const result = await handle.result({ timeoutMs: 60_000 });
   expect(result).toEqual({
     sandboxId: handle.sandboxId,
     operationId: handle.id,
@@ -165,7 +165,7 @@ test("without execd it waits for the address alone", async () => {
   const { sandboxId, address } = await provisionOne(bed.fleet, { waitFor: "address" });
   expect(address).toMatch(/^127\./);
   const handle = await bed.fleet.exec({ sandboxId, command: "true" });
-  await expect(handle.result({ timeoutMs: 20_000 })).rejects.toMatchObject({ code: "not_configured" });
+  await expect(handle.result({ timeoutMs: 60_000 })).rejects.toMatchObject({ code: "not_configured" });
 });
 
 test("a sandbox whose time is up is destroyed", async () => {

@@ -190,7 +190,7 @@ test("a node is forgotten only when it is no more: its sandboxes are lost, with 
   expect(await destroy.result({ timeoutMs: 5_000 })).toEqual({ destroyed: true, existed: false });
   for (const id of [sandboxId, moved.sandboxId, provision.sandboxId]) expect(await stateOf(id)).toBe("lost");
   hang.release();
-  await busy.result({ timeoutMs: 20_000 });
+  await busy.result({ timeoutMs: 60_000 });
   await bed.fleet.reconcile();
   const isBack = async () => (await bed.fleet.sandboxes.get(other.sandboxId)).node === "pve1";
   await until(isBack, "where it stands");

@@ -156,14 +156,14 @@ async function expectNothingChanges(handle: Handle<JobName>, outcome: string): P
 
 test.each(Object.entries(KINDS))("the job of a finished %s, again: nothing changes", async (_, send) => {
   const handle = await send();
-  const result = await handle.result({ timeoutMs: 20_000 });
+  const result = await handle.result({ timeoutMs: 60_000 });
   await expectNothingChanges(handle, "succeeded");
   expect(await handle.result()).toEqual(result);
 });
 
 test("the job of a provision that failed and was undone, again: nothing changes", async () => {
   const handle = await bed.fleet.provision({ template: "cmux-base", setup: ["false"] });
-  await failure(handle.result({ timeoutMs: 20_000 }), "setup_failed");
+  await failure(handle.result({ timeoutMs: 60_000 }), "setup_failed");
   await expectNothingChanges(handle, "failed");
 });
 
@@ -171,6 +171,6 @@ test("the job of a canceled provision, again: nothing changes", async () => {
   const handle = await bed.fleet.provision({ template: "cmux-base", setup: ["sleep 60"] });
   await until(async () => (await handle.status()).step?.startsWith("setup"), "the setup");
   await handle.cancel();
-  await failure(handle.result({ timeoutMs: 20_000 }), "canceled");
+  await failure(handle.result({ timeoutMs: 60_000 }), "canceled");
   await expectNothingChanges(handle, "canceled");
 });

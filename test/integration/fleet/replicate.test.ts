@@ -37,7 +37,7 @@ test("a worker that is killed in its clone leaves one replica; provisions on its
   await until(() => bed.pve.tasks().some(({ type, endedAt }) => type === "vzclone" && !endedAt), "the clone");
   await worker.end("SIGKILL");
   worker = await bed.startProcess();
-  const made = await handle.result({ timeoutMs: 40_000 });
+  const made = await handle.result({ timeoutMs: 60_000 });
   expect(made).toMatchObject({ of: 9_001, node: "pve2", storage: "ceph" });
   expect(copies()).toMatchObject([{ vmid: made.vmid, node: "pve2", template: true }]);
   expect(bed.pve.tasks().map(({ type }) => type)).toEqual(["vzclone", "vztemplate"]);
@@ -70,7 +70,7 @@ test("where only archives can be shared, one is saved, restored and deleted; not
   const canceled = await bed.fleet.replicate({ template: "cmux-base", node: "pve4" });
   await until(() => bed.pve.tasks().some(({ type, endedAt }) => type === "vzrestore" && !endedAt), "the restore");
   await canceled.cancel();
-  await failure(canceled.result({ timeoutMs: 40_000 }), "canceled");
+  await failure(canceled.result({ timeoutMs: 60_000 }), "canceled");
   expect(copies().filter(({ node }) => node === "pve4")).toEqual([]);
   expect(archives()).toBe(1);
 
@@ -78,7 +78,7 @@ test("where only archives can be shared, one is saved, restored and deleted; not
   await until(saving, "the save");
   await worker.end("SIGKILL");
   worker = await bed.startProcess();
-  const made = await handle.result({ timeoutMs: 40_000 });
+  const made = await handle.result({ timeoutMs: 60_000 });
   expect(made).toMatchObject({ of: 9_001, node: "pve4", storage: "local-lvm" });
   expect(copies().filter(({ node }) => node === "pve4")).toMatchObject([{ vmid: made.vmid, template: true }]);
   const types = bed.pve

@@ -21,7 +21,7 @@ async function askElsewhere(id: string) {
 
 test("after completion, here and from another process: at once, and the same", async () => {
   const handle = await bed.fleet.provision({ template: "cmux-base" });
-  const result = await handle.result({ timeoutMs: 20_000 });
+  const result = await handle.result({ timeoutMs: 60_000 });
   const begun = performance.now();
   expect(await handle.result()).toEqual(result);
   const late = await bed.client().operation(handle.id);
@@ -43,14 +43,14 @@ test("while it runs, from another process", async () => {
 
 test("a failure is as durable as a result", async () => {
   const handle = await bed.fleet.provision({ template: "nope" });
-  const first = await failure(handle.result({ timeoutMs: 20_000 }), "template_not_found");
+  const first = await failure(handle.result({ timeoutMs: 60_000 }), "template_not_found");
   const later = await failure((await bed.client().operation(handle.id)).result(), "template_not_found");
   expect(later).toMatchObject({ text: first.text, facts: first.facts });
 });
 
 test("without BullMQ's own jobs", async () => {
   const handle = await bed.fleet.provision({ template: "cmux-base" });
-  const result = await handle.result({ timeoutMs: 20_000 });
+  const result = await handle.result({ timeoutMs: 60_000 });
   for (const queue of ["place", "node-pve1"]) await bed.workers?.context.queues.get(queue).clean(0, 1_000, "completed");
   const late = await bed.client().operation(handle.id);
   expect(await late.result()).toEqual(result);
@@ -59,7 +59,7 @@ test("without BullMQ's own jobs", async () => {
 test("after somebody obliterated BullMQ's queues: of what waited, of what ran, and late", async () => {
   bed.pve.faults.request({ kind: "delay", ms: 700, method: "POST", path: "/clone$", times: 6 });
   const handles = await Promise.all(Array.from({ length: 6 }, () => bed.fleet.provision({ template: "cmux-base" })));
-  const results = Promise.all(handles.map((handle) => handle.result({ timeoutMs: 30_000 })));
+  const results = Promise.all(handles.map((handle) => handle.result({ timeoutMs: 60_000 })));
   const queues = ["place", "node-pve1", "exec-pve1"].map((name) => bed.workers?.context.queues.get(name));
   await until(async () => (await queues[1]?.getActiveCount()) === 4, "as many as the node takes");
   const obliterate = () => Promise.all(queues.map((queue) => queue?.obliterate({ force: true })));
@@ -80,7 +80,7 @@ test("a wait that is over leaves the operation alone", async () => {
   const waiting = handle.result({ signal: stop.signal });
   stop.abort(new Error("enough"));
   await expect(waiting).rejects.toThrow("enough");
-  await handle.result({ timeoutMs: 20_000 });
+  await handle.result({ timeoutMs: 60_000 });
 });
 
 test("an unknown operation is said to be unknown", async () => {

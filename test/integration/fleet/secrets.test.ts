@@ -26,7 +26,7 @@ test("env and stdin reach setup and exec; both, exec token and PVE token are in 
     env: { OF_SANDBOX: planted.OF_SANDBOX },
     setup: ['test "$OF_SANDBOX" = planted-0f5a-"sandbox"'],
   });
-  const { sandboxId, vmid } = await provision.result({ timeoutMs: 20_000 });
+  const { sandboxId, vmid } = await provision.result({ timeoutMs: 60_000 });
   const long = await bed.fleet.exec({
     sandboxId,
     command: 'printf %s "$OF_SANDBOX$OF_EXEC$(cat)" | wc -c; until test -e go; do read -t 0.02 < <(:) || true; done',
@@ -38,11 +38,11 @@ test("env and stdin reach setup and exec; both, exec token and PVE token are in 
     env: { OF_FAILED: planted.OF_FAILED },
     setup: ["exit 9"],
   });
-  await failure(failing.result({ timeoutMs: 20_000 }), "setup_failed");
+  await failure(failing.result({ timeoutMs: 60_000 }), "setup_failed");
   const upload = await bed.fleet.upload({ sandboxId, path: "/workspace/file" }, planted.OF_FILE);
-  await upload.result({ timeoutMs: 20_000 });
+  await upload.result({ timeoutMs: 60_000 });
   const download = await bed.fleet.download({ sandboxId, path: "/workspace/file" });
-  await download.result({ timeoutMs: 20_000 });
+  await download.result({ timeoutMs: 60_000 });
   const secrets = {
     ...planted,
     ofStdinInBase64: Buffer.from(planted.OF_STDIN).toString("base64"),
@@ -55,7 +55,7 @@ test("env and stdin reach setup and exec; both, exec token and PVE token are in 
   for (const [name, secret] of Object.entries(secrets)) expect(secret.length, name).toBeGreaterThan(16);
   const during = await dump(bed.redis);
   await run(bed.fleet, "exec", { sandboxId, command: "touch go" });
-  const { stdout } = await long.result({ timeoutMs: 20_000 });
+  const { stdout } = await long.result({ timeoutMs: 60_000 });
   expect(Number(stdout)).toBe([planted.OF_SANDBOX, planted.OF_EXEC, planted.OF_STDIN].join("").length);
   const after = await dump(bed.redis);
   expect((await download.content().buffer()).toString()).toBe(planted.OF_FILE);
@@ -84,7 +84,7 @@ test("another key can't open them, and says which variable it is about", async (
   await worker.end("SIGTERM");
   const other = await bed.startProcess({ FLEET_SECRET_KEY: "11".repeat(32) });
   const handle = await bed.fleet.exec({ sandboxId, command: "true" });
-  const error = await failure(handle.result({ timeoutMs: 20_000 }), "not_configured");
+  const error = await failure(handle.result({ timeoutMs: 60_000 }), "not_configured");
   expect(error.facts).toMatchObject({ variables: ["FLEET_SECRET_KEY"] });
   await other.end("SIGTERM");
   // Rotated: the new one seals, the old one still opens.

@@ -34,7 +34,7 @@ test("many at once on one sandbox lose none", async () => {
 test("exposed before the sandbox runs, it is answered when it does", async () => {
   const provision = await bed.fleet.provision({ template: "cmux-base" });
   const early = await bed.fleet.expose({ sandboxId: provision.sandboxId, name: "web", port: 80 });
-  expect((await early.result({ timeoutMs: 20_000 })).url).toMatch(/^http:/);
+  expect((await early.result({ timeoutMs: 60_000 })).url).toMatch(/^http:/);
 });
 
 describe("refused", () => {
@@ -62,10 +62,10 @@ describe("refused", () => {
     ];
     for (const handle of waiting) {
       expect(await handle.cancel()).toBe(true);
-      await failure(handle.result({ timeoutMs: 10_000 }), "canceled");
+      await failure(handle.result({ timeoutMs: 60_000 }), "canceled");
     }
     await provision.cancel();
-    await failure(provision.result({ timeoutMs: 10_000 }), "canceled");
+    await failure(provision.result({ timeoutMs: 60_000 }), "canceled");
     bed.pve.faults.lock(9_001, null);
   });
 });

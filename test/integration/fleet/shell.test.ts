@@ -119,7 +119,7 @@ async function showing(handle: ShellHandle, text: string): Promise<void> {
 
 test("a user that there is not", async () => {
   const handle = await bed.fleet.shell({ sandboxId: box.sandboxId, user: "nobody-there" });
-  await failure(handle.result({ timeoutMs: 20_000 }), "user_not_found");
+  await failure(handle.result({ timeoutMs: 60_000 }), "user_not_found");
 });
 
 test("whose client has vanished is hung up; what was typed is nowhere to be read", async () => {
@@ -132,7 +132,7 @@ test("whose client has vanished is hung up; what was typed is nowhere to be read
   expect(entries.length).toBeGreaterThan(0);
   expect(Buffer.concat(entries.flatMap(([, fields]) => fields)).includes("hunter2")).toBe(false);
   await client.close();
-  const result = await (await bed.fleet.operation(handle.id)).result({ timeoutMs: 20_000 });
+  const result = await (await bed.fleet.operation(handle.id)).result({ timeoutMs: 60_000 });
   expect(result).toMatchObject({ ended: "vanished", exitCode: 129 });
   await until(() => processes(`${NAP}2`).length === 0, "the end of the command");
 });
@@ -141,7 +141,7 @@ test("a cancel ends it", async () => {
   const handle = await bed.fleet.shell({ sandboxId: box.sandboxId, command: `echo on; exec ${NAP}3` });
   await showing(handle, "on");
   await handle.cancel();
-  await failure(handle.result({ timeoutMs: 20_000 }), "canceled");
+  await failure(handle.result({ timeoutMs: 60_000 }), "canceled");
   await until(() => processes(`${NAP}3`).length === 0, "the end of the command");
   expect(await handle.write("late")).toBe(false);
 });
@@ -155,5 +155,5 @@ test("whose worker dies ends, and is told so", async () => {
   await first.end("SIGKILL");
   await until(() => processes(`${NAP}4`).length === 0, "the end of the command");
   await bed.redis.del(`${bed.keys.prefix}:exec-pve1:${handle.id}:lock`); // as it runs out six seconds later
-  await failure(handle.result({ timeoutMs: 30_000 }), "exec_interrupted");
+  await failure(handle.result({ timeoutMs: 60_000 }), "exec_interrupted");
 });

@@ -26,7 +26,7 @@ test.each(["vzclone", "vzstart"])(
     expect(await handle.status()).toMatchObject({ status: "running", attempts: 0 });
     await bed.startProcess();
     const begun = performance.now();
-    const { vmid } = await handle.result({ timeoutMs: 20_000 });
+    const { vmid } = await handle.result({ timeoutMs: 60_000 });
     // Not after the lock of a dead worker has run out: it was handed back. The two tasks take 2 s together.
     expect(performance.now() - begun).toBeLessThan(4_500);
     expect(bed.pve.tasks().map((task) => task.type)).toEqual(["vzclone", "vzstart"]);
@@ -41,12 +41,12 @@ test("with time to spare it ends what it has, and takes nothing new", async () =
   const gone = first.end("SIGINT");
   await until(() => first.output().includes('"closing"'), "the worker to close");
   const late = await bed.fleet.provision({ template: "cmux-base" });
-  await handle.result({ timeoutMs: 20_000 });
+  await handle.result({ timeoutMs: 60_000 });
   expect(await gone).toBe(0);
   expect((await late.status()).status).toBe("queued");
   expect(await late.cancel()).toBe(true);
   await bed.startProcess();
-  await failure(late.result({ timeoutMs: 20_000 }), "canceled");
+  await failure(late.result({ timeoutMs: 60_000 }), "canceled");
 });
 
 test("an idle worker goes at once, and one that is told twice goes once", async () => {
@@ -63,5 +63,5 @@ test("a command that runs is ended, and not run again", async () => {
   await until(async () => (await handle.status()).step === "sent", "the command");
   expect(await first.end("SIGTERM")).toBe(0);
   await bed.startProcess();
-  await failure(handle.result({ timeoutMs: 20_000 }), "exec_interrupted");
+  await failure(handle.result({ timeoutMs: 60_000 }), "exec_interrupted");
 });

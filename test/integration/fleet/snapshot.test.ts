@@ -77,7 +77,7 @@ describe("a branch", () => {
     const { sandboxId, vmid } = source;
     await run(fleet, "exec", { sandboxId, command: "echo branched > log.txt" });
     const batch = await fleet.branch({ sandboxId, count: 3 }, { id: "three" });
-    const { counts } = await batch.result({ timeoutMs: 30_000 });
+    const { counts } = await batch.result({ timeoutMs: 60_000 });
     expect(counts).toMatchObject({ succeeded: 3, failed: 0 });
     for await (const outcome of batch.results()) {
       if (!outcome.ok) throw outcome.error;
@@ -99,7 +99,7 @@ describe("a branch", () => {
   test("are full copies on ZFS, and the snapshot goes also when its producer has died before the batch", async () => {
     const { sandboxId, vmid } = await provisionOne(bed.fleet, { template: "on-zfs" });
     const batch = await bed.fleet.branch({ sandboxId, count: 1 });
-    expect((await batch.result({ timeoutMs: 30_000 })).counts).toMatchObject({ succeeded: 1 });
+    expect((await batch.result({ timeoutMs: 60_000 })).counts).toMatchObject({ succeeded: 1 });
     for await (const outcome of batch.results()) {
       const copy = outcome.ok ? await bed.fleet.sandboxes.get(outcome.sandboxId) : undefined;
       expect(cloneOf(copy?.vmid ?? 0)).toMatchObject({ full: "1" });
@@ -154,7 +154,7 @@ describe("restore", () => {
     const { snapshotId } = await run(bed.fleet, "snapshot", { sandboxId: box.sandboxId });
     bed.pve.faults.request({ ...request, kind: "lose-reply", as: 596 });
     const handle = await bed.fleet.restore({ sandboxId: box.sandboxId, snapshotId });
-    expect(await handle.result({ timeoutMs: 20_000 })).toMatchObject({ state: "running" });
+    expect(await handle.result({ timeoutMs: 60_000 })).toMatchObject({ state: "running" });
     expect(containerOf(bed, box.vmid)).toMatchObject({ status: "running" });
   });
 
@@ -244,7 +244,7 @@ describe("bad weather", () => {
     const before = snapshotsOf(box.vmid);
     const handle = await bed.fleet.snapshot({ sandboxId: box.sandboxId });
     expect(await firstFailure(handle)).toBe(code);
-    const { name } = await handle.result({ timeoutMs: 20_000 });
+    const { name } = await handle.result({ timeoutMs: 60_000 });
     expect(snapshotsOf(box.vmid).filter((one) => !before.includes(one))).toEqual([name]);
   });
 
@@ -252,7 +252,7 @@ describe("bad weather", () => {
     bed.pve.faults.task({ type: "vzsnapshot", text: "lvcreate failed", times: 2 });
     const handle = await bed.fleet.snapshot({ sandboxId: box.sandboxId, name: "never" });
     await useUpAttempts(bed, handle, 6);
-    await failure(handle.result({ timeoutMs: 20_000 }), "task_failed");
+    await failure(handle.result({ timeoutMs: 60_000 }), "task_failed");
     expect(snapshotsOf(box.vmid)).not.toContain("never");
   });
 
@@ -260,7 +260,7 @@ describe("bad weather", () => {
     bed.pve.faults.task({ type: "vzsnapshot", text: "lvcreate failed" });
     const handle = await bed.fleet.snapshot({ sandboxId: box.sandboxId, name: "late" });
     await useUpTime(bed, handle, 300_000);
-    await failure(handle.result({ timeoutMs: 20_000 }), "timeout");
+    await failure(handle.result({ timeoutMs: 60_000 }), "timeout");
     expect(snapshotsOf(box.vmid)).not.toContain("late");
   });
 });

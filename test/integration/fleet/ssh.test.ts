@@ -151,7 +151,7 @@ test("a command runs on the node where there is no way to execd", async () => {
     if ("text" in chunk) heard += chunk.text;
     if (heard.split("\n").length === 3) await handle.cancel();
   }
-  await failure(handle.result({ timeoutMs: 10_000 }), "canceled");
+  await failure(handle.result({ timeoutMs: 60_000 }), "canceled");
   const [text, pids = ""] = heard.split("\n");
   expect(text).toBe("ä");
   for (const pid of pids.split(" ")) await until(() => !existsSync(`/proc/${pid}/cwd`) || null, `the end of ${pid}`);
@@ -166,7 +166,7 @@ test("files go over the node where there is no way to execd, and leave nothing o
   const path = join(containerOf(bed, vmid)?.root ?? "", "it's here");
   const content = randomBytes(1_000_000); // more than one command's input
   const upload = await bed.fleet.upload({ sandboxId, path }, content);
-  expect(await upload.result({ timeoutMs: 30_000 })).toEqual({ path, bytes: content.length });
+  expect(await upload.result({ timeoutMs: 60_000 })).toEqual({ path, bytes: content.length });
   expect(readFileSync(path).equals(content)).toBe(true);
   const download = await bed.fleet.download({ sandboxId, path });
   expect((await download.content({ timeoutMs: 30_000 }).buffer()).equals(content)).toBe(true);
@@ -206,7 +206,7 @@ test("a lock that a human or a backup set stays", async () => {
   await until(async () => (await handle.status()).attempts > 1, "two attempts", 30_000);
   expect(containerOf(bed, box.vmid)?.lock).toBe("backup");
   bed.pve.faults.lock(box.vmid, null);
-  await handle.result({ timeoutMs: 30_000 });
+  await handle.result({ timeoutMs: 60_000 });
 });
 
 test("a token that can't see other people's tasks removes no lock", async () => {
@@ -222,7 +222,7 @@ test("a token that can't see other people's tasks removes no lock", async () => 
     clearStaleLock(
       { ...workers.context, pve: api },
       { place, lock: "snapshot", owner: newOperationId() },
-      { signal: AbortSignal.timeout(10_000) },
+      { signal: AbortSignal.timeout(60_000) },
     );
   expect(await clear(createPveApi(http))).toBe(false);
   expect(containerOf(bed, box.vmid)?.lock).toBe("snapshot");
@@ -231,7 +231,7 @@ test("a token that can't see other people's tasks removes no lock", async () => 
   const seen = { node: box.node, lock: "snapshot", since: 1, lookAt: 0, looks: 1 };
   await bed.redis.hset(bed.keys.locks, String(box.vmid), JSON.stringify(seen));
   const guests = [{ id: `lxc/${box.vmid}`, type: "lxc", ...place, lock: "snapshot" }];
-  const round = { dryRun: true, removeOrphans: false, now: Date.now(), guests, signal: AbortSignal.timeout(10_000) };
+  const round = { dryRun: true, removeOrphans: false, now: Date.now(), guests, signal: AbortSignal.timeout(60_000) };
   const standing = { id: box.sandboxId, state: "running" as const, ...place };
   const [found] = await settleLocks(limited, round, [
     { ...standing, hostname: undefined, memoryMib: undefined, diskGib: undefined, cores: undefined },

@@ -27,7 +27,7 @@ const rootOf = (vmid: number) => containerOf(bed, vmid)?.config["rootfs"];
 
 test("what can't be cloned linked is refused, or cloned full to PVE_STORAGE where the input allows it", async () => {
   const refused = await bed.fleet.provision({ template: "on-dir" });
-  const error = await failure(refused.result({ timeoutMs: 20_000 }), "linked_clone_unsupported");
+  const error = await failure(refused.result({ timeoutMs: 60_000 }), "linked_clone_unsupported");
   expect(error.text).toContain('ask for clone: "full" or "linked_or_full"');
   const fallen = await provisionOne(bed.fleet, { template: "on-dir", clone: "linked_or_full" });
   expect(fallen.node).toBe("pve2");
@@ -48,7 +48,7 @@ test("a mount point's storage decides on the node", async () => {
     template: "cmux-base",
     mountPoints: [{ ...mount, storage: "nope" }],
   });
-  const error = await failure(unknown.result({ timeoutMs: 20_000 }), "storage_not_found");
+  const error = await failure(unknown.result({ timeoutMs: 60_000 }), "storage_not_found");
   expect(error.text).toContain("there is no storage nope; storages are local, local-lvm, data");
 });
 
@@ -58,7 +58,7 @@ test("without room on the disks it waits, says why, and goes on when room is fre
   const waits = async () => (await next.status()).waitingFor === "pve1: no disk left for 20 GiB on local-lvm";
   await until(waits, "the reason");
   await run(bed.fleet, "destroy", { sandboxId: large.sandboxId });
-  expect(await next.result({ timeoutMs: 20_000 })).toMatchObject({ node: "pve1" });
+  expect(await next.result({ timeoutMs: 60_000 })).toMatchObject({ node: "pve1" });
 });
 
 test("with every slot taken it waits, says why, and goes on when one is free", async () => {
@@ -69,5 +69,5 @@ test("with every slot taken it waits, says why, and goes on when one is free", a
   const reasons = () => Promise.all(many.map(async (one) => (await one.status()).waitingFor));
   await until(async () => (await reasons()).includes("all slots of 1 node(s) are busy"), "the reason");
   held.release();
-  await Promise.all(many.map((one) => one.result({ timeoutMs: 30_000 })));
+  await Promise.all(many.map((one) => one.result({ timeoutMs: 60_000 })));
 });

@@ -104,7 +104,7 @@ test("a clone at work whose operation Redis lost keeps its lock", async () => {
     const removed = await clearStaleLock(context, { place, lock: "create", owner: handle.id }, { signal: within() });
     expect(removed).toBe(false);
     expect(containerOf(here, place.vmid)?.lock).toBe("create");
-    await handle.result({ timeoutMs: 30_000 });
+    await handle.result({ timeoutMs: 60_000 });
     await until(async () => (await here.redis.exists(here.keys.slot(slotOf.node("pve1")))) === 0, "its slot", 20_000);
   } finally {
     await here.close();

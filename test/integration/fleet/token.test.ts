@@ -58,7 +58,7 @@ describe("while it works", () => {
     // Each would be three seconds of PVE's time: one is sent, then one asks for all.
     expect(refused()).toBeLessThanOrEqual(5);
     bed.pve.changeToken(bed.pve.token, { disabled: false });
-    await Promise.all([building, destroying, waiting].map((one) => one.result({ timeoutMs: 30_000 })));
+    await Promise.all([building, destroying, waiting].map((one) => one.result({ timeoutMs: 60_000 })));
     expect((await building.status()).lastError).toBeUndefined();
   });
 });

@@ -40,7 +40,7 @@ test("a provision that names no TTL has the default; more than the maximum is re
   expect(await bed.redis.zcard(bed.keys.open)).toBe(0);
   expect(await bed.redis.zcard(bed.keys.sandboxes)).toBe(1);
   const batch = await bed.fleet.batch([{ kind: "provision", input: { template: "cmux-base", ttlSeconds: 8_000 } }]);
-  expect((await batch.result({ timeoutMs: 20_000 })).counts).toMatchObject({ failedByCode: { invalid_input: 1 } });
+  expect((await batch.result({ timeoutMs: 60_000 })).counts).toMatchObject({ failedByCode: { invalid_input: 1 } });
   await run(bed.fleet, "update", { sandboxId, ttlSeconds: 7_200 });
   expect(await secondsLeft(sandboxId)).toEqual(about(7_200));
 });
@@ -77,7 +77,7 @@ test("an extension moves an end only later, at once, and not once the end has be
   const late = await failure(bed.fleet.sandboxes.extend(sandboxId, { seconds: 500 }), "sandbox_gone");
   expect(late.text).toContain("is being destroyed");
   bed.pve.faults.lock(vmid, null);
-  await destroy.result({ timeoutMs: 20_000 });
+  await destroy.result({ timeoutMs: 60_000 });
   expect((await failure(bed.fleet.sandboxes.extend(sandboxId, { seconds: 500 }), "sandbox_gone")).text).toContain(
     "has ended",
   );
@@ -114,7 +114,7 @@ test("a stop that waits for its turn lets a sandbox be that was extended meanwhi
   await bed.fleet.sandboxes.extend(sandboxId, { seconds: 500 });
   await queue.resume();
   const stop = await bed.fleet.operation(id);
-  expect(await stop.result({ timeoutMs: 20_000 })).toEqual({ state: "running", changed: false });
+  expect(await stop.result({ timeoutMs: 60_000 })).toEqual({ state: "running", changed: false });
   expect(containerOf(bed, vmid)?.status).toBe("running");
   expect(await secondsLeft(sandboxId)).toEqual(about(500));
 });
@@ -130,12 +130,12 @@ test("ttlExtendOnUse: each use gives all of the TTL again, and what is at work i
   expect(await secondsLeft(sandboxId)).toEqual(about(100));
   const exec = await bed.fleet.exec({ sandboxId, command: "read line", stdin: "", timeoutMs: 20_000 });
   expect(await secondsLeft(sandboxId)).toEqual(about(1_000));
-  await exec.result({ timeoutMs: 20_000 });
+  await exec.result({ timeoutMs: 60_000 });
   const sleep = await bed.fleet.exec({ sandboxId, command: "sleep 60", timeoutMs: 60_000 });
   await setEnd(Date.now() - 1);
   await until(async () => ((await secondsLeft(sandboxId)) ?? 0) > 900, "a longer life");
   await sleep.cancel();
-  await failure(sleep.result({ timeoutMs: 20_000 }), "canceled");
+  await failure(sleep.result({ timeoutMs: 60_000 }), "canceled");
   await run(bed.fleet, "power", { sandboxId, action: "stop" });
   await setEnd(Date.now() + 100_000);
   await run(bed.fleet, "power", { sandboxId, action: "start" });

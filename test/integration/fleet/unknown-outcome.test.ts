@@ -11,7 +11,7 @@ test("a VMID that a human took after a lost request is left to him", async () =>
   const { vmid: taken } = await bed.fleet.sandboxes.get(handle.sandboxId);
   if (taken === undefined) throw new Error("no VMID was leased");
   bed.pve.faults.occupy(taken);
-  const { vmid } = await handle.result({ timeoutMs: 20_000 });
+  const { vmid } = await handle.result({ timeoutMs: 60_000 });
   expect(vmid).not.toBe(taken);
   expect(containerOf(bed, taken)?.config["description"] ?? "").not.toContain(handle.sandboxId);
   bed.pve.faults.vanish(taken);
@@ -32,10 +32,10 @@ test.each(["goes on", "is canceled"])(
     await bed.redis.del(line);
     if (then === "is canceled") {
       await handle.cancel();
-      await failure(handle.result({ timeoutMs: 20_000 }), "canceled");
+      await failure(handle.result({ timeoutMs: 60_000 }), "canceled");
       expect(bed.pve.containers().filter(({ template }) => !template)).toEqual([]);
     } else {
-      const { vmid } = await handle.result({ timeoutMs: 20_000 });
+      const { vmid } = await handle.result({ timeoutMs: 60_000 });
       expect(bed.pve.containers().filter(({ template }) => !template)).toMatchObject([{ vmid, status: "running" }]);
     }
     expect(bed.pve.log().filter(({ method, path }) => method === "POST" && path.endsWith("/clone"))).toHaveLength(1);

@@ -73,7 +73,7 @@ test("legal in every live state; an event tells what changed; nothing is asked o
   const events = bed.fleet.events({ types: ["sandbox.updated"] });
   const provision = await bed.fleet.provision({ template: "cmux-base", wakeOnHttp: true });
   const early = await bed.fleet.update({ sandboxId: provision.sandboxId, metadata: { early: "1" } });
-  expect(await early.result({ timeoutMs: 20_000 })).toMatchObject({ metadata: { early: "1" }, wakeOnHttp: true });
+  expect(await early.result({ timeoutMs: 60_000 })).toMatchObject({ metadata: { early: "1" }, wakeOnHttp: true });
   await run(bed.fleet, "power", { sandboxId, action: "stop" });
   const asked = () => bed.pve.log().filter(({ path }) => path.includes("/lxc/") && !path.endsWith("/config")).length;
   const before = asked();
@@ -105,8 +105,8 @@ test("a run that has lost its claim changes nothing", async () => {
   await failure(write, "lock_lost");
   expect((await bed.fleet.sandboxes.get(provision.sandboxId)).metadata).toEqual({});
   await provision.cancel();
-  await failure(provision.result({ timeoutMs: 20_000 }), "canceled");
-  await failure(handle.result({ timeoutMs: 20_000 }), "sandbox_gone");
+  await failure(provision.result({ timeoutMs: 60_000 }), "canceled");
+  await failure(handle.result({ timeoutMs: 60_000 }), "sandbox_gone");
   bed.pve.faults.lock(9_001, null);
 });
 

@@ -53,7 +53,7 @@ describe("in the middle of a provision it is made again", () => {
     const vmid = running.target ?? Number(running.id);
     await bed.pve.waitForTask(({ upid }) => type === "vzclone" || upid === running.upid, within());
     bed.pve.faults.vanish(vmid);
-    const { sandboxId } = await handle.result({ timeoutMs: 30_000 });
+    const { sandboxId } = await handle.result({ timeoutMs: 60_000 });
     const made = bed.pve.containers().filter(({ config }) => config["description"]?.includes(sandboxId));
     expect(made).toMatchObject([{ status: "running" }]);
   }
@@ -69,6 +69,6 @@ test("while the setup of a provision runs: it fails, since nobody knows what the
   await until(async () => (await handle.status()).step?.startsWith("setup"), "its setup");
   const { vmid } = await bed.fleet.sandboxes.get(handle.sandboxId);
   bed.pve.faults.vanish(vmid ?? 0);
-  await failure(handle.result({ timeoutMs: 30_000 }), "exec_interrupted");
+  await failure(handle.result({ timeoutMs: 60_000 }), "exec_interrupted");
   expect(await bed.fleet.sandboxes.get(handle.sandboxId)).toMatchObject({ state: "failed" });
 });

@@ -47,7 +47,7 @@ describe.each(GUESTS)("%s", (_, node, kind) => {
     const { vmid = 0 } = await bed.fleet.sandboxes.get(handle.sandboxId);
     const since = Date.now();
     occupy(vmid, node, kind);
-    const made = await handle.result({ timeoutMs: 20_000 });
+    const made = await handle.result({ timeoutMs: 60_000 });
     expect(made.vmid).toBe(vmid + 1);
     expect((await handle.status()).attempts).toBe(0);
     expect(touched(vmid, since)).toEqual([]);
@@ -60,7 +60,7 @@ describe.each(GUESTS)("%s", (_, node, kind) => {
     const { vmid = 0 } = await bed.fleet.sandboxes.get(handle.sandboxId);
     const since = Date.now();
     occupy(vmid, node, kind);
-    const made = await handle.result({ timeoutMs: 20_000 });
+    const made = await handle.result({ timeoutMs: 60_000 });
     expect(made.vmid).not.toBe(vmid);
     expect((await handle.status()).attempts).toBe(1);
     expect(touched(vmid, since)).toEqual([]);

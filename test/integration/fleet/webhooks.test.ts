@@ -119,7 +119,7 @@ function targets() {
 /** An operation that fails at once; resolves with its id. */
 async function failOne(team = "blue"): Promise<string> {
   const handle = await bed.client({ team }).provision({ template: "there-is-none" });
-  await failure(handle.result({ timeoutMs: 20_000 }), "template_not_found");
+  await failure(handle.result({ timeoutMs: 60_000 }), "template_not_found");
   return handle.id;
 }
 
@@ -269,7 +269,7 @@ test("what waits for a target that is configured no more is given up, and stays 
   const old = published.filter(({ name }) => name === "retired").map((one) => ({ ...one, at: Date.now() - 601_000 }));
   await publishTargets(bed.redis, bed.keys, old);
   if (!bed.workers) throw new Error("unreachable");
-  await retireWebhooks(bed.workers.context, AbortSignal.timeout(10_000));
+  await retireWebhooks(bed.workers.context, AbortSignal.timeout(60_000));
   expect(await bed.fleet.webhooks.dead("retired")).toMatchObject([
     { operation, reason: "webhook_not_found: the target is not configured any more" },
   ]);
@@ -278,7 +278,7 @@ test("what waits for a target that is configured no more is given up, and stays 
     expect.arrayContaining([":webhook:retired"]),
   );
   await queues.webhook("retired").clean(0, 10, "failed");
-  await retireWebhooks(bed.workers.context, AbortSignal.timeout(10_000));
+  await retireWebhooks(bed.workers.context, AbortSignal.timeout(60_000));
   expect((await bed.fleet.webhooks.list()).map(({ name }) => name)).not.toContain("retired");
 });
 

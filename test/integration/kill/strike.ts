@@ -164,7 +164,7 @@ async function aftermath({ redis }: Batch, { one, handle, source }: Struck, held
   if (held) {
     const isLate = pve.waitForRequest(
       ({ fault, path }) => fault === "hang" && isOf(one, path),
-      AbortSignal.timeout(5_000),
+      AbortSignal.timeout(60_000),
     );
     held.release();
     await isLate;

@@ -435,17 +435,17 @@ describe("what operators do", () => {
 
   test("ask for a failed operation again, once; not where its input held secrets", async () => {
     const failed = await bed.fleet.provision({ template: "nowhere" });
-    await failure(failed.result({ timeoutMs: 20_000 }), "template_not_found");
+    await failure(failed.result({ timeoutMs: 60_000 }), "template_not_found");
     expect((await get(`/operations/${failed.id}`, { as: OLGA })).body).toContain(`/operations/${failed.id}/retry`);
     expect((await get(`/operations/${failed.id}`, { as: VERA })).body).not.toContain("/retry");
     const pressed = await Promise.all([0, 1].map(() => post(`/operations/${failed.id}/retry`, OLGA)));
     const places = new Set(pressed.map(({ headers }) => headers.location));
     expect([places.size, [...places][0]]).toEqual([1, expect.stringMatching(/^\/operations\/op_/)]);
     const again = await bed.fleet.operation([...places][0]?.split("/")[2] ?? "");
-    await failure(again.result({ timeoutMs: 20_000 }), "template_not_found");
+    await failure(again.result({ timeoutMs: 60_000 }), "template_not_found");
 
     const secret = await bed.fleet.provision({ template: "nowhere", env: { A: "planted" } });
-    await failure(secret.result({ timeoutMs: 20_000 }), "template_not_found");
+    await failure(secret.result({ timeoutMs: 60_000 }), "template_not_found");
     expect((await get(`/operations/${secret.id}`, { as: OLGA })).body).toContain("what was secret in its input");
     const refused = await post(`/operations/${secret.id}/retry`, OLGA);
     expect([refused.status, refused.body]).toEqual([400, expect.stringContaining("not_retriable")]);
@@ -465,7 +465,7 @@ describe("what operators do", () => {
 
   test("the board's buttons keep the promises: retry of what failed, garbage, removal and obliteration in the middle", async () => {
     const failed = await bed.fleet.provision({ template: "nowhere" });
-    await failure(failed.result({ timeoutMs: 20_000 }), "template_not_found");
+    await failure(failed.result({ timeoutMs: 60_000 }), "template_not_found");
     const place = bed.workers?.context.queues.get("place");
     await until(async () => await place?.getJobState(failed.id).then((state) => state === "failed"), "its job to fail");
     expect((await onBoard(`place/${failed.id}/retry`)).status).toBe(204);
@@ -489,7 +489,7 @@ describe("what operators do", () => {
     expect((await onBoard(`${exec}/resume`)).status).toBe(200);
     await queue?.obliterate({ force: true });
     expect(await queue?.getJob(job)).toBeUndefined();
-    const { sandboxId, vmid } = await handle.result({ timeoutMs: 30_000 });
+    const { sandboxId, vmid } = await handle.result({ timeoutMs: 60_000 });
     expect(containerOf(bed, vmid)?.node).toBe("pve2"); // that there is no second one is looked at when the bed closes
     await run(bed.fleet, "destroy", { sandboxId });
   });
@@ -510,7 +510,7 @@ describe("what operators do", () => {
     expect(removed.status).toBe(204);
     expect(await queue?.getJob(job ?? "")).toBeUndefined();
     await queue?.resume();
-    const { sandboxId } = await handle.result({ timeoutMs: 20_000 });
+    const { sandboxId } = await handle.result({ timeoutMs: 60_000 });
     await run(bed.fleet, "destroy", { sandboxId });
   });
 });

@@ -41,7 +41,7 @@ beforeAll(async () => {
     metadata: { for: "tests" },
   });
   const handle = await bed.fleet.provision({ template: "nowhere" });
-  await failure(handle.result({ timeoutMs: 20_000 }), "template_not_found");
+  await failure(handle.result({ timeoutMs: 60_000 }), "template_not_found");
   failed = handle.id;
   await bed.fleet.nodes.cordon("pve2", { by: "tests", reason: "a new disk" });
   browser = await startChromium();
@@ -204,7 +204,7 @@ describe("what happens", () => {
     const bar = page.getByRole("progressbar");
     expect([await bar.getAttribute("value"), await bar.getAttribute("max")]).toEqual(["0", "3"]);
     await queue?.resume();
-    await batch.result({ timeoutMs: 20_000 });
+    await batch.result({ timeoutMs: 60_000 });
     await page.locator('progress[value="3"]').waitFor();
     expect(await page.getByText("ended").isVisible()).toBe(true);
   });

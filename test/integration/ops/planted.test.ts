@@ -83,7 +83,7 @@ async function tour(): Promise<{ told: string[]; token: string; link: string }> 
   const told: string[] = [];
   const seen = async <T>(asked: Promise<{ result(wait: { timeoutMs: number }): Promise<T> }>): Promise<T | null> => {
     try {
-      const result = await (await asked).result({ timeoutMs: 20_000 });
+      const result = await (await asked).result({ timeoutMs: 60_000 });
       told.push(JSON.stringify(result));
       return result;
     } catch (error) {

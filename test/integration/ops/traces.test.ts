@@ -37,9 +37,9 @@ test("one trace from the call to PVE's task, for what waits for its turn as well
     const { sandboxId } = provision;
     // Waits for the provision, and gets its job from the worker.
     const snapshot = await bed.fleet.snapshot({ sandboxId, name: "s1" });
-    await snapshot.result({ timeoutMs: 20_000 });
+    await snapshot.result({ timeoutMs: 60_000 });
     const exec = await bed.fleet.exec({ sandboxId, command: "exit 3 # planted-command", env: { A: "planted-env" } });
-    await exec.result({ timeoutMs: 20_000 });
+    await exec.result({ timeoutMs: 60_000 });
     request.end();
     return { id: request.spanContext().traceId, sandboxId, provision, snapshot, exec };
   });
@@ -47,7 +47,7 @@ test("one trace from the call to PVE's task, for what waits for its turn as well
   const lost = await context.with(trace.deleteSpan(context.active()), () =>
     bed.fleet.provision({ template: "cmux-base", setup: ["exit 9"] }),
   );
-  await failure(lost.result({ timeoutMs: 20_000 }), "setup_failed");
+  await failure(lost.result({ timeoutMs: 60_000 }), "setup_failed");
   const batch = await backend.startActiveSpan("bulk", async (bulk) => {
     const { id } = await bed.fleet
       .batch({ count: 2, template: "cmux-base" })
@@ -141,7 +141,7 @@ test("where no collector is configured nothing of the SDK is loaded; a collector
     OTEL_EXPORTER_OTLP_TIMEOUT: "200",
   });
   const handle = await bed.fleet.provision({ template: "cmux-base" });
-  const { sandboxId } = await handle.result({ timeoutMs: 20_000 });
+  const { sandboxId } = await handle.result({ timeoutMs: 60_000 });
   await run(bed.fleet, "destroy", { sandboxId });
   expect(await without.end("SIGTERM")).toBe(0);
   expect(without.output()).toContain("traces could not be sent");

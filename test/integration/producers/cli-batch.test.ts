@@ -41,7 +41,7 @@ const open = (rig: Rig, count: number) =>
       expect(ids).toHaveLength(count);
       return ids as OperationId[];
     },
-    { interval: 10, timeout: 10_000 },
+    { interval: 10, timeout: 30_000 },
   );
 
 async function succeed(rig: Rig, id: OperationId) {
@@ -105,7 +105,7 @@ test("jobs from a pipe are accepted as they come; Ctrl-C cancels what waits and 
       expect(stopping).toBeDefined();
       return stopping ?? "";
     },
-    { interval: 10, timeout: 5_000 },
+    { interval: 10, timeout: 30_000 },
   );
   const canceled = new FleetError("canceled", "its batch was canceled by its producer");
   for (const one of [second, third]) if (one) await rig.fail(one, canceled);

@@ -66,7 +66,7 @@ const open = (rig: Rig, count: number): Promise<OperationId[]> =>
       expect(ids).toHaveLength(count);
       return ids as OperationId[];
     },
-    { interval: 10, timeout: 10_000 },
+    { interval: 10, timeout: 30_000 },
   );
 
 /** Plays the worker for the next operation. */
@@ -284,7 +284,10 @@ describe("Ctrl-C", () => {
     const [id] = await open(rig, 1);
     await rig.readers(1);
     child.kill("SIGINT");
-    await vi.waitFor(async () => expect(await rig.redis.smembers(rig.keys.aborting)).toEqual([id]), { interval: 10 });
+    await vi.waitFor(async () => expect(await rig.redis.smembers(rig.keys.aborting)).toEqual([id]), {
+      interval: 10,
+      timeout: 30_000,
+    });
     await rig.fail(id ?? ("" as OperationId), new FleetError("canceled", "canceled by its producer"));
     expect(await ended).toEqual({
       code: 130,
@@ -299,14 +302,17 @@ describe("Ctrl-C", () => {
     await open(rig, 2);
     await rig.readers(1);
     child.kill("SIGINT");
-    await vi.waitFor(async () => expect(await rig.redis.scard(rig.keys.batchesStopping)).toBe(1), { interval: 10 });
+    await vi.waitFor(async () => expect(await rig.redis.scard(rig.keys.batchesStopping)).toBe(1), {
+      interval: 10,
+      timeout: 30_000,
+    });
     // Once more right away is the same press, passed on by a parent; so this asks until it is heard.
     await vi.waitFor(
       () => {
         child.kill("SIGINT");
         expect(child.exitCode).toBe(130);
       },
-      { interval: 50, timeout: 5_000 },
+      { interval: 50, timeout: 30_000 },
     );
     expect(await ended).toMatchObject({
       code: 130,

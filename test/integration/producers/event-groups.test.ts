@@ -50,7 +50,7 @@ function start(
           expect(seen.length).toBeGreaterThanOrEqual(count);
           return seen;
         },
-        { interval: 5, timeout: 10_000 },
+        { interval: 5, timeout: 30_000 },
       ),
     stop: () => stop.abort(),
     async [Symbol.asyncDispose]() {
@@ -70,14 +70,16 @@ test("each event goes to one of them, to each in order", async () => {
   await using one = start(rig.fleet);
   await using two = start(rig.client());
   const ids = await provision(rig.fleet, 60);
-  await vi.waitFor(() => expect(one.seen.length + two.seen.length).toBe(60), { interval: 5, timeout: 5_000 });
+  await vi.waitFor(() => expect(one.seen.length + two.seen.length).toBe(60), { interval: 5, timeout: 30_000 });
   expect(operations([...one.seen, ...two.seen]).sort()).toEqual([...ids].sort());
   for (const { seen } of [one, two]) {
     const cursors = seen.map(({ cursor }) => Number(cursor.split("-")[1]));
     expect(cursors).toEqual([...cursors].sort((a, b) => a - b));
     expect(seen.length).toBeGreaterThan(0);
   }
-  await vi.waitFor(async () => expect(await groupOf(rig.fleet)).toMatchObject({ lag: 0, pending: 0 }));
+  await vi.waitFor(async () => expect(await groupOf(rig.fleet)).toMatchObject({ lag: 0, pending: 0 }), {
+    timeout: 30_000,
+  });
   expect((await groupOf(rig.fleet))?.consumers).toHaveLength(2);
 });
 
@@ -152,7 +154,7 @@ test("a handler may take longer than others wait for the dead", async () => {
     await new Promise((resolve) => setTimeout(resolve, 50)); // two of its times, while the other one looks again and again
   }
   done.resolve();
-  await vi.waitFor(async () => expect(await groupOf(rig.fleet)).toMatchObject({ pending: 0 }));
+  await vi.waitFor(async () => expect(await groupOf(rig.fleet)).toMatchObject({ pending: 0 }), { timeout: 30_000 });
   expect(operations(other.seen)).not.toContain(id);
   expect(slow.deliveries.every((count) => count === 1)).toBe(true);
 });
@@ -227,7 +229,7 @@ describe("events that were removed", () => {
     await using next = start(rig.fleet, { consumer: "one", onMissed: (error) => void missed.push(error) });
     expect(operations(await next.has(1))).toEqual([second]);
     expect(missed).toMatchObject([{ code: "cursor_expired", facts: { after: cursor } }]);
-    await vi.waitFor(async () => expect(await groupOf(rig.fleet)).toMatchObject({ pending: 0 }));
+    await vi.waitFor(async () => expect(await groupOf(rig.fleet)).toMatchObject({ pending: 0 }), { timeout: 30_000 });
   });
 });
 
@@ -243,14 +245,17 @@ test("each team has its own groups and its own events, and others' leave nothing
   expect(operations(await forRed.has(4))).toEqual([...reds, ...last]);
   expect(operations(await forBlue.has(2))).toEqual(blues);
   expect(operations(await forAll.has(2))).toEqual(blues);
-  await vi.waitFor(async () => {
-    const groups = await rig.fleet.eventGroups.list();
-    expect(groups.map(({ name, lag, pending }) => [name, lag, pending]).sort()).toEqual([
-      ["billing", 0, 0],
-      ["blue/billing", 0, 0],
-      ["red/billing", 0, 0],
-    ]);
-  });
+  await vi.waitFor(
+    async () => {
+      const groups = await rig.fleet.eventGroups.list();
+      expect(groups.map(({ name, lag, pending }) => [name, lag, pending]).sort()).toEqual([
+        ["billing", 0, 0],
+        ["blue/billing", 0, 0],
+        ["red/billing", 0, 0],
+      ]);
+    },
+    { timeout: 30_000 },
+  );
   expect((await red.eventGroups.list()).map(({ name }) => name)).toEqual(["billing"]);
   expect(await caught(red.consume("blue/billing", () => {}))).toMatchObject({ code: "invalid_input" });
   expect(await caught(red.consume("x", () => {}, { team: "blue" }))).toMatchObject({ facts: { fields: ["team"] } });
@@ -274,7 +279,7 @@ test("a stop waits for the event in hand, and leaves what failed to others at on
   await failing.ended;
   await using next = start(rig.fleet);
   expect(operations(await next.has(1))).toEqual([ids[1]]);
-  await vi.waitFor(async () => expect((await groupOf(rig.fleet))?.pending).toBe(0));
+  await vi.waitFor(async () => expect((await groupOf(rig.fleet))?.pending).toBe(0), { timeout: 30_000 });
 });
 
 test("a group that is removed ends its consumers; one that is none is told", async () => {

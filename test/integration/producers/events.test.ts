@@ -110,7 +110,7 @@ test.each([
   await end(events, stop);
   expect(await step).toEqual({ value: undefined, done: true });
   await rig.readers(0);
-  await vi.waitFor(async () => expect(await rig.connections()).toHaveLength(1), { interval: 5 });
+  await vi.waitFor(async () => expect(await rig.connections()).toHaveLength(1), { interval: 5, timeout: 30_000 });
 });
 
 test("breaking out of the loop and closing the client end it too", async () => {
@@ -124,7 +124,7 @@ test("breaking out of the loop and closing the client end it too", async () => {
   await rig.readers(1);
   await rig.fleet.close();
   expect(await step).toEqual({ value: undefined, done: true });
-  await vi.waitFor(async () => expect(await rig.connections()).toEqual([]), { interval: 5 });
+  await vi.waitFor(async () => expect(await rig.connections()).toEqual([]), { interval: 5, timeout: 30_000 });
 });
 
 test("a cursor that is none is refused", async () => {

@@ -48,7 +48,7 @@ test("cordon and uncordon: said where nodes are listed and where an operation wa
     cordoned: false,
     changed: true,
   });
-  const { sandboxId } = await handle.result({ timeoutMs: 20_000 });
+  const { sandboxId } = await handle.result({ timeoutMs: 60_000 });
   expect((await fleet("node", "uncordon", "pve2")).out).toBe("pve2 was not cordoned\n");
   await run(bed.fleet, "destroy", { sandboxId });
 });

@@ -53,7 +53,7 @@ const listeners = (rig: Rig, count: number) =>
       expect(subscribed).toHaveLength(count);
       return subscribed;
     },
-    { interval: 5, timeout: 5_000 },
+    { interval: 5, timeout: 30_000 },
   );
 
 test("pieces come as they are printed, in order, to every client; the end is the operation's", async () => {
@@ -172,7 +172,7 @@ test("60 outputs at once share one connection, which goes with the last of them"
   await Promise.all(workers.map((worker, index) => worker.print(out(`${index}\n`))));
   await Promise.all(workers.map((worker) => worker.succeed({}, [])));
   expect(await watching).toEqual(handles.map((_, index) => [out(`${index}\n`)]));
-  await vi.waitFor(async () => expect(await rig.connections()).toHaveLength(1), { interval: 5, timeout: 10_000 });
+  await vi.waitFor(async () => expect(await rig.connections()).toHaveLength(1), { interval: 5, timeout: 30_000 });
 });
 
 test("time, a signal, leaving the loop and close end the wait, each at once", async () => {
@@ -201,7 +201,7 @@ test("time, a signal, leaving the loop and close end the wait, each at once", as
   await listeners(rig, 1);
   await rig.fleet.close();
   expect(await closed).toMatchObject({ code: "shutting_down" });
-  await vi.waitFor(async () => expect(await rig.connections()).toEqual([]), { interval: 5 });
+  await vi.waitFor(async () => expect(await rig.connections()).toEqual([]), { interval: 5, timeout: 30_000 });
 });
 
 test("it expires with the record, counts towards the bound of what is kept, and goes with it", async () => {

@@ -271,7 +271,7 @@ test("close ends waits at once and leaves no connection", async () => {
   await rig.readers(1);
   await rig.fleet.close();
   expect(await waiting).toMatchObject({ code: "shutting_down" });
-  await vi.waitFor(async () => expect(await rig.connections()).toEqual([]), { interval: 5 });
+  await vi.waitFor(async () => expect(await rig.connections()).toEqual([]), { interval: 5, timeout: 30_000 });
   await expect(handle.result()).rejects.toMatchObject({ code: "shutting_down" });
   await expect(rig.fleet.provision({ template: "base" })).rejects.toMatchObject({ code: "shutting_down" });
 });

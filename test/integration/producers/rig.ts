@@ -91,7 +91,7 @@ export function createRig(server: RedisServer): Rig {
           expect(readers).toHaveLength(count);
           return readers;
         },
-        { interval: 5, timeout: 20_000 },
+        { interval: 5, timeout: 30_000 },
       ),
     async [Symbol.asyncDispose]() {
       await Promise.all(clients.map((one) => one.close()));

@@ -83,7 +83,7 @@ test("a job that comes with its operation is the one that a Queue would have mad
       count: await rig.redis.get(`${base}id`),
     };
   };
-  await vi.waitFor(async () => expect(await made("exec-pve1")).toEqual(await made("exec-other")));
+  await vi.waitFor(async () => expect(await made("exec-pve1")).toEqual(await made("exec-other")), { timeout: 30_000 });
 });
 
 describe("secrets", () => {

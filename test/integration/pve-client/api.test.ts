@@ -14,7 +14,7 @@ afterAll(async () => {
   await standIn[Symbol.asyncDispose]();
 });
 
-const end = (upid: Upid) => tasks.wait(upid, { signal: AbortSignal.timeout(20_000), kind: "any" });
+const end = (upid: Upid) => tasks.wait(upid, { signal: AbortSignal.timeout(60_000), kind: "any" });
 
 /** A container of this test's own. */
 async function cloned(id: number) {
@@ -73,7 +73,7 @@ describe("a container", () => {
     expect(await failure(lxc.resize("rootfs", "1G", call()))).toMatchObject({ code: "invalid_input" });
     await lxc.firewallOptions({ enable: true, ipfilter: true, macfilter: true, policy_in: "ACCEPT" }, call());
     await lxc.template(call());
-    await standIn.pve.waitForTask(({ type }) => type === "vztemplate", AbortSignal.timeout(5_000));
+    await standIn.pve.waitForTask(({ type }) => type === "vztemplate", AbortSignal.timeout(60_000));
     expect((await lxc.config(call())).template).toBe(true);
   });
 

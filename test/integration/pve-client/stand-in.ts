@@ -58,7 +58,7 @@ export const node = (name: string): NodeName => NodeName.parse(name);
 export const vmid = (id: number): Vmid => Vmid.parse(id);
 
 /** What a call takes along in tests: time enough, but not for ever. */
-export const call = (ms = 20_000) => ({ signal: AbortSignal.timeout(ms) });
+export const call = (ms = 60_000) => ({ signal: AbortSignal.timeout(ms) });
 
 /** The error that a promise ends with. */
 export async function failure(promise: Promise<unknown>): Promise<unknown> {

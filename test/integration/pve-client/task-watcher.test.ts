@@ -109,11 +109,11 @@ describe("the watcher, in bad weather", () => {
     const upid = await standIn.api.lxc(node("pve1"), vmid(9001)).clone({ newid: vmid(20_001), full: true }, call());
     const abort = new AbortController();
     const ending = failure(tasks.wait(upid, { signal: abort.signal, kind: "full_clone" }));
-    await standIn.pve.waitForRequest(({ path }) => path.endsWith("/status"), AbortSignal.timeout(5_000));
+    await standIn.pve.waitForRequest(({ path }) => path.endsWith("/status"), AbortSignal.timeout(60_000));
     abort.abort(new Error("enough"));
     expect(await ending).toMatchObject({ message: "enough" });
     const before = asked().length;
-    await standIn.pve.waitForTask((task) => task.upid === upid, AbortSignal.timeout(5_000));
+    await standIn.pve.waitForTask((task) => task.upid === upid, AbortSignal.timeout(60_000));
     // One may have been on its way.
     expect(asked().length).toBeLessThanOrEqual(before + 1);
   });

@@ -100,7 +100,7 @@ describe("faults", () => {
     expect((await client.ask("GET", "/version")).status).toBe(200);
     expect(pve.containers().some(({ vmid }) => vmid === 200)).toBe(false);
     pve.faults.node("pve2", "online");
-    await pve.waitForTask(({ target }) => target === 200, AbortSignal.timeout(10_000));
+    await pve.waitForTask(({ target }) => target === 200, AbortSignal.timeout(60_000));
     pve.faults.quorum(false);
     expect((await client.ask(...clone, { newid: 201 })).reason).toBe("cluster not ready - no quorum?");
     pve.faults.clear();

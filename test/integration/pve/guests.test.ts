@@ -48,7 +48,7 @@ async function gone(pid: number): Promise<void> {
       (stat) => !/\) Z /.test(stat),
       () => false,
     );
-  await expect.poll(running, { timeout: 10_000, interval: 20 }).toBe(false);
+  await expect.poll(running, { timeout: 30_000, interval: 20 }).toBe(false);
 }
 
 /** A started container of a template made for the test. */
@@ -166,7 +166,7 @@ describe("guests", () => {
   it("boots slowly, never opens execd, stops at once or fails to start, as its template says", async () => {
     const slow = await guest(pve, client, { guest: { bootMs: 20_000 } });
     expect(slow.address).toBeUndefined();
-    await expect.poll(() => slow.find()?.address, { timeout: 10_000, interval: 20 }).toMatch(/^127\./);
+    await expect.poll(() => slow.find()?.address, { timeout: 30_000, interval: 20 }).toMatch(/^127\./);
     const mute = await guest(pve, client, { guest: { execd: false } });
     await expect(fetch(`http://${mute.address}:39375/healthz`)).rejects.toThrow();
     const brief = await guest(pve, client, { guest: { exitsAfterStart: true } });
@@ -216,7 +216,7 @@ describe("npm run pve", () => {
     await ask("/template", { vmid: 100, template: false });
     await start(url, token);
     const running = async () => JSON.stringify(await (await fetch(`${control}/containers`)).json());
-    await expect.poll(running, { timeout: 10_000 }).toContain("running");
+    await expect.poll(running, { timeout: 30_000 }).toContain("running");
     const said = await ask("/exec", { vmid: 100, command: "setsid sleep 1000 >/dev/null 2>&1 & echo $!; pwd" });
     const [pid = 0, root = ""] = said
       .trim()
@@ -234,7 +234,7 @@ describe("npm run pve", () => {
             () => true,
             () => false,
           ),
-        { timeout: 10_000 },
+        { timeout: 30_000 },
       )
       .toBe(false);
   });

@@ -129,7 +129,7 @@ describe("cluster/resources", () => {
     };
     const settled = async () => {
       const known = expect.objectContaining({ name: expect.any(String) });
-      await expect.poll(entry, { timeout: 5000, interval: 20 }).toEqual(known);
+      await expect.poll(entry, { timeout: 30_000, interval: 20 }).toEqual(known);
     };
     await client.task("POST", "/nodes/pve1/lxc/9001/clone", { newid: 200, hostname: "first" });
     expect(await entry()).toEqual({
@@ -142,10 +142,10 @@ describe("cluster/resources", () => {
     });
     await settled();
     await client.task("POST", "/nodes/pve1/lxc/200/status/start");
-    await expect.poll(entry, { timeout: 5000, interval: 20 }).toMatchObject({ status: "running" });
+    await expect.poll(entry, { timeout: 30_000, interval: 20 }).toMatchObject({ status: "running" });
     await client.task("DELETE", "/nodes/pve1/lxc/200", { force: 1 });
     await client.task("POST", "/nodes/pve1/lxc/9001/clone", { newid: 200, hostname: "second" });
     expect(await entry()).toMatchObject({ name: "first", status: "running" });
-    await expect.poll(entry, { timeout: 5000, interval: 20 }).toMatchObject({ name: "second", status: "stopped" });
+    await expect.poll(entry, { timeout: 30_000, interval: 20 }).toMatchObject({ name: "second", status: "stopped" });
   });
 });

@@ -64,7 +64,7 @@ function config(pve: Pve, env: Record<string, string>): WorkerConfig {
   });
 }
 
-export const call = (more: Partial<ShellCall> = {}): ShellCall => ({ signal: AbortSignal.timeout(30_000), ...more });
+export const call = (more: Partial<ShellCall> = {}): ShellCall => ({ signal: AbortSignal.timeout(60_000), ...more });
 
 /** Runs shell text in the running container. */
 export const exec = (shell: NodeShell, script: string, more: Partial<ShellCall> = {}, timeoutMs = 20_000) =>
