@@ -46,7 +46,9 @@ export const TRACE_SETTINGS = {
     .min(1)
     .max(100_000)
     .default(50)
-    .describe("Traces that a process begins a second at most, so that a burst of commands is not slowed by its traces"),
+    .describe(
+      "Traces that a process begins a second at most, against bursts; those that a backend samples come on top",
+    ),
   OTEL_SDK_DISABLED: z
     .enum(["true", "false"], { error: "must be true or false" })
     .default("false")

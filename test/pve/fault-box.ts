@@ -127,6 +127,11 @@ export class FaultBox implements Faults {
     this.onHit(present ? "quorum is back" : "quorum lost");
   }
 
+  clock(node: string, aheadSec: number): void {
+    this.#world.node(node).aheadSec = aheadSec;
+    this.onHit(`clock of ${node} is ${aheadSec} s ahead`);
+  }
+
   hookFailure(times = 1): void {
     this.#guests.hookFailures = times;
     this.onHit(`token hook fails ${times} times`);
@@ -194,7 +199,10 @@ export class FaultBox implements Faults {
 
   clear(): void {
     for (const armed of [...this.#requests.values(), ...this.#tasks.values()]) armed.handle.release();
-    for (const node of this.#world.nodes.values()) node.setState("online");
+    for (const node of this.#world.nodes.values()) {
+      node.setState("online");
+      node.aheadSec = 0;
+    }
     this.#world.quorum = true;
     this.#guests.hookFailures = 0;
     this.onHit("all faults cleared");

@@ -49,6 +49,8 @@ export interface Faults {
   /** Powers a node off and on: its containers are stopped, those with `onboot` too. `agoMs`: it has been up for so long by now. */
   reboot(name: string, agoMs?: number): void;
   quorum(present: boolean): void;
+  /** A node's clock goes wrong by so many seconds. */
+  clock(node: string, aheadSec: number): void;
   /** The token hook of the next `times` starts fails (open). */
   hookFailure(times?: number): void;
   /** Sets a lock as a crashed task or a backup leaves it; null clears it, as `pct unlock` does. */

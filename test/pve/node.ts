@@ -32,6 +32,8 @@ export class PveNode {
   /** Epoch ms: an hour before the stand-in's start, or its last reboot. */
   bootedAt = now() - 3_600_000;
   dns: Record<string, string>;
+  /** How far its clock is wrong. */
+  aheadSec = 0;
   #free = DAEMON_WORKERS;
   readonly #waiting: (() => void)[] = [];
 

@@ -7,18 +7,20 @@ import type { Inventory } from "../../shared/state/inventory.ts";
 import { createKeys } from "../../shared/state/keys.ts";
 import { createCollector } from "../inventory/collect.ts";
 import { toLimits } from "../placement/limits.ts";
+import { waysTo } from "../placement/replica-site.ts";
 import { createPveApi, type PveApi } from "../pve/api.ts";
 import { parseNet } from "../pve/config-format.ts";
 import { createPveHttp } from "../pve/http.ts";
 import { toPveTarget } from "../pve/target.ts";
 import { createAddressOf } from "../ssh/node-address.ts";
 import { createNodeShell, type NodeShell } from "../ssh/node-shell.ts";
+import { examineClocks } from "./clocks.ts";
 import { examine, type Finding, problem } from "./finding.ts";
 import { examineByProbe } from "./probe.ts";
 import { examineProxy } from "./proxy.ts";
 import { examineCluster, examineFirewall, examineHosts, examineNodes } from "./pve.ts";
 import { examineRedis, examineWorkers, openRedis } from "./redis.ts";
-import { examinePool, examineRights, neededRights } from "./rights.ts";
+import { examinePool, examineRights, type RightsFor, toSubjects } from "./rights.ts";
 import { examineSettings } from "./settings.ts";
 import { examineSsh } from "./ssh.ts";
 import { examineVmids, judgeStorages, judgeTemplates } from "./templates.ts";
@@ -36,6 +38,7 @@ export interface Wishes {
 /** What the checks behind the doors work with. */
 interface Patient {
   config: WorkerConfig;
+  redis: RedisConnection | null;
   pve: PveApi;
   shell: NodeShell | null;
   /** VMIDs that sandboxes have. */
@@ -76,7 +79,7 @@ export async function diagnose(
     const pve = createPveApi(stack.use(createPveHttp({ ...toPveTarget(config), hosts })));
     const shell = stack.use(createNodeShell(config, createAddressOf(pve)));
     const leased = redis === undefined ? [] : await redis.hkeys(keys.vmids);
-    behind.push(examinePve({ config, pve, shell, leased, wishes }));
+    behind.push(examinePve({ config, redis: redis ?? null, pve, shell, leased, wishes }));
   }
   return [...findings, ...doors.flat(), ...(await Promise.all(behind)).flat()];
 }
@@ -114,10 +117,12 @@ function examineInventory(patient: Patient, inventory: Inventory): Promise<reado
       examineNodes(pve, inventory.nodes, { signal, defaultNode, isPublic: domain !== undefined }),
     ),
     examine("pve.rights", PVE_MS, async (signal) => {
-      const needed = neededRights({ ...(await objectsOf(patient, inventory, signal)), vmid: first });
+      const subjects = toSubjects({ ...(await objectsOf(patient, inventory, signal)), vmid: first });
       const [tokenId = ""] = config.PVE_API_TOKEN.split("=", 1);
-      return examineRights(pve, needed, { tokenId, signal });
+      const major = Number.parseInt(inventory.version, 10);
+      return examineRights(pve, subjects, { tokenId, major, skip: needless(inventory), signal });
     }),
+    examine("clocks", PVE_MS, (signal) => examineClocks(patient, online, signal)),
     ...(pool === undefined ? [] : [examine("pve.pool", PVE_MS, (signal) => examinePool(pve, pool, signal))]),
     examine("storages", PVE_MS, async () => judgeStorages(inventory, config.PVE_STORAGE)),
     examine("templates", PVE_MS, async () => judgeTemplates(inventory, config.PVE_ALLOW_PRIVILEGED)),
@@ -133,21 +138,53 @@ async function probe({ config, shell }: Patient, template: string | undefined): 
 }
 
 /** What the token must have rights on, as the settings and templates name it. */
-async function objectsOf({ config, pve }: Patient, { replicas }: Inventory, signal: AbortSignal) {
+async function objectsOf(
+  { config, pve }: Patient,
+  inventory: Inventory,
+  signal: AbortSignal,
+): Promise<Omit<RightsFor, "vmid">> {
   const { PVE_STORAGE, PVE_BRIDGE, PVE_POOL: pool } = config;
-  const known = replicas.filter(({ online }) => online);
-  const nets = await Promise.all(
-    known.map(async ({ node, vmid }) => (await pve.lxc(node, vmid).config({ signal })).net0),
-  );
-  const bridges = nets.flatMap((net) => (net === undefined ? [] : (parseNet(net).bridge ?? [])));
+  const known = inventory.replicas.filter(({ online }) => online);
+  const configs = await Promise.all(known.map(({ node, vmid }) => pve.lxc(node, vmid).config({ signal })));
+  // A clone is asked for the template's networks, and then gets its own.
+  const bridges = new Set(PVE_BRIDGE === undefined ? [] : [PVE_BRIDGE]);
+  for (const [key, net] of configs.flatMap((one) => Object.entries(one)))
+    if (/^net\d+$/.test(key) && typeof net === "string") {
+      const { bridge, tag } = parseNet(net);
+      if (bridge !== undefined) bridges.add(tag === undefined ? bridge : `${bridge}/${tag}`);
+    }
   const storages = known.map(({ storage }) => storage).filter((storage) => storage !== "");
+  const hasVirtual = [...bridges].some((name) => !name.startsWith("vmbr"));
+  const zones = hasVirtual ? await pve.clusterResources({ type: "sdn" }, { signal }) : [];
   return {
+    pool,
+    nodes: inventory.nodes.filter(({ online }) => online).map(({ name }) => name),
     templates: known.map(({ vmid }) => vmid),
     storages: [...new Set(PVE_STORAGE === undefined ? storages : [...storages, PVE_STORAGE])],
-    // PVE's own bridges; whose zone an SDN's network is in is not asked for.
-    bridges: [...new Set(PVE_BRIDGE === undefined ? bridges : [PVE_BRIDGE])].filter((name) => /^vmbr/.test(name)),
-    pool,
+    replicaStorages: [
+      ...new Set(replicaWays(inventory).flatMap(({ storage, archive }) => [storage.name, archive ?? []].flat())),
+    ],
+    bridges: [...bridges],
+    zones: [...new Set(zones.flatMap(({ sdn }) => sdn ?? []))].filter((zone) => zone !== "localnetwork"),
   };
+}
+
+/** The best way of each template to each node that lacks it. */
+const replicaWays = ({ nodes, replicas }: Inventory) =>
+  replicas.flatMap((replica) =>
+    nodes
+      .filter(({ name }) => !replicas.some((other) => other.name === replica.name && other.node === name))
+      .flatMap(({ name }) => waysTo({ nodes }, replica, name).slice(0, 1)),
+  );
+
+/** Privileges that nothing here would make use of. */
+function needless(inventory: Inventory): string[] {
+  const { nodes, adoptable } = inventory;
+  return [
+    ...(nodes.length > 1 ? [] : ["VM.Migrate"]),
+    ...(replicaWays(inventory).some(({ archive }) => archive !== undefined) ? [] : ["VM.Backup"]),
+    ...((adoptable?.containers.length ?? 0) > 0 ? [] : ["Pool.Allocate"]),
+  ];
 }
 
 export const isWell = (findings: readonly Finding[]): boolean => findings.every(({ level }) => level !== "problem");

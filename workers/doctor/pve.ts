@@ -118,19 +118,30 @@ export async function examineNodes(
       return problem("pve.node", `${name} is online, but its API daemon does not answer`, RESTART);
     }),
   );
-  const nameless = nodes.filter(({ online, dnsSearch }) => online && dnsSearch === undefined).map(({ name }) => name);
-  if (nameless.length > 0 && !isPublic)
-    findings.push(
-      warning(
-        "pve.dns",
-        `no DNS search domain is known of ${nameless.join(", ")}: URLs there are bare addresses`,
-        "pvesh set /nodes/NODE/dns --search DOMAIN (seeing it needs Sys.Audit), or set PVE_PUBLIC_DOMAIN",
-      ),
-    );
-  else findings.push(ok("pve.dns", isPublic ? "URLs are public" : "each node has a search domain"));
+  findings.push(...(isPublic ? [ok("pve.dns", "URLs are public")] : await examineNames(pve, nodes, signal)));
   if (defaultNode !== undefined && !nodes.some(({ name }) => name === defaultNode))
     findings.push(problem("pve.node", `there is no node ${defaultNode}`, "Set PVE_NODE to one of the cluster's"));
   return findings;
+}
+
+/** Search domains, without which URLs in the LAN are bare addresses. */
+async function examineNames(pve: PveApi, nodes: readonly NodeInventory[], signal: AbortSignal): Promise<Finding[]> {
+  const check = "pve.dns";
+  const nameless = nodes.filter(({ online, dnsSearch }) => online && dnsSearch === undefined);
+  if (nameless.length === 0) return [ok(check, "each node has a search domain")];
+  const findings = nameless.map(async ({ name }) => {
+    const text = `${name} has no DNS search domain: URLs there are bare addresses`;
+    const dns = await unlessForbidden(() => pve.nodeDns(name, { signal }));
+    if (dns === null) return warning(check, `not known of ${name}: URLs there are bare addresses`, SEE_RIGHTS);
+    // PVE writes the file anew: name servers that are not given are gone (INotify::update_etc_resolv_conf).
+    const servers = [dns.dns1, dns.dns2, dns.dns3].flatMap((ip, at) => (ip ? [` --dns${at + 1} ${ip}`] : []));
+    return warning(
+      check,
+      text,
+      `pvesh set /nodes/${name}/dns --search DOMAIN${servers.join("")}; or set PVE_PUBLIC_DOMAIN`,
+    );
+  });
+  return Promise.all(findings);
 }
 
 const RESTART = "On the node: systemctl restart pvedaemon pveproxy; look at journalctl -u pvedaemon";

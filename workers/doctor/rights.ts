@@ -3,60 +3,58 @@
 import { grant } from "../../shared/pve-grant.ts";
 import type { PveApi } from "../pve/api.ts";
 import { type Finding, ok, problem, warning } from "./finding.ts";
+import { type Place, PRIVILEGES } from "./privileges.ts";
 
-export interface Right {
-  privilege: string;
-  /** On the first of them it is given; on any of them it is enough. */
+/** One thing that the token must have a privilege on. */
+export interface Subject {
+  /** On any of them it is enough. */
   paths: readonly [string, ...string[]];
-  /** What does not work without it; absent: something that the fleet is for. */
-  lost?: string;
+  /** Where a grant holds for the next ones as well, unless the path has an ACL of its own, which overrides those above. */
+  above?: string;
+  /** Said behind the command. */
+  hint?: string;
 }
 
-const ON_CONTAINERS = [
-  "VM.Allocate",
-  "VM.Audit",
-  "VM.Clone",
-  "VM.Config.CPU",
-  "VM.Config.Disk",
-  "VM.Config.Memory",
-  "VM.Config.Network",
-  "VM.Config.Options",
-  "VM.PowerMgmt",
-  "VM.Snapshot",
-];
-const ON_STORAGES = ["Datastore.AllocateSpace", "Datastore.Audit"];
+export type Subjects = Readonly<Record<Place, readonly Subject[]>>;
 
 export interface RightsFor {
   /** A VMID that sandboxes may get. */
   vmid: number;
+  pool: string | undefined;
+  nodes: readonly string[];
   templates: readonly number[];
   storages: readonly string[];
+  /** By way of which templates come to other nodes. */
+  replicaStorages: readonly string[];
+  /** `vmbr0`, or `vmbr0/7` for those whose VLAN a template names. */
   bridges: readonly string[];
-  pool: string | undefined;
+  /** Zones of PVE's software-defined networks; bridges of the nodes' own are in `localnetwork`. */
+  zones: readonly string[];
 }
 
-/** All that the fleet's work takes; which objects there are is for the caller to say. */
-export function neededRights({ vmid, templates, storages, bridges, pool }: RightsFor): Right[] {
+export function toSubjects(needs: RightsFor): Subjects {
+  const { vmid, pool, nodes, templates, storages, replicaStorages, bridges, zones } = needs;
   // What is put into a pool is under the pool's rights as well.
   const pools = pool === undefined ? [] : [`/pool/${pool}`];
-  return [
-    ...ON_CONTAINERS.map((privilege): Right => ({ privilege, paths: [`/vms/${vmid}`, ...pools] })),
-    ...templates.map((template): Right => ({ privilege: "VM.Clone", paths: [`/vms/${template}`] })),
-    ...storages.flatMap((storage) =>
-      ON_STORAGES.map((privilege): Right => ({ privilege, paths: [`/storage/${storage}`] })),
-    ),
-    ...bridges.map((bridge): Right => ({ privilege: "SDN.Use", paths: [`/sdn/zones/localnetwork/${bridge}`] })),
-    ...(pool === undefined
-      ? []
-      : [
-          {
-            privilege: "Pool.Audit",
-            paths: [`/pool/${pool}`],
-            lost: "what is in the pool is not seen",
-          } satisfies Right,
-        ]),
-    { privilege: "Sys.Audit", paths: ["/"], lost: "sizes, quorum, DNS domains and stale locks of nodes are not seen" },
-  ];
+  const onStorages = (names: readonly string[]) => names.map((name): Subject => ({ paths: [`/storage/${name}`] }));
+  return {
+    sandboxes: [{ paths: [`/vms/${vmid}`, ...pools], above: "/vms" }],
+    templates: templates.map((template) => ({ paths: [`/vms/${template}`], above: "/vms" })),
+    storages: onStorages(storages),
+    "storages for replicas": onStorages(replicaStorages),
+    bridges: bridges.map((bridge) => onBridge(bridge, zones)),
+    "the pool": pools.map((path) => ({ paths: [path] })),
+    nodes: nodes.map((node) => ({ paths: [`/nodes/${node}`], above: "/" })),
+    "/": [{ paths: ["/"] }],
+  };
+}
+
+function onBridge(bridge: string, zones: readonly string[]): Subject {
+  const local = `/sdn/zones/localnetwork/${bridge}`;
+  // PVE's own name for a bridge; any other may be a virtual network's, whose zone is seen by few tokens.
+  if (/^vmbr\d+\b/.test(bridge)) return { paths: [local] };
+  const hint = `where ${bridge} is a virtual network, its zone in place of localnetwork: pvesh get /cluster/sdn/vnets`;
+  return { paths: [local, ...zones.map((zone) => `/sdn/zones/${zone}/${bridge}` as const)], hint };
 }
 
 /** PVE lists the pools that the token sees. */
@@ -72,27 +70,43 @@ export async function examinePool(pve: PveApi, pool: string, signal: AbortSignal
   ];
 }
 
+type Held = ReadonlyMap<string, ReadonlySet<string>>;
+
+/** `subjects`: all that there is; `skip`: privileges that nothing here would make use of. */
 export async function examineRights(
   pve: PveApi,
-  rights: readonly Right[],
-  { tokenId, signal }: { tokenId: string; signal: AbortSignal },
+  subjects: Subjects,
+  { tokenId, major, skip, signal }: { tokenId: string; major: number; skip: readonly string[]; signal: AbortSignal },
 ): Promise<Finding[]> {
-  const paths = [...new Set(rights.flatMap((right) => right.paths))];
-  const held = new Map(
+  const all = Object.values(subjects).flat();
+  const paths = [...new Set(all.flatMap((one) => (one.above === undefined ? one.paths : [...one.paths, one.above])))];
+  const held: Held = new Map(
     await Promise.all(paths.map(async (path) => [path, await pve.permissions(path, { signal })] as const)),
   );
-  const missing = rights.filter(({ privilege, paths }) => !paths.some((path) => held.get(path)?.has(privilege)));
-  const told = new Map(missing.map((right) => [`${right.privilege} ${commandFor(right, tokenId)}`, right]));
-  const findings = [...told.values()].map((right) => {
-    const { privilege, paths, lost } = right;
-    const text = `the token lacks ${privilege} on ${paths[0]}`;
-    const command = commandFor(right, tokenId);
-    return lost === undefined
-      ? problem("pve.rights", text, command)
-      : warning("pve.rights", `${text}: ${lost}`, command);
+  const asked = PRIVILEGES.filter(({ name, since = 0 }) => since <= major && !skip.includes(name));
+  const lacking = asked.flatMap((privilege) =>
+    subjects[privilege.on]
+      .filter(({ paths: on }) => !on.some((path) => held.get(path)?.has(privilege.name)))
+      .map((subject) => ({ ...privilege, at: grantedAt(subject, held), hint: subject.hint })),
+  );
+  if (lacking.length === 0)
+    return [ok("pve.rights", `${tokenId} has the ${new Set(asked.map(({ name }) => name)).size} it needs`)];
+  const groups = Map.groupBy(lacking, ({ name, at }) => `${name} on ${at}`);
+  return [...groups].map(([what, group]) => {
+    const tell = group.some(({ vital }) => vital) ? problem : warning;
+    const wayOut = [
+      ...new Set(group.map(({ name, at, hint }) => [grant(at, name, tokenId), hint ?? []].flat().join("; "))),
+    ];
+    const lost = [...new Set(group.map((one) => one.lost))];
+    return tell("pve.rights", `the token lacks ${what}: ${lost.join(", ")}`, wayOut.join("; "));
   });
-  if (findings.length > 0) return findings;
-  return [ok("pve.rights", `${tokenId} has the ${new Set(rights.map(({ privilege }) => privilege)).size} it needs`)];
 }
 
-const commandFor = ({ privilege, paths: [path] }: Right, tokenId: string) => grant(path, privilege, tokenId);
+/** An ACL on a path replaces what comes down from above, and a pool's rights are enough for what is in it. */
+function grantedAt({ paths: [path, ...others], above }: Subject, held: Held): string {
+  const size = (at: string) => [...(held.get(at) ?? [])].filter((name) => name.startsWith("VM.")).length;
+  const pool = others.find((other) => other.startsWith("/pool/") && size(other) > size(path));
+  if (pool !== undefined) return pool;
+  const list = (at: string) => [...(held.get(at) ?? [])].toSorted().join();
+  return above !== undefined && list(above) === list(path) ? above : path;
+}

@@ -28,8 +28,8 @@ function judgeSettings(config: WorkerConfig): Finding[] {
         "Unset PVE_VERIFY_TLS and set PVE_TLS_FINGERPRINT, as `pvenode cert info` on a node prints it, or PVE_CA_FILE",
       ),
     );
-  if (domain !== undefined) findings.push(...judgeDomains(domain, config));
-  return findings.length > 0 ? findings : [ok("settings", "complete")];
+  const domains = domain === undefined ? [] : judgeDomains(domain, config);
+  return [ok("settings", "complete"), ...findings, ...domains];
 }
 
 /** What runs in a sandbox may set cookies for its whole domain, and is of one site with all of it. */
@@ -37,7 +37,7 @@ function judgeDomains(domain: string, { OPS_HOST, GATE_APP_ORIGINS }: WorkerConf
   const check = "settings.domains";
   const isUnder = (host: string) => host === domain || host.endsWith(`.${domain}`);
   const apps = GATE_APP_ORIGINS.filter((origin) => isUnder(new URL(origin).hostname));
-  return [
+  const faults = [
     ...(isUnder(OPS_HOST)
       ? [
           problem(
@@ -51,4 +51,5 @@ function judgeDomains(domain: string, { OPS_HOST, GATE_APP_ORIGINS }: WorkerConf
       problem(check, `the app ${app} is under the sandboxes' domain ${domain}`, "Give sandboxes a domain of their own"),
     ),
   ];
+  return faults.length > 0 ? faults : [ok(check, `ops pages and apps are outside of ${domain}`)];
 }

@@ -43,10 +43,14 @@ export interface PveApi {
   version(call: Call): Promise<replies.Version>;
   clusterStatus(call: Call): Promise<replies.ClusterStatusEntry[]>;
   /** Lags 7 to 10 s; `list` and `status` are live. */
-  clusterResources(filter: { type?: "vm" | "storage" | "node" }, call: Call): Promise<replies.ClusterResource[]>;
+  clusterResources(
+    filter: { type?: "vm" | "storage" | "node" | "sdn" },
+    call: Call,
+  ): Promise<replies.ClusterResource[]>;
   /** Of the datacenter: while it is off, no container's firewall filters anything. */
   firewall(call: Call): Promise<replies.FirewallState>;
   nodeDns(node: NodeName, call: Call): Promise<replies.NodeDns>;
+  nodeTime(node: NodeName, call: Call): Promise<replies.NodeTime>;
   nodeStatus(node: NodeName, call: Call): Promise<replies.NodeStatus>;
   storages(node: NodeName, call: Call): Promise<replies.NodeStorage[]>;
   storageConfig(call: Call): Promise<replies.StorageConfig[]>;
@@ -91,6 +95,7 @@ export function createPveApi(http: PveHttp): PveApi {
     clusterResources: ({ type }, call) => get("/cluster/resources", replies.ClusterResource.array(), call, { type }),
     firewall: (call) => get("/cluster/firewall/options", replies.FirewallState, call),
     nodeDns: (node, call) => getOf(node, "/dns", replies.NodeDns, call),
+    nodeTime: (node, call) => getOf(node, "/time", replies.NodeTime, call),
     nodeStatus: (node, call) => getOf(node, "/status", replies.NodeStatus, call),
     storages: (node, call) => getOf(node, "/storage", replies.NodeStorage.array(), call),
     storageConfig: (call) => get("/storage", replies.StorageConfig.array(), call),

@@ -152,7 +152,9 @@ function unauthorized(failure: PveFailure, text: string, facts: ErrorFacts): Fle
   const user = tokenId.split("!")[0];
   const said = `PVE does not accept the API token ${tokenId}${text === "" ? "" : `: ${text}`}`;
   const wayOut = `PVE_API_TOKEN must be ${tokenId}=UUID of a token that exists and has not expired, its user enabled`;
-  return new FleetError("unauthorized", `${said}. ${wayOut}; see: pveum user token list ${user}`, { facts });
+  return new FleetError("unauthorized", `${said}. ${wayOut}; see: pveum user list; pveum user token list ${user}`, {
+    facts,
+  });
 }
 
 /** 595 to 599 are AnyEvent::HTTP's own: the host that we asked could not get an answer from the node's daemon. */
@@ -170,6 +172,14 @@ function forbidden(failure: PveFailure, text: string, facts: ErrorFacts): FleetE
   if (missingPool !== undefined) {
     return new FleetError("not_configured", `${text}. Make it: pveum pool add ${missingPool}`, {
       facts: { ...facts, pool: missingPool },
+    });
+  }
+  // GuestHelpers::assert_tag_permissions: which tags a token may set is the datacenter's to say.
+  const tag = /\(\/, Sys\.Modify for modifying tag '(?<tag>[^']*)'\)/.exec(text)?.groups?.["tag"];
+  if (tag !== undefined) {
+    const allow = "pvesh set /cluster/options --user-tag-access user-allow=free";
+    return new FleetError("forbidden", `${text}. The datacenter's options keep tag ${tag} from the token: ${allow}`, {
+      facts: { ...facts, tag },
     });
   }
   // Of the two ways to be allowed a new VMID PVE names neither.
@@ -195,7 +205,9 @@ function notAllowed(
   { path, privilege }: Right,
   { facts, tokenId }: { facts: ErrorFacts; tokenId: string | undefined },
 ): FleetError {
-  return new FleetError("forbidden", `${said}. Give the token that right: ${grant(path, privilege, tokenId)}`, {
+  // On /vms rather than on one container: the next one has another VMID.
+  const where = path.startsWith("/vms/") ? "/vms" : path;
+  return new FleetError("forbidden", `${said}. Give the token that right: ${grant(where, privilege, tokenId)}`, {
     facts: { ...facts, path, privilege },
   });
 }

@@ -32,6 +32,8 @@ export const ClusterResource = loose({
   tags: text.optional(),
   lock: text.optional(),
   storage: text.optional(),
+  /** A zone of the software-defined network. */
+  sdn: text.optional(),
   plugintype: text.optional(),
   content: text.optional(),
   shared: flag.optional(),
@@ -56,6 +58,10 @@ export const NodeDns = loose({
   dns3: text.optional(),
 });
 export type NodeDns = z.infer<typeof NodeDns>;
+
+/** `time`: seconds since 1970, UTC. */
+export const NodeTime = loose({ time: num });
+export type NodeTime = z.infer<typeof NodeTime>;
 
 export const NodeStatus = loose({
   cpu: num.optional(),

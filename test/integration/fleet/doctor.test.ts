@@ -6,6 +6,11 @@ import { fileURLToPath } from "node:url";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { diagnose } from "../../../workers/doctor/diagnose.ts";
 import type { Finding, Level } from "../../../workers/doctor/finding.ts";
+import { PRIVILEGES, ROLE } from "../../../workers/doctor/privileges.ts";
+import { examineRights, type RightsFor, toSubjects } from "../../../workers/doctor/rights.ts";
+import { createPveApi } from "../../../workers/pve/api.ts";
+import { createPveHttp } from "../../../workers/pve/http.ts";
+import { toPveTarget } from "../../../workers/pve/target.ts";
 import { CHILD_ENV } from "../../child-env.ts";
 import { startPve } from "../../pve/index.ts";
 import { type Bed, FAST, startBed } from "./harness.ts";
@@ -124,10 +129,6 @@ describe("Redis", () => {
 });
 
 describe("the token", () => {
-  const ROLE =
-    "VM.Allocate VM.Audit VM.Clone VM.Config.CPU VM.Config.Disk VM.Config.Memory VM.Config.Network VM.Config.Options VM.PowerMgmt VM.Snapshot Datastore.AllocateSpace Datastore.Audit Pool.Audit SDN.Use Sys.Audit".split(
-      " ",
-    );
   const without = (...missing: string[]) =>
     bed.pve.addToken({
       user: "fleet@pve",
@@ -148,7 +149,7 @@ describe("the token", () => {
       id: "doctor",
       privileges: {
         "/": ROLE.filter((one) => !one.startsWith("VM.")),
-        "/pool/boxes": ROLE,
+        "/pool/boxes": [...ROLE],
         "/vms/9001": copies,
         "/vms/9002": copies,
       },
@@ -169,8 +170,101 @@ describe("the token", () => {
       ["SDN.Use", grant("/sdn/zones/localnetwork/vmbr0", "PVESDNUser")],
     ]);
     const told = at(findings, "warning").map(({ check, wayOut }) => [check, wayOut]);
-    expect(told).toContainEqual(["pve.rights", grant("/", "PVEAuditor")]);
+    expect(told.filter(([check]) => check === "pve.rights")).toEqual([["pve.rights", grant("/", "PVEAuditor")]]);
     expect(told.map(([check]) => check)).toEqual(expect.arrayContaining(["pve.quorum", "pve.firewall", "pve.dns"]));
+  });
+
+  describe("on what it was given rights on", () => {
+    const NEEDS: RightsFor = {
+      vmid: 20_000,
+      pool: "boxes",
+      nodes: ["pve1"],
+      templates: [9_001],
+      storages: ["local-lvm"],
+      replicaStorages: ["nas"],
+      bridges: ["vmbr0/7", "lan"],
+      zones: ["lab"],
+    };
+    /** Each line that is not ok, without what is lost. */
+    async function lacks(privileges: Record<string, readonly string[]>, major = 9) {
+      const given = Object.fromEntries(Object.entries(privileges).map(([path, names]) => [path, [...names]]));
+      const PVE_API_TOKEN = bed.pve.addToken({ user: "fleet@pve", id: "doctor", privileges: given });
+      await using http = createPveHttp(toPveTarget(bed.config({ PVE_API_TOKEN })));
+      const options = { tokenId: "fleet@pve!doctor", major, skip: [], signal: AbortSignal.timeout(10_000) };
+      const findings = await examineRights(createPveApi(http), toSubjects(NEEDS), options);
+      return findings.map(({ level, text, wayOut }) => [level, text.split(/ lacks |:/)[1], wayOut?.split(";")[0]]);
+    }
+    const vms = (name: string): [string, string, string] => ["problem", `${name} on /vms`, grant("/vms", "PVEVMAdmin")];
+
+    test("nothing: every privilege, once, with its command", async () => {
+      const told = await lacks({});
+      expect(told).toEqual([
+        ...ROLE.filter((name) => name.startsWith("VM.")).map((name) =>
+          /Migrate|Backup/.test(name) ? ["warning", ...vms(name).slice(1)] : vms(name),
+        ),
+        ["problem", "Datastore.AllocateSpace on /storage/local-lvm", grant("/storage/local-lvm", "PVEDatastoreUser")],
+        ["problem", "Datastore.Audit on /storage/local-lvm", grant("/storage/local-lvm", "PVEDatastoreUser")],
+        ["warning", "Datastore.AllocateSpace on /storage/nas", grant("/storage/nas", "PVEDatastoreUser")],
+        [
+          "problem",
+          "SDN.Use on /sdn/zones/localnetwork/vmbr0/7",
+          grant("/sdn/zones/localnetwork/vmbr0/7", "PVESDNUser"),
+        ],
+        ["problem", "SDN.Use on /sdn/zones/localnetwork/lan", grant("/sdn/zones/localnetwork/lan", "PVESDNUser")],
+        ["warning", "Pool.Audit on /pool/boxes", grant("/pool/boxes", "PVEPoolUser")],
+        ["warning", "Pool.Allocate on /pool/boxes", grant("/pool/boxes", "PVEPoolAdmin")],
+        ["warning", "Sys.Audit on /", grant("/", "PVEAuditor")],
+      ]);
+      expect(new Set(told.map(([, what]) => what?.split(" ")[0]))).toEqual(new Set(PRIVILEGES.map(({ name }) => name)));
+      expect((await lacks({}, 7)).map(([, what]) => what).join()).not.toContain("SDN");
+    });
+
+    test("all of it, as least-privilege paths: on a pool, a template, a storage, a VLAN, a zone", async () => {
+      const paths = {
+        "/": ["Sys.Audit"],
+        "/pool/boxes": [...ROLE.filter((name) => name.startsWith("VM.")), "Pool.Audit", "Pool.Allocate"],
+        "/vms/9001": ["VM.Audit", "VM.Clone", "VM.Backup"],
+        "/storage": ["Datastore.AllocateSpace", "Datastore.Audit"],
+        "/sdn/zones/localnetwork/vmbr0/7": ["SDN.Use"],
+        "/sdn/zones/lab": ["SDN.Use"],
+      };
+      expect(await lacks(paths)).toEqual([["ok", undefined, undefined]]);
+      // An ACL on a path replaces what comes down from above: a command for a higher one would change nothing.
+      const narrow = {
+        ...paths,
+        "/pool/boxes": paths["/pool/boxes"].filter((name) => name !== "VM.Snapshot"),
+        "/vms/9001": ["VM.Audit", "VM.Clone"],
+        "/nodes/pve1": ["Sys.PowerMgmt"],
+      };
+      expect(await lacks(narrow)).toEqual([
+        ["problem", "VM.Snapshot on /pool/boxes", grant("/pool/boxes", "PVEVMAdmin")],
+        ["warning", "VM.Backup on /vms/9001", grant("/vms/9001", "PVEVMAdmin")],
+        ["warning", "Sys.Audit on /nodes/pve1", grant("/nodes/pve1", "PVEAuditor")],
+      ]);
+    });
+  });
+
+  test("one that has expired, whose user is disabled, of another realm; a certificate of somebody else", async () => {
+    const made = (id: string, more: object) => bed.pve.addToken({ user: "fleet@pve", id, privileges: {}, ...more });
+    const told = async (env: Record<string, string>) => {
+      const [first, ...rest] = await problems(env);
+      expect(rest).toEqual([]);
+      return first;
+    };
+    const expired = made("old", { expired: true });
+    expect(await told({ PVE_API_TOKEN: expired })).toMatchObject({
+      check: "pve.api",
+      text: expect.stringMatching(/token 'old' access expired.*pveum user list; pveum user token list fleet@pve/),
+    });
+    expect((await told({ PVE_API_TOKEN: expired.replace("@pve!", "@pevm!") }))?.text).toContain(
+      "no such user ('fleet@pevm')",
+    );
+    const off = bed.pve.addToken({ user: "off@pve", id: "off", privileges: {}, disabled: true });
+    expect((await told({ PVE_API_TOKEN: off }))?.text).toContain("user 'off@pve' is disabled");
+    const fingerprint = Array.from({ length: 32 }, () => "AB").join(":");
+    expect((await told({ PVE_TLS_FINGERPRINT: fingerprint }))?.text).toMatch(
+      new RegExp(`${bed.pve.fingerprint}.*PVE_TLS_FINGERPRINT`),
+    );
   });
 
   test("without VM.Audit templates are not there; one that PVE does not know is said to be so", async () => {
@@ -203,6 +297,35 @@ describe("the cluster", () => {
         wayOut: expect.stringContaining("upper=20000"),
       }),
     );
+  });
+
+  test("clocks that are apart, names that URLs lack: the command keeps the node's name servers", async () => {
+    const env = { PVE_API_URL: "" };
+    await using nameless = await startPve({
+      nodes: [{ name: "pve1", dnsSearch: "" }, { name: "pve2" }],
+      timings: FAST,
+    });
+    Object.assign(env, {
+      PVE_API_URL: nameless.url,
+      PVE_API_TOKEN: nameless.token,
+      PVE_TLS_FINGERPRINT: nameless.fingerprint,
+    });
+    nameless.faults.clock("pve2", -60);
+    const told = (await look(env)).filter(({ check }) => ["clocks", "pve.dns"].includes(check));
+    expect(told).toMatchObject([
+      {
+        level: "warning",
+        text: expect.stringContaining("pve1"),
+        wayOut: expect.stringContaining("dns --search DOMAIN --dns1 10.10.10.1;"),
+      },
+      {
+        level: "warning",
+        text: expect.stringMatching(/pve2 \d+ s behind/),
+        wayOut: expect.stringContaining("set-ntp"),
+      },
+    ]);
+    const fine = (await look()).filter(({ check }) => ["clocks", "pve.dns"].includes(check));
+    expect(fine.map(({ level }) => level)).toEqual(["ok", "ok"]);
   });
 
   test("templates: none; without hookscript, on a storage that can't link, not on each node", async () => {

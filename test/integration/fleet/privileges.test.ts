@@ -1,21 +1,16 @@
 /** A token that lacks one privilege: the error names it, the path and the command, and nothing half-done stays. */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import type { JobInput } from "../../../producers/index.ts";
+import { ROLE } from "../../../workers/doctor/privileges.ts";
 import type { FleetWorkers } from "../../../workers/fleet.ts";
 import { type Bed, containerOf, failure, provisionOne, run, startBed, until, within } from "./harness.ts";
-
-/** What the README gives the token. */
-const ROLE =
-  "VM.Allocate VM.Audit VM.Clone VM.Config.CPU VM.Config.Disk VM.Config.Memory VM.Config.Network VM.Config.Options VM.PowerMgmt VM.Snapshot Datastore.AllocateSpace Datastore.Audit Pool.Audit SDN.Use Sys.Audit".split(
-    " ",
-  );
 
 let bed: Bed;
 let token: string;
 let workers: FleetWorkers;
 beforeAll(async () => {
   bed = await startBed({ workers: "none", pve: { nodes: 1, timings: { resourcesLag: 0 } } });
-  token = bed.pve.addToken({ user: "fleet@pve", id: "worker", privileges: { "/": ROLE } });
+  token = bed.pve.addToken({ user: "fleet@pve", id: "worker", privileges: { "/": [...ROLE] } });
   workers = await bed.startWorkers({ PVE_API_TOKEN: token });
 });
 afterAll(() => bed.close());

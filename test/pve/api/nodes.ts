@@ -20,7 +20,7 @@ export const nodeRoutes: Route[] = [
   route("GET", "/version", {}, ({ world }) => versionOf(world)),
   route("GET", "/nodes", {}, listNodes),
   route("GET", "/nodes/{node}", { rules: { node: NODE } }, () =>
-    "lxc tasks storage network dns status version".split(" ").map((name) => ({ name })),
+    "lxc tasks storage network dns time status version".split(" ").map((name) => ({ name })),
   ),
   route("GET", "/nodes/{node}/version", { rules: { node: NODE } }, ({ world }) => versionOf(world)),
   route("GET", "/nodes/{node}/status", { rules: { node: NODE }, allow: auditNode }, nodeStatus),
@@ -34,6 +34,10 @@ export const nodeRoutes: Route[] = [
     },
     setDns,
   ),
+  route("GET", "/nodes/{node}/time", { rules: { node: NODE }, allow: auditNode }, ({ node }) => {
+    const time = Math.floor(now() / 1_000) + node.aheadSec;
+    return { time, localtime: time, timezone: "UTC" };
+  }),
   route("GET", "/nodes/{node}/network", { rules: { node: NODE, type: text } }, network),
   route("GET", "/storage", { rules: { type: text } }, listStorage),
   route("GET", "/storage/{storage}", { rules: { storage: STORAGE } }, ({ world, params }) => {

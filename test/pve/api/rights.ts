@@ -1,4 +1,5 @@
 import { check, checkAny, has } from "../access.ts";
+import type { PveVersion } from "../options.ts";
 import { invalid, refuse } from "../refusal.ts";
 import { type Call, type Route, route, vmidOf } from "../router.ts";
 import { splitList } from "../schema/formats.ts";
@@ -101,17 +102,26 @@ function addRule(call: Call): null {
 }
 
 const ALL_PRIVILEGES =
-  "Datastore.Allocate Datastore.AllocateSpace Datastore.AllocateTemplate Datastore.Audit Group.Allocate Mapping.Audit Mapping.Modify Mapping.Use Permissions.Modify Pool.Allocate Pool.Audit Realm.Allocate Realm.AllocateUser SDN.Allocate SDN.Audit SDN.Use Sys.AccessNetwork Sys.Audit Sys.Console Sys.Incoming Sys.Modify Sys.PowerMgmt Sys.Syslog User.Modify VM.Allocate VM.Audit VM.Backup VM.Clone VM.Config.CDROM VM.Config.CPU VM.Config.Cloudinit VM.Config.Disk VM.Config.HWType VM.Config.Memory VM.Config.Network VM.Config.Options VM.Console VM.Migrate VM.Monitor VM.PowerMgmt VM.Snapshot VM.Snapshot.Rollback".split(
+  "Datastore.Allocate Datastore.AllocateSpace Datastore.AllocateTemplate Datastore.Audit Group.Allocate Mapping.Audit Mapping.Modify Mapping.Use Permissions.Modify Pool.Allocate Pool.Audit Realm.Allocate Realm.AllocateUser SDN.Allocate SDN.Audit SDN.Use Sys.AccessNetwork Sys.Audit Sys.Console Sys.Incoming Sys.Modify Sys.PowerMgmt Sys.Syslog User.Modify VM.Allocate VM.Audit VM.Backup VM.Clone VM.Config.CDROM VM.Config.CPU VM.Config.Cloudinit VM.Config.Disk VM.Config.HWType VM.Config.Memory VM.Config.Network VM.Config.Options VM.Console VM.Migrate VM.PowerMgmt VM.Snapshot VM.Snapshot.Rollback".split(
     " ",
   );
+/** 9.0 dropped VM.Monitor for these. */
+const BY_VERSION: Record<PveVersion, string[]> = {
+  "8.4": ["VM.Monitor"],
+  "9.2":
+    "VM.GuestAgent.Audit VM.GuestAgent.FileRead VM.GuestAgent.FileSystemMgmt VM.GuestAgent.FileWrite VM.GuestAgent.Unrestricted VM.Replicate".split(
+      " ",
+    ),
+};
 const ROOT_PATHS = "/ /access /access/groups /mapping /nodes /pool /sdn /storage /vms".split(" ");
 
 function permissions({ world, by, params }: Call): unknown {
   const grant = (names: readonly string[]) => Object.fromEntries(names.map((name) => [name, 1]));
   const { path } = params;
+  const all = [...ALL_PRIVILEGES, ...BY_VERSION[world.version]];
   // Of one path with what is passed down to it.
-  if (path !== undefined) return { [path]: grant(ALL_PRIVILEGES.filter((name) => has(world, by, path, name))) };
-  if (by.privileges === "all") return Object.fromEntries(ROOT_PATHS.map((at) => [at, grant(ALL_PRIVILEGES)]));
+  if (path !== undefined) return { [path]: grant(all.filter((name) => has(world, by, path, name))) };
+  if (by.privileges === "all") return Object.fromEntries(ROOT_PATHS.map((at) => [at, grant(all)]));
   return Object.fromEntries(Object.entries(by.privileges).map(([at, names]) => [at, grant(names)]));
 }
 

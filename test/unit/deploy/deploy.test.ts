@@ -7,6 +7,7 @@ import { toEnvExample, toReadme } from "../../../scripts/settings.ts";
 import { loadWorkerConfig } from "../../../shared/config.ts";
 import { DEFAULT_URL_PATTERN } from "../../../shared/config-gate.ts";
 import { POLICY } from "../../../shared/errors.ts";
+import { PRIVILEGES, ROLE } from "../../../workers/doctor/privileges.ts";
 import { createMetrics } from "../../../workers/metrics.ts";
 
 const read = (path: string) => readFileSync(new URL(`../../../${path}`, import.meta.url), "utf8");
@@ -50,6 +51,15 @@ test("each alert has its section, and each section of alerts an alert", () => {
 test("each error code has a line, with the policy that it has", () => {
   const lines = [...OPERATIONS.matchAll(/^\| `(\w+)` +\| (\w+) +\| \S/gm)].map(([, code, policy]) => [code, policy]);
   expect(Object.fromEntries(lines)).toEqual(POLICY);
+});
+
+test("README's role and the table of privileges are those that the doctor looks for", () => {
+  const role = /pveum role add Fleet -privs "([^"]+)"/.exec(read("README.md"))?.[1]?.replaceAll("\\\n", "").split(" ");
+  expect(role?.toSorted()).toEqual(ROLE.toSorted());
+  const rows = [...OPERATIONS.matchAll(/^\| `((?:VM|Datastore|SDN|Pool|Sys)\.[\w.]+)` +\| (.+?) +\| (.+?) +\|$/gm)];
+  expect(rows.map(([, name, on, lost]) => [name, on?.replace(/: `.*`$|`/g, ""), lost])).toEqual(
+    PRIVILEGES.map(({ name, on, lost }) => [name, on, lost]),
+  );
 });
 
 test("README's table and .env.example are what `npm run docs` makes of the settings", () => {

@@ -243,6 +243,17 @@ describe("PVE's refusals", () => {
   });
 
   it.each([
+    // Of PVE's own roles Administrator alone has it.
+    ["/, Sys.Modify", "pveum role add FleetSysModify -privs Sys.Modify && pveum acl modify / --users 'cmux@pve'"],
+    ["/, Sys.Modify for modifying tag 'mine'", "pvesh set /cluster/options --user-tag-access user-allow=free"],
+  ])("gives no more than it takes: %s", (what, command) => {
+    const body = JSON.stringify({ data: null, message: `Permission check failed (${what})\n` });
+    const call = { method: "PUT", path: "/nodes/pve1/lxc/201/config", tokenId: "cmux@pve!fleet" };
+    const error = toPveError({ ...call, status: 403, reason: "x", body });
+    expect([error.code, error.text]).toEqual(["forbidden", expect.stringContaining(command)]);
+  });
+
+  it.each([
     "No ticket",
     "invalid token value!",
     "no such token 'nope' for user 'root@pam'",
