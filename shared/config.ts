@@ -5,7 +5,7 @@
 import { accessSync, constants, readFileSync } from "node:fs";
 import { BlockList, isIP } from "node:net";
 import { z } from "zod";
-import { Cidrs } from "./cidrs.ts";
+import { Cidrs, isNetwork } from "./cidrs.ts";
 import { Domain, GATE_SETTINGS } from "./config-gate.ts";
 import { findOpsProblems, OPS_SETTINGS } from "./config-ops.ts";
 import { findSshProblems, SSH_SETTINGS } from "./config-ssh.ts";
@@ -170,7 +170,12 @@ const SharedEnv = z.object({
   FLEET_SECRET_KEY: SecretKeys.optional(),
 });
 
-const Networks = Cidrs.optional().transform((networks) => networks ?? []);
+/** As PVE's firewall takes them. */
+const Networks = Cidrs.refine((all) => all.every(isNetwork), {
+  error: "must be networks whose address ends where their bits do: 10.1.2.0/24, not 10.1.2.3/24",
+})
+  .optional()
+  .transform((networks) => networks ?? []);
 
 /** What a process does. */
 const ROLES = ["worker", "ops", "gate"] as const;

@@ -25,7 +25,7 @@ export async function closeFirewall(run: Run<"provision">): Promise<void> {
   });
 }
 
-/** Rules first, then the policy that they are exceptions of. One rule an address family, as PVE wants it. Pure. */
+/** Rules first, then the policy that they are exceptions of. Each is of one address family, as PVE wants it. Pure. */
 function desiredRules({
   PVE_FIREWALL_ALLOW: allow,
   PVE_FIREWALL_DENY: deny,
@@ -38,9 +38,22 @@ function desiredRules({
 }
 
 function byFamily(networks: readonly string[]): string[] {
-  return [4, 6]
-    .map((family) => networks.filter((network) => isIP(network.split("/")[0] ?? "") === family).join(","))
-    .filter((list) => list !== "");
+  return [4, 6].flatMap((family) =>
+    inLists(networks.filter((network) => isIP(network.split("/")[0] ?? "") === family)),
+  );
+}
+
+/** PVE's limit of `source` and `dest`, in characters. */
+const LIST_LIMIT = 512;
+
+function inLists(networks: readonly string[]): string[] {
+  const lists: string[] = [];
+  for (const network of networks) {
+    const longer = `${lists.at(-1)},${network}`;
+    if (lists.length === 0 || longer.length > LIST_LIMIT) lists.push(network);
+    else lists[lists.length - 1] = longer;
+  }
+  return lists;
 }
 
 /** Pure. */

@@ -7,18 +7,27 @@ import { type Bed, containerOf, failure, provisionOne, startBed, within } from "
 const RULES = "/firewall/rules";
 const OPTIONS = "/firewall/options";
 
+/** More than PVE takes in one rule. */
+const DENIED = Array.from({ length: 40 }, (_, at) => `10.100.${at}.0/24`);
+
 let bed: Bed;
 beforeAll(async () => {
   bed = await startBed({
     pve: { nodes: 1 },
-    env: { PVE_FIREWALL_ALLOW: "10.9.0.0/24,10.8.0.5/32,fd00:9::/64", PVE_FIREWALL_DENY: "10.0.0.0/24" },
+    env: { PVE_FIREWALL_ALLOW: "10.9.0.0/24,10.8.0.5/32,fd00:9::/64", PVE_FIREWALL_DENY: DENIED.join(",") },
   });
 });
 afterAll(() => bed.close());
 afterEach(() => bed.pve.faults.clear());
 
 const EXPECTED = [
-  { type: "out", action: "DROP", dest: "10.0.0.0/24", enable: "1", comment: "sandbox-fleet" },
+  ...[DENIED.slice(34), DENIED.slice(0, 34)].map((networks) => ({
+    type: "out",
+    action: "DROP",
+    dest: networks.join(","),
+    enable: "1",
+    comment: "sandbox-fleet",
+  })),
   { type: "in", action: "ACCEPT", proto: "tcp", source: "fd00:9::/64", enable: "1", comment: "sandbox-fleet" },
   {
     type: "in",
@@ -39,6 +48,7 @@ test("nobody gets in but who is named, before the container starts", async () =>
   const asked = bed.pve.log().filter(({ path, method }) => method !== "GET" && path.includes(`/lxc/${vmid}/`));
   expect(asked.map(({ path }) => path.split(`/${vmid}`)[1])).toEqual([
     "/config",
+    RULES,
     RULES,
     RULES,
     RULES,

@@ -1,3 +1,4 @@
+import { isIP } from "node:net";
 import { check, checkAny, has } from "../access.ts";
 import type { PveVersion } from "../options.ts";
 import { invalid, refuse } from "../refusal.ts";
@@ -96,9 +97,32 @@ function listRules(call: Call): unknown[] {
 
 function addRule(call: Call): null {
   const { node: _node, vmid: _vmid, pos: _pos, digest: _digest, ...rule } = call.params;
+  checkAddresses({ source: rule["source"], dest: rule["dest"] });
+  if (!/^(ACCEPT|DROP|REJECT)$/.test(rule["action"] ?? ""))
+    throw invalid({ action: `unknown action '${rule["action"]}'` });
   // New rules go to the top.
   call.world.container(call.node.name, vmidOf(call)).firewallRules.unshift(rule);
   return null;
+}
+
+/** PVE::Firewall::verify_rule: one family in a rule, and no bits beyond a network's mask (Net::IP). */
+function checkAddresses(lists: Record<string, string | undefined>): void {
+  const families = new Set<number>();
+  for (const [name, list = ""] of Object.entries(lists)) {
+    for (const one of list.split(",").filter(Boolean)) {
+      const [address = "", bits = ""] = one.split("/");
+      families.add(isIP(address));
+      if (isIP(address) === 0) throw invalid({ [name]: `invalid IP address: ${one}` });
+      const host = isIP(address) === 4 ? hostBits(address, Number(bits || 32)) : 0;
+      if (host !== 0) throw invalid({ [name]: `invalid IP address: Invalid prefix ${one}` });
+    }
+    if (families.size > 1) throw invalid({ [name]: `detected mixed ipv4/ipv6 addresses in address list '${list}'` });
+  }
+}
+
+function hostBits(address: string, bits: number): number {
+  const value = address.split(".").reduce((sum, octet) => sum * 256 + Number(octet), 0);
+  return value % 2 ** (32 - bits);
 }
 
 const ALL_PRIVILEGES =

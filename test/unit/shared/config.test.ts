@@ -157,6 +157,8 @@ describe("single variables", () => {
     refused("PVE_VERIFY_TLS", "yes");
     refused("FLEET_ROLES", "king");
     for (const cidr of ["10.0.0.0", "10.0.0.0/33", "fd00::/129", "lan/8"]) refused("SANDBOX_CIDRS", cidr);
+    for (const cidr of ["10.1.2.3/24", "10.0.0.0/8,10.1.0.1/31", "fd00::1/64", "::ffff:10.0.0.1/127"])
+      refused("PVE_FIREWALL_ALLOW", cidr);
     for (const prefix of ["fleet", "{}", "{a}{b}", "{a b}"]) refused("FLEET_PREFIX", prefix);
   });
 });
