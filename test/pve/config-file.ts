@@ -16,6 +16,8 @@ export interface Snapshot {
   description: string;
   parent?: string;
   values: Map<string, string>;
+  /** There while it is taken or deleted, and left by a task that dies in between. */
+  state?: "prepare" | "delete";
 }
 
 /** One `/etc/pve/nodes/N/lxc/VMID.conf`: what the API shows, its digest and its pending part. */

@@ -9,7 +9,7 @@ import { containerOf, ownContainer } from "../sandbox/look.ts";
 import { startContainer } from "../sandbox/power.ts";
 import { awaitOwnReady } from "../sandbox/ready.ts";
 import { reserveAgain } from "../sandbox/reservation.ts";
-import { findSnapshot, isTakenAs } from "../sandbox/snapshots.ts";
+import { findSnapshot, isIncomplete, isTakenAs } from "../sandbox/snapshots.ts";
 import { readStanding, type Standing, stoppedWrite, tellStanding } from "../sandbox/standing.ts";
 import { storageTypes } from "../sandbox/storage-types.ts";
 import { runTask } from "../sandbox/task.ts";
@@ -55,10 +55,10 @@ async function loadOwn(run: Run<"restore">): Promise<SnapshotRecord> {
 async function takeBack(run: Run<"restore">, { id, name }: SnapshotRecord, before: Standing): Promise<void> {
   const { place, lxc, config } = await ownContainer(run);
   const found = await findSnapshot(run, place, { is: (one) => one.name === name, call: run.call });
-  if (!found || !isTakenAs(found, id)) {
+  if (!found || !isTakenAs(found, id) || isIncomplete(found)) {
     throw new FleetError(
       "snapshot_not_found",
-      `container ${place.vmid} on ${place.node} has no snapshot ${name} of ours`,
+      `container ${place.vmid} on ${place.node} has no${found && isIncomplete(found) ? " whole" : ""} snapshot ${name} of ours`,
       {
         facts: { snapshot: id, ...place },
       },

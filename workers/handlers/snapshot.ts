@@ -8,7 +8,7 @@ import { parseMount, storageOf } from "../pve/config-format.ts";
 import type { Run } from "../run/run.ts";
 import { rootfsGib } from "../sandbox/configure-clone.ts";
 import { containerOf, ownContainer } from "../sandbox/look.ts";
-import { findSnapshot, forgetCommands, keepPaused, removeRecorded, removeSnapshot } from "../sandbox/snapshots.ts";
+import { findWhole, forgetCommands, keepPaused, removeRecorded, removeSnapshot } from "../sandbox/snapshots.ts";
 import { storageTypes } from "../sandbox/storage-types.ts";
 import { runTask } from "../sandbox/task.ts";
 import type { Handler } from "./handler.ts";
@@ -148,7 +148,7 @@ function expiryOf({ input, context }: Run<"snapshot">, now: number): number | un
 /** The id of the snapshot that this operation took, read from PVE. */
 async function findOwn(run: Run<"snapshot">, call: Call): Promise<SnapshotId | null> {
   const { place } = containerOf(run);
-  const one = await findSnapshot(run, place, { is: isOwn(run), call });
+  const one = await findWhole(run, place, { is: isOwn(run), call });
   const id = SnapshotId.safeParse(one?.description?.split(/\s/)[1]);
   return id.success ? id.data : null;
 }

@@ -11,7 +11,7 @@ import { addReleased } from "../run/process-operation.ts";
 import type { Run } from "../run/run.ts";
 import { CLONE, containerOf, mayHaveCloned, ownContainer, type Place, placeOf } from "./look.ts";
 import { makeContainer } from "./make-container.ts";
-import { dropSnapshot, findSnapshot, keepPaused, removeSnapshot } from "./snapshots.ts";
+import { dropSnapshot, findSnapshot, findWhole, keepPaused, removeSnapshot } from "./snapshots.ts";
 import { runTask } from "./task.ts";
 
 /** The source as its record has it now; null once it is needed no more. */
@@ -38,7 +38,8 @@ export async function copySource(
 export async function leaveSource(run: Run): Promise<void> {
   const source = await loadSource(run);
   const place = source && placeOf(source);
-  if (place && (await findOwn(run, place, run.call))) await dropSnapshot(run, place, nameOf(run));
+  const found = place && (await findSnapshot(run, place, own(run)));
+  if (found) await dropSnapshot(run, place, found);
   await addReleased(run.context, await run.leaveSource());
 }
 
@@ -53,8 +54,7 @@ export async function clearSource(run: Run, source: SandboxRecord | null, call: 
 /** Of the operation that made the sandbox, since its destroy looks for it, too. */
 const nameOf = ({ sandbox }: Run) => `t-${sandbox.operation.slice(3)}`;
 
-const findOwn = (run: Run, place: Place, call: Call) =>
-  findSnapshot(run, place, { is: ({ name }) => name === nameOf(run), call });
+const own = (run: Run) => ({ is: ({ name }: { name: string }) => name === nameOf(run), call: run.call });
 
 /** Throws `snapshot_unsupported` for a running sandbox whose storage can't take snapshots. */
 async function prepare(run: Run, source: SandboxRecord): Promise<Place> {
@@ -68,7 +68,7 @@ async function prepare(run: Run, source: SandboxRecord): Promise<Place> {
       { facts: { sandbox: source.id, ...place } },
     );
   }
-  if (!(await findOwn(run, place, run.call))) {
+  if (!(await findWhole(run, place, own(run)))) {
     await runTask(run, {
       step: "snapshot",
       kind: "snapshot",
@@ -88,7 +88,7 @@ async function clone(
 ): Promise<LxcConfig | null> {
   const { pve, config, inventory } = run.context;
   const lxc = pve.lxc(from.node, from.vmid);
-  const snapname = (await findOwn(run, from, run.call))?.name;
+  const snapname = (await findSnapshot(run, from, own(run)))?.name;
   const storage = params.storage ?? storageOf((await lxc.config(run.call)).rootfs ?? "");
   const shared = inventory
     .current()

@@ -15,20 +15,34 @@ import { runTask } from "./task.ts";
 const SNAPSTATE_PATIENCE_MS = 30_000;
 const LOOK_MS = 250;
 
-/** The snapshot, once PVE does not work on it any more; undefined when there is none. Throws `container_locked`. */
+interface Look {
+  is: (snapshot: LxcSnapshot) => boolean | undefined;
+  call: Call;
+}
+
+/** Left by a task that died: PVE can only delete it, and that by force, since its storage may know nothing of it. */
+export const isIncomplete = (snapshot: LxcSnapshot): boolean => snapshot["snapstate"] !== undefined;
+
+/**
+ * The snapshot, once PVE does not work on it any more; undefined when there is none. An incomplete one is what is left where
+ * the container's lock has been removed. Throws `container_locked`.
+ */
 export async function findSnapshot(
   run: Run,
   { node, vmid }: Place,
-  { is, call }: { is: (snapshot: LxcSnapshot) => boolean | undefined; call: Call },
+  { is, call }: Look,
 ): Promise<LxcSnapshot | undefined> {
   const lxc = run.context.pve.lxc(node, vmid);
   const patience = performance.now() + SNAPSTATE_PATIENCE_MS;
+  let isLocked = true;
   while (true) {
     const one = (await lxc.snapshots(call)).find(is);
-    // `snapstate` is there while PVE works on it.
-    if (one?.["snapstate"] === undefined) return one;
+    if (one === undefined || !isIncomplete(one) || !isLocked) return one;
+    // Looked at again: its task may have ended in between.
+    isLocked = (await lxc.config(call)).lock !== undefined;
+    if (!isLocked) continue;
     if (performance.now() > patience) {
-      const text = `a snapshot of container ${vmid} on ${node} is stuck; pct unlock ${vmid} there clears it`;
+      const text = `a snapshot of container ${vmid} on ${node} is stuck; after pct unlock ${vmid} there it can be removed`;
       throw new FleetError("container_locked", text, { facts: { node, vmid } });
     }
     await run.pause(LOOK_MS, call);
@@ -60,12 +74,21 @@ export async function removeRecorded(run: Run, { id, name }: SnapshotRecord): Pr
   // Somebody's own that took its name is not ours to delete.
   if (found === undefined || !isTakenAs(found, id)) return false;
   const { FLEET_NODE_SLOTS: slots } = run.context.config;
-  await run.withSlot(slotOf.node(place.node), slots, () => dropSnapshot(run, place, name));
+  await run.withSlot(slotOf.node(place.node), slots, () => dropSnapshot(run, place, found));
   return true;
 }
 
+/** The same, but for what is left of one that was never finished: that goes first. */
+export async function findWhole(run: Run, place: Place, look: Look): Promise<LxcSnapshot | undefined> {
+  const found = await findSnapshot(run, place, look);
+  if (found === undefined || !isIncomplete(found)) return found;
+  await dropSnapshot(run, place, found);
+  return undefined;
+}
+
 /** Deletes a snapshot, as a step of the run; one that has gone meanwhile was meant to. */
-export async function dropSnapshot(run: Run, { node, vmid }: Place, name: string): Promise<void> {
+export async function dropSnapshot(run: Run, { node, vmid }: Place, snapshot: LxcSnapshot): Promise<void> {
+  const { name } = snapshot;
   try {
     await runTask(run, {
       step: "delete_snapshot",
@@ -73,25 +96,23 @@ export async function dropSnapshot(run: Run, { node, vmid }: Place, name: string
       type: "vzdelsnapshot",
       node,
       vmid,
-      start: () => run.context.pve.lxc(node, vmid).deleteSnapshot(name, {}, run.writing),
+      start: () => run.context.pve.lxc(node, vmid).deleteSnapshot(name, forceFor(snapshot), run.writing),
     });
   } catch (error) {
     if (!(error instanceof FleetError) || error.code !== "snapshot_not_found") throw error;
   }
 }
 
+const forceFor = (snapshot: LxcSnapshot) => (isIncomplete(snapshot) ? { force: true } : {});
+
 /** For an undo: deletes a snapshot if it is there. Returns whether it was. */
-export async function removeSnapshot(
-  run: Run,
-  place: Place,
-  { is, call }: { is: (snapshot: LxcSnapshot) => boolean | undefined; call: Call },
-): Promise<boolean> {
+export async function removeSnapshot(run: Run, place: Place, { is, call }: Look): Promise<boolean> {
   const { pve, tasks, config } = run.context;
   try {
     const found = await findSnapshot(run, place, { is, call });
     if (found === undefined) return false;
     const remove = async () => {
-      const upid = await pve.lxc(place.node, place.vmid).deleteSnapshot(found.name, {}, call);
+      const upid = await pve.lxc(place.node, place.vmid).deleteSnapshot(found.name, forceFor(found), call);
       await tasks.wait(upid, { signal: call.signal, kind: "delete_snapshot" });
     };
     await run.withSlot(slotOf.node(place.node), config.FLEET_NODE_SLOTS, remove, call);

@@ -248,6 +248,19 @@ describe("bad weather", () => {
     expect(snapshotsOf(box.vmid).filter((one) => !before.includes(one))).toEqual([name]);
   });
 
+  test("a task that dies: what it left is removed by force once its lock is gone, and the snapshot taken anew", async () => {
+    bed.pve.faults.task({ type: "vzsnapshot", text: "worker died", leaveLocks: true });
+    const handle = await bed.fleet.snapshot({ sandboxId: box.sandboxId, name: "anew" });
+    expect(await firstFailure(handle)).toBe("task_failed");
+    expect(containerOf(bed, box.vmid)?.lock).toBe("snapshot");
+    expect(snapshotsOf(box.vmid)).toContain("anew");
+    bed.pve.faults.lock(box.vmid, null);
+    await handle.result({ timeoutMs: 20_000 });
+    expect(snapshotsOf(box.vmid)).toContain("anew");
+    const removed = bed.pve.log().find(({ method, path }) => method === "DELETE" && path.endsWith("/snapshot/anew"));
+    expect(removed?.params).toMatchObject({ force: "1" });
+  });
+
   test("without end: failed, and no snapshot stays", async () => {
     bed.pve.faults.task({ type: "vzsnapshot", text: "lvcreate failed", times: 2 });
     const handle = await bed.fleet.snapshot({ sandboxId: box.sandboxId, name: "never" });

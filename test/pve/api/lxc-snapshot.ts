@@ -63,11 +63,12 @@ function snapshotOf(call: Call) {
 function list(call: Call): unknown[] {
   const container = call.world.container(call.node.name, vmidOf(call));
   const { config } = container;
-  const shown: unknown[] = [...config.snapshots.values()].map(({ name, takenAt, description, parent }) => ({
+  const shown: unknown[] = [...config.snapshots.values()].map(({ name, takenAt, description, parent, state }) => ({
     name,
     snaptime: takenAt,
     description,
     ...(parent === undefined ? {} : { parent }),
+    ...(state === undefined ? {} : { snapstate: state }),
   }));
   const parent = config.parent === undefined ? {} : { parent: config.parent };
   shown.push({
@@ -118,29 +119,37 @@ function fork(call: Call, type: string, body: (task: Task, container: Container)
     .upid;
 }
 
+interface Steps {
+  prepare: () => void;
+  work: () => Promise<void>;
+  commit: () => void;
+  /** What is done after an error; without it the lock stays, as AbstractConfig leaves it where a deletion or a rollback fails. */
+  cleanup?: () => void;
+}
+
 /** The config lock stands while the volumes are worked on; the file lock is held at the beginning and the end only. */
 async function withConfigLock(
   call: Call,
-  { task, container, lock, keeps }: { task: Task; container: Container; lock: string; keeps?: boolean },
-  steps: { prepare: () => void; work: () => Promise<void>; commit: () => void },
+  { task, container, lock }: { task: Task; container: Container; lock: string },
+  { prepare, work, commit, cleanup }: Steps,
 ): Promise<void> {
   const { world } = call;
   await locked(world, task, container, () => {
-    steps.prepare();
+    prepare();
     container.config.set("lock", lock);
   });
   let failure: unknown;
   try {
-    await steps.work();
+    await work();
   } catch (error) {
     // A killed worker leaves its lock behind, and so does one that was told to.
-    // So does a rollback that fails half-way: nothing in AbstractConfig::snapshot_rollback takes its lock back.
-    if (!(error instanceof Error) || "how" in error || task.doomed?.leaveLocks || keeps) throw error;
+    if (!(error instanceof Error) || "how" in error || task.doomed?.leaveLocks || cleanup === undefined) throw error;
     failure = error;
   }
   await locked(world, task, container, () => {
     container.config.set("lock", undefined);
-    if (failure === undefined) steps.commit();
+    if (failure === undefined) commit();
+    else cleanup?.();
   });
   if (failure !== undefined) throw failure;
 }
@@ -163,6 +172,7 @@ function create(call: Call): string {
           world.checkQuorum();
           if (config.snapshots.has(snapname)) throw refuse(`snapshot name '${snapname}' already used`);
           if (!able(call, container, "snapshot")) throw refuse("snapshot feature is not available");
+          addSnapshot(container, snapname, description);
         },
         work: async () => {
           await task.spend(world.takes(world.timings.snapshot));
@@ -170,7 +180,11 @@ function create(call: Call): string {
           // A running container is frozen for it, and thawed afterwards even if it was frozen before.
           guests.unfreeze(container);
         },
-        commit: () => addSnapshot(container, snapname, description),
+        commit: () => {
+          delete config.snapshots.get(snapname)?.state;
+          config.parent = snapname;
+        },
+        cleanup: () => dropSnapshot(container, snapname),
       },
     );
   });
@@ -187,8 +201,8 @@ function addSnapshot(container: Container, name: string, text: string | undefine
   values.set("snaptime", String(takenAt));
   const parent = config.parent;
   if (parent !== undefined) values.set("parent", parent);
-  config.snapshots.set(name, { name, takenAt, description, values, ...(parent === undefined ? {} : { parent }) });
-  config.parent = name;
+  const about = { name, takenAt, description, values, state: "prepare" as const };
+  config.snapshots.set(name, { ...about, ...(parent === undefined ? {} : { parent }) });
   config.touch();
 }
 
@@ -197,6 +211,7 @@ function remove(call: Call): string {
   const { snapname = "" } = call.params;
   return fork(call, "vzdelsnapshot", async (task, container) => {
     const { config } = container;
+    let isWhole = true;
     await withConfigLock(
       call,
       { task, container, lock: "snapshot-delete" },
@@ -204,10 +219,20 @@ function remove(call: Call): string {
         prepare: () => {
           container.checkLock();
           world.checkQuorum();
-          if (!config.snapshots.has(snapname)) throw refuse(`snapshot '${snapname}' does not exist`);
+          const snapshot = config.snapshots.get(snapname);
+          if (snapshot === undefined) throw refuse(`snapshot '${snapname}' does not exist`);
+          isWhole = snapshot.state === undefined;
+          snapshot.state = "delete";
+          config.touch();
         },
         work: async () => {
           await task.spend(world.takes(world.timings.deleteSnapshot));
+          // Of what was never finished, or deleted already, the storage knows nothing.
+          const [volume] = world.volumesOf(container);
+          if (!isWhole && !flagOf(call, "force"))
+            throw new Error(
+              `lvremove 'pve/snap_${volume?.volid.split(":")[1]}_${snapname}' error: Failed to find logical volume`,
+            );
           await guests.dropSnapshot(container, snapname);
         },
         commit: () => dropSnapshot(container, snapname),
@@ -236,13 +261,15 @@ function rollback(call: Call): string {
     const { config } = container;
     await withConfigLock(
       call,
-      { task, container, lock: "rollback", keeps: true },
+      { task, container, lock: "rollback" },
       {
         prepare: () => {
           if (container.template) throw refuse("you can't rollback if it's a template");
           world.checkQuorum();
           if (!config.snapshots.has(snapname)) throw refuse(`snapshot '${snapname}' does not exist`);
           checkNewest(call, container, snapname);
+          const { state } = snapshotOf(call);
+          if (state) throw refuse(`unable to rollback to incomplete snapshot (snapstate = ${state})`);
           container.checkLock();
         },
         work: async () => {
