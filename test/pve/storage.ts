@@ -26,7 +26,7 @@ export interface Backup {
   notes: string;
 }
 
-/** What each kind of storage can do (PVE::Storage's plugins); `base` says who counts a base volume's clones. */
+/** What each kind of storage can do (PVE::Storage's plugins); `base` says who counts a base volume's clones: not LVM-thin, nor btrfs. */
 interface Abilities {
   snapshot: boolean;
   linked: boolean;
@@ -47,7 +47,7 @@ const NONE: Abilities = {
 };
 const ABILITIES: Record<StorageType, Abilities> = {
   dir: NONE,
-  lvmthin: { ...NONE, snapshot: true, linked: true, linkedOfSnapshot: true, base: true },
+  lvmthin: { ...NONE, snapshot: true, linked: true, linkedOfSnapshot: true },
   zfspool: { ...NONE, snapshot: true, linked: true, base: true, newestOnly: true },
   rbd: { ...NONE, snapshot: true, linked: true, linkedOfSnapshot: true, base: true },
   btrfs: { ...NONE, snapshot: true, linked: true, linkedOfAny: true, linkedOfSnapshot: true },

@@ -20,7 +20,7 @@ export async function retireReplicas(context: WorkerContext, now: () => number =
     const why = whyNeedless(copy, replicas, { idleMs, usedAt, now: now() });
     const record = why === null ? null : await store.loadSandbox(copy.id);
     if (why === null || record?.state !== "template") return;
-    // PVE refuses while linked clones live: `template_in_use`, and it is asked again.
+    // PVE refuses where linked clones need it (not LVM-thin's, nor btrfs'): `template_in_use`, and it is asked again.
     const idempotencyKey = `replica ${copy.id} ${Math.floor(now() / ASK_AGAIN_MS)}`;
     await destroySandbox(context, record, { idempotencyKey, why });
   });

@@ -12,7 +12,7 @@ export async function retireTemplates(context: WorkerContext, now: () => number 
     retired.map((id) => ({ id })),
     async ({ id }) => {
       const template = await store.loadSandbox(SandboxId.parse(id));
-      // PVE refuses while linked clones live: `template_in_use`, and it is asked again.
+      // PVE refuses where linked clones need it (not LVM-thin's, nor btrfs'): `template_in_use`, and it is asked again.
       const idempotencyKey = `retire ${id} ${Math.floor(now() / ASK_AGAIN_MS)}`;
       const asked = template?.state === "template" || template?.state === "destroying";
       if (asked && (await destroySandbox(context, template, { idempotencyKey, why: "a newer one has its place" })))

@@ -20,7 +20,13 @@ beforeAll(async () => {
   bed = await startBed({
     ssh: { guard: { first: 20_000, last: 29_999 } },
     workers: "none",
-    pve: { nodes: 1, templates: [{ name: "cmux-base" }, { name: "on-dir", storage: "local" }] },
+    pve: {
+      nodes: 1,
+      templates: [
+        { name: "cmux-base", storage: "ceph" },
+        { name: "on-dir", storage: "local" },
+      ],
+    },
   });
   workers = await bed.startWorkers();
   team = bed.client({ team: "red" });

@@ -73,9 +73,13 @@ async function create(call: Call): Promise<string> {
     target: vmid,
   };
   if (backup !== undefined)
-    return world.fork(facts, (task) => restore(call, task, { container, storage, backup })).upid;
+    return world.fork(facts, (task) =>
+      locked(world, task, container, () => restore(call, task, { container, storage, backup })),
+    ).upid;
   const root = rootfs.includes(":") ? rootfs : /^\d/.test(rootfs) ? `${storage}:${rootfs}` : `${storage}:4`;
-  return world.fork(facts, (task) => build(call, task, { container, root, unprivileged })).upid;
+  return world.fork(facts, (task) =>
+    locked(world, task, container, () => build(call, task, { container, root, unprivileged })),
+  ).upid;
 }
 
 function allowCreate(call: Call, vmid: number): void {
@@ -244,7 +248,8 @@ async function remove(call: Call, task: Task, container: Container, runningText:
   }
   const volumes = world.volumesOf(container);
   const inUse = volumes.find((volume) => volume.storage.hasClones(volume.volid));
-  if (inUse !== undefined) throw new Error(`base volume '${inUse.volid}' is still in use by linked clones`);
+  const name = inUse?.volid.slice(inUse.volid.indexOf(":") + 1);
+  if (name !== undefined) throw new Error(`base volume '${name}' is still in use by linked clones`);
   await task.spend(world.takes(world.timings.destroy));
   if (flagOf(call, "purge")) task.log(`purging CT ${container.vmid} from related configurations..`);
   world.freeVolumes(container);
