@@ -1,23 +1,13 @@
 /** cmux-execd, the HTTP command daemon in every sandbox (port 39375). Source: cmux's README of execd, see docs. */
 import type { Socket } from "node:net";
 import { Agent, buildConnector, Client, type Dispatcher, request } from "undici";
-import { z } from "zod";
 import { FleetError } from "../../shared/errors.ts";
 import { EXECD_PORT } from "../../shared/jobs/fields.ts";
+import { createReply, type ExecOutcome } from "./exec-reply.ts";
 import { createSpares, isUnused } from "./spares.ts";
 
 /** The variable through which PVE 9.1 and later hand the token in. */
 export const EXECD_TOKEN_ENV = "CMUX_EXECD_AUTH_TOKEN";
-
-/** What a command ended with. Output past the limit is counted, not kept. */
-export interface ExecOutcome {
-  exitCode: number;
-  stdout: string;
-  stderr: string;
-  stdoutBytes: number;
-  stderrBytes: number;
-  truncated: boolean;
-}
 
 export interface ExecCall {
   address: string;
@@ -54,15 +44,6 @@ export interface Execd extends AsyncDisposable {
   }): Promise<"ready" | "open" | "wrong_token" | "down">;
 }
 
-const Line = z.discriminatedUnion("type", [
-  z.object({ type: z.literal("stdout"), data: z.string() }),
-  z.object({ type: z.literal("stderr"), data: z.string() }),
-  z.object({ type: z.literal("error"), message: z.string() }),
-  z.object({ type: z.literal("exit"), code: z.number().int() }),
-]);
-
-/** execd's own limits: a line is at most 1 MiB; JSON may need up to 6 times that. */
-const LINE_LIMIT = 8 * 1_048_576;
 const PROBE_MS = 3_000;
 
 /** A guest that comes up answers a connect at once or not at all. */
@@ -190,30 +171,63 @@ interface Post {
 }
 
 const post = (dispatcher: Dispatcher, { address, token, body, signal }: Post) =>
-  request(`${originOf(address)}/exec`, {
-    method: "POST",
-    dispatcher,
-    signal,
-    headers: { "content-type": "application/json", ...(token === null ? {} : { authorization: `Bearer ${token}` }) },
-    body: JSON.stringify(body),
-  });
+  request(`${originOf(address)}/exec`, { method: "POST", dispatcher, signal, ...toPost(token, body) });
 
-async function execOn(client: Client, call: ExecCall): Promise<ExecOutcome> {
+const toPost = (token: string | null, body: Post["body"]) => ({
+  headers: { "content-type": "application/json", ...(token === null ? {} : { authorization: `Bearer ${token}` }) },
+  body: JSON.stringify(body),
+});
+
+/** Without undici's stream of a reply, which costs a short command as much as all else that is done about it here. */
+function execOn(client: Client, call: ExecCall): Promise<ExecOutcome> {
   const { address, token, script, timeoutMs, signal } = call;
+  const { promise, resolve, reject } = Promise.withResolvers<ExecOutcome>();
+  const reply = createReply(call);
   const gate = createGate(call.guard);
-  const body = { command: script, timeout_ms: timeoutMs };
-  try {
-    const reply = await post(client.compose(gate.interceptor), { address, token, body, signal });
-    if (reply.statusCode === 200) return await collect(reply.body, call);
-    await reply.body.dump();
-    throw refused(reply.statusCode);
-  } catch (error) {
-    gate.throwIfRefused();
-    signal.throwIfAborted();
-    if (error instanceof FleetError) throw error;
-    if (gate.passed()) throw interrupted(error);
-    throw new FleetError("execd_unreachable", `the exec daemon at ${address} can't be reached`, { cause: error });
-  }
+  /** Nothing comes after the outcome, and the end of the reply may take a while longer. */
+  const settle = (outcome: ExecOutcome | undefined) => {
+    if (outcome) resolve(outcome);
+  };
+  const fail = (error: unknown) => {
+    if (error instanceof FleetError) reject(error);
+    else reject(gate.passed() ? interrupted(error) : unreachable(address, error));
+  };
+  const onAbort = () => reject(signal.reason);
+  signal.addEventListener("abort", onAbort, { once: true });
+  client.dispatch(
+    { path: "/exec", method: "POST", ...toPost(token, { command: script, timeout_ms: timeoutMs }) },
+    {
+      onRequestStart() {
+        try {
+          gate.open();
+        } catch (by) {
+          reject(by);
+          throw by;
+        }
+      },
+      onResponseStart(_, status) {
+        if (status !== 200) reject(refused(status));
+      },
+      onResponseData(controller, chunk) {
+        const outcome = reply.add(chunk);
+        if (!(outcome instanceof Promise)) return settle(outcome);
+        controller.pause();
+        outcome.then((after) => {
+          settle(after);
+          controller.resume();
+        }, fail);
+      },
+      onResponseEnd() {
+        if (reply.isOver) return; // as always: to make an error for nothing takes 0.1 ms
+        Promise.resolve(reply.end()).then((outcome) => {
+          settle(outcome);
+          reject(interrupted(undefined));
+        }, fail);
+      },
+      onResponseError: (_, error) => fail(error),
+    },
+  );
+  return promise.finally(() => signal.removeEventListener("abort", onAbort));
 }
 
 /** Runs the guard when the connection stands and the request is about to be written; tells whether it was. */
@@ -241,84 +255,13 @@ export function createGate(guard: (() => void) | undefined) {
       onResponseError: (...args) => handler.onResponseError?.(...args),
     });
   return {
+    open,
     interceptor,
     /** false: not a byte was written, so the command was certainly not started. */
     passed: () => passed,
     throwIfRefused() {
       if (refusal) throw refusal.by;
     },
-  };
-}
-
-/** Reads the JSON lines of a reply; the last is the exit. */
-async function collect(
-  body: AsyncIterable<Buffer>,
-  { keepBytes, onOutput }: Pick<ExecCall, "keepBytes" | "onOutput">,
-): Promise<ExecOutcome> {
-  const streams = { stdout: createKeeper(keepBytes), stderr: createKeeper(keepBytes) };
-  let exitCode: number | undefined;
-  for await (const text of lines(body)) {
-    const line = Line.parse(JSON.parse(text));
-    if (line.type === "exit") {
-      exitCode = line.code;
-      break; // nothing comes after it, and the end of the reply may take a while longer
-    }
-    const [name, output] = line.type === "error" ? (["stderr", line.message] as const) : [line.type, line.data];
-    streams[name].add(output);
-    await onOutput?.(name, `${output}\n`);
-  }
-  if (exitCode === undefined) throw interrupted(undefined);
-  const { stdout, stderr } = streams;
-  return {
-    exitCode,
-    stdout: stdout.text(),
-    stderr: stderr.text(),
-    stdoutBytes: stdout.bytes(),
-    stderrBytes: stderr.bytes(),
-    truncated: stdout.truncated() || stderr.truncated(),
-  };
-}
-
-async function* lines(body: AsyncIterable<Buffer>): AsyncGenerator<string> {
-  let parts: Buffer[] = [];
-  let size = 0;
-  for await (const chunk of body) {
-    let rest = chunk;
-    for (let at = rest.indexOf(10); at >= 0; at = rest.indexOf(10)) {
-      parts.push(rest.subarray(0, at));
-      yield Buffer.concat(parts).toString("utf8");
-      parts = [];
-      size = 0;
-      rest = rest.subarray(at + 1);
-    }
-    size += rest.length;
-    if (size > LINE_LIMIT) throw new FleetError("exec_interrupted", "the exec daemon sent an endless line");
-    if (rest.length > 0) parts.push(rest);
-  }
-  if (size > 0) yield Buffer.concat(parts).toString("utf8");
-}
-
-/** Keeps the first `limit` bytes of a stream of lines and counts all. */
-function createKeeper(limit: number) {
-  const kept: string[] = [];
-  let keptBytes = 0;
-  let bytes = 0;
-  return {
-    add(line: string) {
-      const size = Buffer.byteLength(line) + 1;
-      bytes += size;
-      const room = limit - keptBytes;
-      if (room <= 0) return;
-      kept.push(
-        size <= room
-          ? `${line}\n`
-          : new TextDecoder().decode(Buffer.from(line).subarray(0, room)).replace(/\uFFFD$/, ""),
-      );
-      keptBytes += Math.min(size, room);
-    },
-    text: () => kept.join(""),
-    bytes: () => bytes,
-    truncated: () => bytes > keptBytes,
   };
 }
 
@@ -331,3 +274,6 @@ const interrupted = (cause: unknown) =>
   new FleetError("exec_interrupted", "the connection to the exec daemon broke; whether the command ended is unknown", {
     cause,
   });
+
+const unreachable = (address: string, cause: unknown) =>
+  new FleetError("execd_unreachable", `the exec daemon at ${address} can't be reached`, { cause });

@@ -124,7 +124,7 @@ test("nobody there: certainly not run; a reset in the middle: perhaps", async ()
 test("lines are handed on as they come, in order, one awaited before the next", async () => {
   const server = createServer((_, response) => {
     response.write('{"type":"stdout","data":"one"}\n{"type":"stderr","data":"two"}\n{"type":"stdout","data":"th');
-    response.end('ree"}\n{"type":"exit","code":0}\n');
+    response.end('ree"}\n{"type":"exit","code":0}');
   });
   server.listen(EXECD_PORT, ADDRESS);
   await once(server, "listening");
@@ -140,6 +140,38 @@ test("lines are handed on as they come, in order, one awaited before the next", 
   };
   expect(await startExecd().exec(call({ keepBytes: 4, onOutput }))).toMatchObject({ stdout: "one\n", truncated: true });
   expect(seen).toEqual(["stdout begins", "one\n", "stderr begins", "two\n", "stdout begins", "three\n"]);
+});
+
+test("a reply that ends without an exit, in a line or between two: perhaps it ran to its end", async () => {
+  for (const reply of ['{"type":"stdout","data":"one"}\n', '{"type":"stdout","da', ""]) {
+    const server = createServer((_, response) => response.end(reply));
+    server.listen(EXECD_PORT, ADDRESS);
+    await once(server, "listening");
+    await failure(startExecd().exec(call()), "exec_interrupted");
+    server.close();
+    await once(server, "close");
+  }
+});
+
+test("a command that is given up is left at once, also while it connects", async () => {
+  const reached = Promise.withResolvers<Socket>();
+  const server = createServer((request) => reached.resolve(request.socket));
+  server.listen(EXECD_PORT, ADDRESS);
+  await once(server, "listening");
+  stack.push(async () => {
+    server.close();
+    await once(server, "close");
+  });
+  const stop = new AbortController();
+  const running = startExecd().exec(call({ signal: stop.signal }));
+  const connection = await reached.promise;
+  stop.abort(new FleetError("canceled", "not needed any more"));
+  await failure(running, "canceled");
+  await once(connection, "close"); // which ends the command in its container
+  const soon = new AbortController();
+  const connecting = startExecd().exec(call({ signal: soon.signal }));
+  soon.abort(new FleetError("canceled", "not needed any more"));
+  await failure(connecting, "canceled");
 });
 
 describe("a connection made ahead for a guest's next command", () => {
