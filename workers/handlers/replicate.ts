@@ -9,7 +9,8 @@ import { toCopyCommand } from "../../shared/state/templates.ts";
 import { hashConfig, toReplica } from "../inventory/collect.ts";
 import { type Way, waysTo } from "../placement/replica-site.ts";
 import { teamInventory } from "../placement/team-inventory.ts";
-import type { Call } from "../pve/api.ts";
+import type { Call, LxcConfig } from "../pve/api.ts";
+import { parseMount } from "../pve/config-format.ts";
 import type { Run } from "../run/run.ts";
 import { convertToTemplate } from "../sandbox/convert.ts";
 import { CLONE, mayHaveCloned, ownContainer, type Place } from "../sandbox/look.ts";
@@ -85,8 +86,23 @@ async function prepare(run: Run<"replicate">): Promise<From> {
     });
   const way = wayFor(run, source);
   const config = await run.context.pve.lxc(source.node, source.vmid).config(run.call);
+  if (way.archive !== undefined) refuseLeftOut(run, source, config);
   const team = inventory.replicas.find(({ vmid }) => vmid === source.vmid)?.owner?.team;
   return { source, way, configHash: hashConfig(config), hostname: config.hostname ?? String(template), team };
+}
+
+/** A replica would have such a disk, empty (PVE::LXC::Config::mountpoint_backup_enabled). */
+function refuseLeftOut({ input }: Run<"replicate">, { node, vmid }: Source, config: LxcConfig): void {
+  const disks = Object.entries(config).filter(
+    ([key, value]) => /^mp\d+$/.test(key) && !parseMount(String(value)).backup,
+  );
+  if (disks.length === 0) return;
+  const names = disks.map(([key]) => key);
+  throw new FleetError(
+    "unsupported",
+    `template ${input.template} has disks that its archive would be without; give them backup=1: ${names.join(", ")} of ${vmid}`,
+    { facts: { node, vmid, disks: names } },
+  );
 }
 
 function wayFor({ input, context }: Run<"replicate">, source: Source): Way {

@@ -22,7 +22,10 @@ beforeAll(async () => {
         { name: "pve3", storages: [local] },
         { name: "pve4", storages: [local, nas] },
       ],
-      templates: [{ name: "cmux-base", node: "pve1" }],
+      templates: [
+        { name: "cmux-base", node: "pve1" },
+        { name: "with-data", node: "pve1", config: { mp0: "local-lvm:base-9002-disk-1,mp=/data,size=1G" } },
+      ],
       timings: { cloneFull: 10_000, backup: 8_000, restore: 8_000 },
     },
   });
@@ -47,7 +50,11 @@ test("a worker that is killed in its clone leaves one replica; provisions on its
   expect(clone?.params).toMatchObject({ full: "0" });
   expect(await bed.redis.hget(bed.keys.replicaUses, String(made.vmid))).not.toBeNull();
   await run(bed.fleet, "destroy", { sandboxId });
-  expect(await bed.fleet.templates.list()).toMatchObject([{ id: made.replicaId, copyOf: 9_001 }, { vmid: 9_001 }]);
+  expect(await bed.fleet.templates.list()).toMatchObject([
+    { id: made.replicaId, copyOf: 9_001 },
+    { vmid: 9_001 },
+    { vmid: 9_002 },
+  ]);
 });
 
 test("refused before anything is touched: where there is one, and where no storage is shared", async () => {
@@ -59,6 +66,8 @@ test("refused before anything is touched: where there is one, and where no stora
   ] as const;
   for (const [node, code] of tries) await failure(run(bed.fleet, "replicate", { template: "cmux-base", node }), code);
   await failure(bed.fleet.replicate({ template: "cmux-base", node: "pve9" }), "invalid_input");
+  const data = await failure(run(bed.fleet, "replicate", { template: "with-data", node: "pve4" }), "unsupported");
+  expect(data.text).toContain("give them backup=1: mp0 of 9002");
   await failure(run(bed.fleet, "replicate", { template: "none", node: "pve2" }), "template_not_found");
   expect(bed.pve.tasks().length).toBe(before);
 });

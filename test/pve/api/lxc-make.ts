@@ -1,4 +1,4 @@
-import { check, has } from "../access.ts";
+import { check, checkAny, has } from "../access.ts";
 import { sleep } from "../clock.ts";
 import type { Container } from "../container.ts";
 import { parseProperties, parseSize, printNetwork } from "../property-string.ts";
@@ -56,6 +56,9 @@ async function create(call: Call): Promise<string> {
   const rootfs = params["rootfs"] ?? storage;
   const rootStorage = rootfs.split(":")[0] ?? "";
   const backup = flagOf(call, "restore") ? backupOf(call, rootStorage) : undefined;
+  const archives = params["ostemplate"]?.split(":")[0];
+  // PVE::Storage::check_volume_access
+  if (backup === undefined) checkAny(world, by, `/storage/${archives}`, "Datastore.AllocateSpace", "Datastore.Audit");
   if (!/^\d/.test(rootfs) && !node.storages.has(rootStorage)) throw refuse(`storage '${rootStorage}' does not exist`);
   // Two creates at once both come this far; the claim decides.
   await sleep(world.latency(10, 16), world.closing);
