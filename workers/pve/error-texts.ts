@@ -69,7 +69,10 @@ const TEXT_RULES: readonly TextRule[] = [
 
   // Storages and nodes.
   rule("storage_not_found", /storage '(?<storage>[^']*)' (?:does not exist|is disabled|is not available on node)/),
-  rule("storage_not_found", /storage '(?<storage>[^']*)' does not support|configured on storage '(?<storage2>[^']*)'/),
+  rule(
+    "storage_not_found",
+    /storage '(?<storage>[^']*)' does not (?:support|allow)|configured on storage '(?<storage2>[^']*)'/,
+  ),
   rule("storage_full", /no space left|not enough (?:free )?space|insufficient free space|out of space/i),
   rule("storage_full", /thin pool \S+ reached threshold|thin pool .*out of data space|quota exceeded/i),
   rule("node_unreachable", /hostname lookup '(?<sought>[^']*)' failed/),

@@ -177,6 +177,13 @@ const KNOWN: Row[] = [
     "template_in_use",
   ],
   [500, "PUT /nodes/pve1/lxc/9/resize", "storage 'ceph' is not online", "pve_failed"],
+  [
+    500,
+    "PUT /nodes/pve1/lxc/201/config",
+    "storage 'nas' does not allow content type 'rootdir' (Container)",
+    "storage_not_found",
+    { storage: "nas" },
+  ],
   [500, "GET /nodes/pve1/storage", "storage 'x' is not available on node 'pve1'", "storage_not_found"],
   [500, "POST /nodes/pve1/lxc/201/status/start", "something that nobody has seen", "pve_rejected"],
   [
