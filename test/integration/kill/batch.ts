@@ -92,6 +92,12 @@ async function beginOn({ fleet, killed, template }: KillFleet, armed: () => void
   }
   if (killed === "migrate") return { handle: await fleet.migrate({ sandboxId, target: "pve2" }) };
   if (killed === "template") return { handle: await fleet.template({ sandboxId, name: "made" }), source: sandboxId };
+  if (killed === "tidy" || killed === "untake") {
+    const branch = await fleet.branch({ sandboxId, count: 1 });
+    for await (const { operationId } of branch.results())
+      if (operationId !== undefined) return { handle: await fleet.operation(operationId), source: sandboxId };
+    throw new Error("no copy");
+  }
   const { snapshotId } = await (await fleet.snapshot({ sandboxId })).result(PATIENCE);
   const again = {
     snapshot: () => fleet.snapshot({ sandboxId, keepLast: 1 }),

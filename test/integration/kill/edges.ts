@@ -230,7 +230,8 @@ function nameOfCommand(watch: FleetWatch, command: Command): string | null {
   }
   const target = watch.claimed[watch.fleet.nth - 1];
   if (!watch.isOn || target === undefined) return null;
-  if (!args.some((arg) => arg.includes(target) || /:sbx_/.test(arg))) return null;
+  // What the clockwork asks for names a sandbox in JSON.
+  if (known !== "ACCEPT" && !args.some((arg) => arg.includes(target) || /:sbx_/.test(arg))) return null;
   const name = isScript
     ? nameOfScript(known, rest.slice(0, Number(keyCount)), rest.slice(Number(keyCount)))
     : `${command.name} ${(args[0] ?? "").split(":").at(1) ?? ""}`;

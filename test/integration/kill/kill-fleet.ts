@@ -14,6 +14,9 @@ export const KILLED = {
   template: 2,
   /** Of a branch: the provision of its snapshot. */
   copy: 3,
+  /** What asks for the end of a branch's snapshot once its batch is over, and that end. */
+  tidy: 3,
+  untake: 4,
   replicate: 1,
   /** A replica by way of an archive. */
   archive: 1,

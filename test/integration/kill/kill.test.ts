@@ -38,7 +38,7 @@ async function strikeAll(how: Strike, cases: readonly KillCase[]): Promise<void>
 
 /** A claim is over in one write; what comes around it is all there is. */
 const between = async (killed: Killed) =>
-  (await boundariesOf(redisUrl, killed)).filter((one) => killed === "claim" || isOfStep(one));
+  (await boundariesOf(redisUrl, killed)).filter((one) => killed === "claim" || killed === "tidy" || isOfStep(one));
 
 describe("between any two steps of the other kinds", { timeout: 600_000 }, () => {
   test("killed: each ends well, once", async () => {
@@ -49,6 +49,8 @@ describe("between any two steps of the other kinds", { timeout: 600_000 }, () =>
       "migrate",
       "template",
       "copy",
+      "tidy",
+      "untake",
       "replicate",
       "fill",
       "claim",

@@ -19,7 +19,7 @@ export interface Aftermath {
 type Ended = Killed | "cold";
 
 /** Containers that are there in the end, and snapshots that those have. */
-const KEPT: Partial<Record<Ended, number>> = { destroy: 0, template: 2, copy: 2, cold: 2 };
+const KEPT: Partial<Record<Ended, number>> = { destroy: 0, template: 2, copy: 2, tidy: 2, untake: 2, cold: 2 };
 const SNAPSHOTS: Partial<Record<Ended, { source: number } & Partial<Record<"made", number>>>> = {
   restore: { source: 1 },
   snapshot: { source: 1 },
@@ -63,6 +63,8 @@ const STATES: Partial<Record<Ended, readonly string[]>> = {
   build: [...STEPS, "template"],
   template: [...MADE, ...STEPS, "template"],
   copy: [...MADE, ...MADE],
+  tidy: [...MADE, ...MADE],
+  untake: [...MADE, ...MADE],
   replicate: ["cloning", "configuring", "template"],
   archive: ["cloning", "configuring", "template"],
   fill: [...STEPS, "warm"],
@@ -91,6 +93,7 @@ async function wrongEvents(
 }
 
 const CLONED = ["vzclone", "vzstart"];
+const BRANCHED = [...CLONED, "vzsnapshot", ...CLONED, "vzdelsnapshot"];
 const TASKS: Readonly<Record<Ended, readonly string[]>> = {
   provision: CLONED,
   destroy: [...CLONED, "vzdestroy"],
@@ -100,6 +103,8 @@ const TASKS: Readonly<Record<Ended, readonly string[]>> = {
   migrate: [...CLONED, "vzmigrate"],
   template: [...CLONED, "vzsnapshot", "vzclone", "vzdelsnapshot", "vzstart", "vzshutdown", "vztemplate"],
   copy: [...CLONED, "vzsnapshot", ...CLONED],
+  tidy: BRANCHED,
+  untake: BRANCHED,
   replicate: ["vzclone", "vztemplate"],
   archive: ["vzdump", "vzrestore"],
   fill: CLONED,

@@ -123,6 +123,24 @@ test.each([
   }
 });
 
+test("a template that another has the place of: killed at its destroy, it goes once, and is asked for no more", {
+  timeout: 120_000,
+}, async () => {
+  const [{ sandboxId } = expect.fail()] = await provision(1, "pve1");
+  const { templateId, vmid } = await run(bed.fleet, "template", { sandboxId, name: "old" });
+  const since = Date.now();
+  const at = strikeAt({ method: "DELETE", path: `pve1/lxc/${vmid}$` });
+  await bed.redis.hset(bed.keys.retired, templateId, "op_0000000000000000");
+  await at.there();
+  const isOver = async () =>
+    containerOf(bed, vmid) === undefined &&
+    (await bed.redis.exists(bed.keys.retired)) === 0 &&
+    (await bed.redis.zcard(bed.keys.open)) === 0;
+  await until(isOver, "its end", PATIENCE_MS);
+  expect(times("vzdestroy", since)).toEqual(new Map([[String(vmid), 1]]));
+  await run(bed.fleet, "destroy", { sandboxId });
+});
+
 test("a node is forgotten: killed in between", { timeout: 120_000 }, async () => {
   const made = await provision(8, "pve3");
   bed.pve.faults.node("pve3", "unreachable");

@@ -24,7 +24,9 @@ export type Strike = "kill" | "stop" | "stop-alone";
 export async function boundariesOf(redisUrl: string, killed: Killed): Promise<KillCase[]> {
   // Members of pools are looked at by time, so that only the first look is sure to come.
   const repeated = killed === "claim" ? /#/ : /^GET task .*#/;
-  const edges = (await listEdges(redisUrl, killed)).filter((edge) => !repeated.test(edge));
+  const all = (await listEdges(redisUrl, killed)).filter((edge) => !repeated.test(edge));
+  // Of the clockwork that asks; what came before is the copy's own.
+  const edges = killed === "tidy" ? all.filter((edge) => /^(lrange changes|ACCEPT)$/.test(edge)) : all;
   return [
     ...edges.flatMap((edge) =>
       (["before", "after"] as const).map((moment) => ({ killed, boundary: { moment, edge } })),
@@ -54,15 +56,22 @@ async function listEdges(redisUrl: string, killed: Killed): Promise<string[]> {
   // BullMQ's own end of the job comes after ours.
   await until(() => batch.edges.some((edge) => edge.startsWith("moveToFinished")) && batch.edges, "the job's end");
   await until(async () => (await activeJobs(batch.redis, one.prefix)) === 0, "the job's end");
-  await stamped(one, handle);
+  await settled(one, handle, batch.redis);
   return batch.edges;
 }
 
-/** The stamp follows a claim within seconds. */
-async function stamped({ killed, pve }: KillFleet, { sandboxId }: Handle<JobName>): Promise<void> {
-  if (killed !== "claim") return;
+/** The stamp follows a claim within seconds, and a branch's snapshot goes after it. */
+async function settled(
+  { killed, pve, prefix }: KillFleet,
+  { sandboxId }: Handle<JobName>,
+  redis: RedisConnection,
+): Promise<void> {
   const isStamped = () => pve.containers().some(({ config }) => config["description"]?.includes(sandboxId));
-  await until(isStamped, "its stamp", RECOVERY_MS);
+  if (killed === "claim") await until(isStamped, "its stamp", RECOVERY_MS);
+  if (killed !== "tidy" && killed !== "untake") return;
+  const { branches, open } = createKeys(prefix);
+  const isTidy = async () => (await redis.exists(branches)) === 0 && (await redis.zcard(open)) === 0;
+  await until(isTidy, "the end of the branch's snapshot", RECOVERY_MS);
 }
 
 /** What is wrong afterwards, with the boundary that it came from; nothing is what should be found. */
@@ -160,7 +169,7 @@ async function aftermath({ redis }: Batch, { one, handle, source }: Struck, held
     (error: unknown) => String(error),
   );
   if (result !== "well") return [`ended with ${result}`];
-  await stamped(one, handle);
+  await settled(one, handle, redis);
   if (held) {
     const isLate = pve.waitForRequest(
       ({ fault, path }) => fault === "hang" && isOf(one, path),
@@ -171,7 +180,9 @@ async function aftermath({ redis }: Batch, { one, handle, source }: Struck, held
   }
   const usable = [
     source,
-    ...(["provision", "restore", "migrate", "copy", "claim"].includes(one.killed) ? [handle.sandboxId] : []),
+    ...(["provision", "restore", "migrate", "copy", "tidy", "untake", "claim"].includes(one.killed)
+      ? [handle.sandboxId]
+      : []),
   ];
   for (const sandboxId of usable.filter((id) => id !== undefined)) {
     const exec = await one.fleet.exec({ sandboxId, command: "true" });
