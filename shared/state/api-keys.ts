@@ -38,6 +38,8 @@ export interface ApiKeyStore {
   load(id: string): Promise<ApiKey | null>;
   /** False: the team has no such key. Gates forget it at once. */
   revoke(id: string, team: TeamId | undefined): Promise<boolean>;
+  /** Forgets those that had expired by then. */
+  forgetExpired(at: number): Promise<void>;
 }
 
 export function createApiKeyStore(redis: RedisConnection, keys: Keys, now: () => number = Date.now): ApiKeyStore {
@@ -64,6 +66,11 @@ export function createApiKeyStore(redis: RedisConnection, keys: Keys, now: () =>
       if (known === null || (team !== undefined && known.team !== team)) return false;
       await redis.multi().hdel(keys.apiKeys, id).publish(keys.wake, `key ${id}`).exec();
       return true;
+    },
+    async forgetExpired(at) {
+      const all = Object.entries(await redis.hgetall(keys.apiKeys));
+      const over = all.filter(([, text]) => (ApiKey.parse(JSON.parse(text)).expiresAt ?? at) < at).map(([id]) => id);
+      if (over.length > 0) await redis.hdel(keys.apiKeys, ...over);
     },
   };
 }

@@ -30,8 +30,9 @@ export const PoolCounts = z.object({
   /** Of the makings since the last good one, and when (ms since the epoch). */
   failures: count,
   failedAt: count,
-  /** Makings that were asked for. */
+  /** Makings that were asked for since the pool was set (ms since the epoch). */
   fills: count,
+  since: count,
   /** How many it is to have just now. */
   target: count,
   /** How many are asked for a second, of late: `seen` of `asked` were counted at `at`. */
@@ -142,6 +143,9 @@ export interface Pools {
   members(): Promise<SandboxId[]>;
 }
 
+/** Of a pool that was removed. */
+const COUNTS_KEPT_SEC = 3_600;
+
 export function createPools(redis: RedisConnection, keys: Keys): Pools {
   const run = (script: typeof TAKE, ...args: string[]) => runScript(redis, script, [keys.open], [keys.prefix, ...args]);
   return {
@@ -152,7 +156,11 @@ export function createPools(redis: RedisConnection, keys: Keys): Pools {
     async set(template, settings) {
       await redis.hset(keys.pools, template, JSON.stringify(settings));
     },
-    remove: async (template) => (await redis.hdel(keys.pools, template)) === 1,
+    async remove(template) {
+      // Its members count there as they go; for one that is set anew soon it goes on.
+      await redis.expire(keys.poolCounts(template), COUNTS_KEPT_SEC);
+      return (await redis.hdel(keys.pools, template)) === 1;
+    },
     counts: async (template) => PoolCounts.parse(await redis.hgetall(keys.poolCounts(template))),
     async take(template, sandbox, { batch }) {
       const reply = await run(TAKE, template, sandbox, batch ? "1" : "");

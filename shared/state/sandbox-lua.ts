@@ -45,7 +45,7 @@ end
 -- A use at some time, where its TTL counts from the last one.
 local function extendByUse(id, at)
   local seconds, extends = unpack(redis.call('HMGET', sbxKey(id), 'ttlSeconds', 'ttlExtendOnUse'))
-  if seconds and extends == 'true' then extendEnd(id, at + seconds * 1000, true) end
+  if seconds and extends == 'true' then extendEnd(id, at + math.min(seconds, setting('ttlMaxSeconds') or seconds) * 1000, true) end
 end
 -- Its TTL begins as it comes up, for the first time or after the TTL's own stop or pause.
 local function startTtl(id, op)

@@ -3,6 +3,7 @@ import { Queue, Worker } from "bullmq";
 import type { NodeName } from "../../shared/ids.ts";
 import { CONTROL, execQueue, nodeQueue, PLACE } from "../../shared/queues.ts";
 import { isConnectionError } from "../../shared/redis/connect.ts";
+import { createApiKeyStore } from "../../shared/state/api-keys.ts";
 import { publishSettings } from "../../shared/state/ttl.ts";
 import type { WorkerContext } from "../context.ts";
 import type { LiveInventory } from "../inventory/source.ts";
@@ -63,10 +64,12 @@ const TASKS = {
   limits: {
     everyMs: 60_000,
     run: async (context) => {
+      const { redis, keys, config } = context;
       await context.quotas.mend();
       await closeAbandoned(context);
-      await publishSettings(context.redis, context.keys, context.config);
+      await publishSettings(redis, keys, config);
       await assertLimits(context);
+      await createApiKeyStore(redis, keys).forgetExpired(Date.now() - config.FLEET_RETENTION_HOURS * 3_600_000);
     },
   },
 } as const satisfies Record<string, Task>;

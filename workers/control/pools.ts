@@ -50,7 +50,7 @@ async function tend(context: WorkerContext, { template, settings, members, room 
   const [counts, seen] = await Promise.all([pools.counts(template), pools.lastSeen(template)]);
   const now = Date.now();
   const rate = averageRate(counts, now);
-  const demand = { rate, seen: counts.asked, at: now };
+  const demand = { rate, seen: counts.asked, at: now, since: counts.since || now };
   const plan = planPool({
     settings,
     members: members.map((one) => ({
@@ -65,15 +65,19 @@ async function tend(context: WorkerContext, { template, settings, members, room 
     room,
     now,
   });
-  if (settings === undefined && members.length === 0)
-    await redis.del(keys.poolCounts(template), keys.poolReady(template));
-  else await redis.hset(keys.poolCounts(template), { ...demand, target: plan.target });
+  // Of one that was removed they run out.
+  if (settings !== undefined)
+    await redis
+      .multi()
+      .hset(keys.poolCounts(template), { ...demand, target: plan.target })
+      .persist(keys.poolCounts(template))
+      .exec();
   for (const { id, why } of plan.remove) {
     const member = members.find((one) => one.id === id);
     const idempotencyKey = `pool ${id} ${Math.floor(now / ASK_AGAIN_MS)}`;
     if (member) await destroySandbox(context, member, { idempotencyKey, why });
   }
-  for (let at = 0; at < plan.make; at++) await makeMember(context, template, counts, at);
+  for (let at = 0; at < plan.make; at++) await makeMember(context, template, { ...counts, ...demand }, at);
   return plan.make;
 }
 
@@ -109,7 +113,12 @@ function sourcesOf({ replicas }: Inventory, template: string): Set<string> {
 }
 
 /** An ordinary provision, behind every team's work. The same key again, after a crash, is the same operation. */
-async function makeMember(context: WorkerContext, template: string, { fills }: PoolCounts, at: number): Promise<void> {
+async function makeMember(
+  context: WorkerContext,
+  template: string,
+  { since, fills }: PoolCounts,
+  at: number,
+): Promise<void> {
   const { store, redis, keys } = context;
   const asked = /^\d+$/.test(template) ? Number(template) : template;
   const accepted = await store.accept({
@@ -120,7 +129,8 @@ async function makeMember(context: WorkerContext, template: string, { fills }: P
     scope: undefined,
     input: parseInput("provision", { template: asked, priority: "batch" }),
     secrets: undefined,
-    idempotencyKey: `pool ${template} ${fills + at}`,
+    // Of a pool that was removed and set anew the first must not pass for those of before.
+    idempotencyKey: `pool ${template} ${since} ${fills + at}`,
     batch: true,
     onQuota: "ignore",
     newSandbox: { team: POOL_TEAM, state: "placing", createdAt: Date.now(), template, pool: template },

@@ -3,7 +3,7 @@ import type { PoolCounts, PoolSettings } from "../../shared/state/pools.ts";
 import { isProvisional, type SandboxState } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
 
-export interface PoolRow extends Omit<PoolCounts, "fills" | "rate" | "seen" | "at" | "failedAt"> {
+export interface PoolRow extends Omit<PoolCounts, "fills" | "since" | "rate" | "seen" | "at" | "failedAt"> {
   template: string;
   /** Undefined: it was removed, and its members are going. */
   settings: PoolSettings | undefined;

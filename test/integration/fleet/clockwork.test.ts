@@ -1,8 +1,9 @@
 /** The fleet's clockwork, on records alone: neither a failure nor a bad record nor a second worker gets in its way. */
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { FleetError } from "../../../shared/errors.ts";
-import { newSandboxId, type OperationId, type SandboxId } from "../../../shared/ids.ts";
+import { newSandboxId, type OperationId, type SandboxId, TeamId } from "../../../shared/ids.ts";
 import { nodeQueue, PLACE } from "../../../shared/queues.ts";
+import { createApiKeyStore } from "../../../shared/state/api-keys.ts";
 import type { WorkerContext } from "../../../workers/context.ts";
 import { settleAborts } from "../../../workers/control/aborts.ts";
 import { expireSandboxes } from "../../../workers/control/expire.ts";
@@ -218,4 +219,14 @@ test("an extension at the moment of the end: nothing is asked for and it lives o
     expect(Number(await rig.redis.zscore(rig.keys.expiries, id)) > now + 900_000).toBe(outcome === "extended");
   }
   await rig.redis.del(rig.keys.expiries);
+});
+
+test("API keys that expired long ago are forgotten, others are kept", async () => {
+  const store = createApiKeyStore(rig.redis, rig.keys);
+  const team = TeamId.parse("red");
+  await store.create({ team, name: "old", expiresAt: 999 });
+  await store.create({ team, name: "just-now", expiresAt: 1_000 });
+  await store.create({ team, name: "for-good" });
+  await store.forgetExpired(1_000);
+  expect((await store.list(team)).map(({ name }) => name).sort()).toEqual(["for-good", "just-now"]);
 });

@@ -111,10 +111,20 @@ test("members go with a cordon, and where their template has changed", async () 
   await ready(2);
 });
 
-test("a pool that is removed takes its members along", async () => {
-  expect(await bed.fleet.pools.remove(TEMPLATE)).toBe(true);
-  await until(
-    () => bed.pve.containers().every(({ config }) => !config["description"]?.includes("fleet-pool")),
-    "no members",
-  );
+test("a pool that is removed takes its members along, and its counts later; set again it is filled at once", async () => {
+  const remove = async () => {
+    expect(await bed.fleet.pools.remove(TEMPLATE)).toBe(true);
+    const isEmpty = () => bed.pve.containers().every(({ config }) => !config["description"]?.includes("fleet-pool"));
+    await until(isEmpty, "no members");
+    await until(async () => (await bed.fleet.sandboxes.list({ team: "fleet-pool" })).length === 0, "no records");
+    expect(await bed.redis.ttl(bed.keys.poolCounts(TEMPLATE))).toBeGreaterThan(0);
+  };
+  await remove();
+  await bed.redis.del(bed.keys.poolCounts(TEMPLATE));
+  await bed.fleet.pools.set(TEMPLATE, { min: 1, max: 1 });
+  await ready(1);
+  // None of those of before passed for it.
+  expect(Number(await bed.redis.hget(bed.keys.poolCounts(TEMPLATE), "fills"))).toBe(1);
+  expect(await bed.redis.ttl(bed.keys.poolCounts(TEMPLATE))).toBe(-1);
+  await remove();
 });
