@@ -2,7 +2,7 @@
 import { z } from "zod";
 import { FleetError } from "../shared/errors.ts";
 import { SandboxId } from "../shared/ids.ts";
-import type { JobInput } from "../shared/jobs/index.ts";
+import type { JobInput, JobOutput } from "../shared/jobs/index.ts";
 import type { SandboxRecord } from "../shared/state/records.ts";
 import type { Batch } from "./batch.ts";
 import { type BatchOptions, checkBatchOptions, type SubmitBatch } from "./batches.ts";
@@ -41,8 +41,8 @@ export function createBranch(
     const { id } = checkBatchOptions(parts, options);
     const source = await sandboxes.get(sandboxId);
     const taken = await methods.snapshot({ sandboxId, branch: id }, { idempotencyKey: `branch ${id}` });
-    const { snapshotId } = await taken.result({ signal: options.signal });
-    return batch({ ...toCopy(source, snapshotId), count }, { ...options, id, idempotencyKey: undefined });
+    const snapshot = await taken.result({ signal: options.signal });
+    return batch({ ...toCopy(source, snapshot), count }, { ...options, id, idempotencyKey: undefined });
   };
 }
 
@@ -54,12 +54,16 @@ function checkInput(input: BranchInput): z.output<typeof Input> {
   throw new FleetError("invalid_input", `${field}: ${issue?.message}`, { facts: { fields: [field] } });
 }
 
-function toCopy(source: SandboxRecord, snapshotId: string): JobInput<"provision"> {
+function toCopy(
+  source: SandboxRecord,
+  { snapshotId, execd }: Pick<JobOutput<"snapshot">, "snapshotId" | "execd">,
+): JobInput<"provision"> {
   const { team, metadata, services, ttlSeconds, ttlAction, ttlExtendOnUse, idleSeconds, idleAction, wakeOnHttp } =
     source;
   return {
     template: snapshotId,
     clone: "linked_or_full",
+    waitFor: execd ? "execd" : "address",
     priority: "interactive",
     team,
     metadata,

@@ -56,6 +56,8 @@ export const BuildInput = z.strictObject({
     })
     .optional(),
   setup: z.array(Command).max(64).default([]),
+  /** Of each command and the test: one that takes longer fails the build. An hour when absent. */
+  timeoutSeconds: z.int().min(1).max(7_200).optional(),
   /** Ends with 0 where the template is as it should be. */
   test: Command.optional(),
   /** Of the team's templates with this name and version: they make way for this one. Else they refuse it. */

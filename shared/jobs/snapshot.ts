@@ -29,6 +29,8 @@ export const snapshot = defineJob({
     expiresAt: z.number().optional(),
     /** Older ones that were deleted for it. */
     removed: z.array(SnapshotId).default([]),
+    /** Whether its sandbox has an exec daemon: where it has none, its copies wait for an address alone. */
+    execd: z.boolean().default(true),
   }),
   queue: "node",
   attempts: 6,

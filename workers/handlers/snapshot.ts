@@ -35,6 +35,7 @@ export const snapshot: Handler<"snapshot"> = {
     const createdAt = Date.now();
     const expiresAt = expiryOf(run, createdAt);
     const { branch } = run.input;
+    const { execToken } = await run.context.secrets.get(sandbox);
     const about = { ...(await readFacts(run, name)), branch, createdAt, expiresAt };
     const record = encodeFields({ id: snapshotId, sandbox, team, ...place, name, ...about });
     return {
@@ -44,6 +45,7 @@ export const snapshot: Handler<"snapshot"> = {
         ...place,
         ...(expiresAt === undefined ? {} : { expiresAt }),
         removed: removed.map(({ id }) => id),
+        execd: execToken !== undefined,
       },
       write: {
         also: [

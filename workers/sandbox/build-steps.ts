@@ -13,7 +13,7 @@ export type Way = "execd" | "ssh";
 
 /** A command is one argument of bash for execd, which Linux takes 128 KiB of (execve(2)). */
 const PIECE = 65_536;
-const TIMEOUT_MS = 3_600_000;
+const TIMEOUT_SECONDS = 3_600;
 
 interface Item {
   /** In the output and in errors; says nothing of what is in it. */
@@ -26,6 +26,7 @@ export async function fill(run: Run<"build">, way: Way, token: string | null): P
   const address = await awaitReady(run, token);
   const items = toItems(run, await run.context.secrets.get(run.id));
   const live = createLiveOutput(run.addOutput);
+  const { timeoutSeconds = TIMEOUT_SECONDS } = run.input;
   try {
     for (const [index, { name, scripts }] of items.entries()) {
       if (index < (run.operation.done ?? 0)) continue;
@@ -33,8 +34,11 @@ export async function fill(run: Run<"build">, way: Way, token: string | null): P
       live.add("stdout", `==> ${name}\n`);
       await run.timed(name.replace(/ .*/, ""), async () => {
         for (const script of scripts) {
-          const code = await runScript(run, { way, address, token, script, hear: live.add });
-          if (code !== 0) throw failed(name, index, code);
+          const begun = performance.now();
+          const timeoutMs = timeoutSeconds * 1_000;
+          const exitCode = await runScript(run, { way, address, token, script, timeoutMs, hear: live.add });
+          const isLate = performance.now() - begun >= timeoutMs;
+          if (exitCode !== 0) throw failed({ step: name, index, exitCode, ...(isLate ? { timeoutSeconds } : {}) });
         }
       });
     }
@@ -45,10 +49,11 @@ export async function fill(run: Run<"build">, way: Way, token: string | null): P
   }
 }
 
-const failed = (name: string, index: number, exitCode: number): FleetError =>
-  new FleetError("build_failed", `${name} ended with exit code ${exitCode}`, {
-    facts: { step: name, index, exitCode },
-  });
+function failed(facts: { step: string; index: number; exitCode: number; timeoutSeconds?: number }): FleetError {
+  const { step, exitCode, timeoutSeconds } = facts;
+  const end = timeoutSeconds === undefined ? `ended with exit code ${exitCode}` : `took more than ${timeoutSeconds} s`;
+  return new FleetError("build_failed", `${step} ${end}`, { facts });
+}
 
 function toItems({ input }: Run<"build">, { files = [], env = {} }: SecretValues): Item[] {
   const { setup, test } = input;
@@ -79,18 +84,19 @@ interface Call {
   address: string;
   token: string | null;
   script: string;
+  timeoutMs: number;
   hear: (stream: StreamName, chunk: string | Buffer) => void;
 }
 
-async function runScript(run: Run<"build">, { way, address, token, script, hear }: Call): Promise<number> {
+async function runScript(run: Run<"build">, { way, address, token, script, timeoutMs, hear }: Call): Promise<number> {
   const { execd, shell } = run.context;
   const { node, vmid } = containerOf(run).place;
   if (way === "execd") {
-    const call = { address, token: token ?? "", script, timeoutMs: 0, keepBytes: 0, signal: run.signal };
+    const call = { address, token: token ?? "", script, timeoutMs, keepBytes: 0, signal: run.signal };
     return (await execd.exec({ ...call, guard: run.check, onOutput: hear })).exitCode;
   }
   if (shell === null) throw noWay(run);
-  const command = { verb: "exec", vmid, script, timeoutMs: TIMEOUT_MS } as const;
+  const command = { verb: "exec", vmid, script, timeoutMs } as const;
   const call = { signal: run.signal, guard: run.check, keepBytes: 0, onOutput: hear };
   return (await shell.run(node, command, call)).code ?? 137;
 }

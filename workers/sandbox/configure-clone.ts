@@ -4,6 +4,7 @@ import { randomBytes } from "node:crypto";
 import type { z } from "zod";
 import type { WorkerConfig } from "../../shared/config.ts";
 import { FleetError } from "../../shared/errors.ts";
+import { SnapshotId } from "../../shared/ids.ts";
 import type { MountPoint, Network } from "../../shared/jobs/fields.ts";
 import type { ProvisionInput } from "../../shared/jobs/provision.ts";
 import { loadReservation, reserve } from "../../shared/placement/reservation.ts";
@@ -26,6 +27,7 @@ import {
 } from "../pve/config-format.ts";
 import type { Run } from "../run/run.ts";
 import { containerOf, ownContainer } from "./look.ts";
+import { mapNetworks, withoutAddress } from "./networks.ts";
 import { toOthers } from "./reservation.ts";
 import { hasToken, replaceToken } from "./stamp.ts";
 import { runTask } from "./task.ts";
@@ -46,12 +48,16 @@ export async function configureClone(
   const needsDisks = diskGib !== undefined || mountPoints.length > 0;
   const config = early === null || needsDisks ? (await ownContainer(run)).config : early;
   const leasedIp = needsLease(run) ? await run.leaseAddress(rangeOf(run.context.config)) : undefined;
-  const wanted = desiredNet(config.net0, run.input.network ?? {}, run.context.config, leasedIp);
+  // A snapshot's are those of a sandbox that may run beside it.
+  const isCopy = SnapshotId.safeParse(run.input.template).success;
+  const { net0 = config.net0, ...others } = isCopy ? mapNetworks(config, withoutAddress) : {};
+  const wanted = desiredNet(net0, run.input.network ?? {}, run.context.config, leasedIp);
   // PVE makes up a MAC address where none is given, but we must know it to tell the container's own addresses.
   const net = wanted && { ...wanted, hwaddr: wanted.hwaddr ?? randomMac() };
   const handOver = token === null ? {} : tokenParams(config, token, run.context.inventory.current().version);
   const params = changedParams(config, {
     ...desiredConfig(run.input, config),
+    ...others,
     ...(net ? { net0: formatNet(net) } : {}),
     ...handOver,
   });
@@ -202,7 +208,7 @@ export function changedParams(config: LxcConfig, desired: Params): Params {
     if (value === undefined) return false;
     const has = config[key];
     // PVE writes the properties of a network in another order than we do.
-    if (key === "net0" && typeof has === "string") return formatNet(parseNet(has)) !== value;
+    if (/^net\d+$/.test(key) && typeof has === "string") return formatNet(parseNet(has)) !== value;
     if (typeof value === "boolean") return Boolean(has) !== value;
     return String(has ?? "") !== String(value);
   });

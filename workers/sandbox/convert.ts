@@ -15,6 +15,7 @@ import type { Run } from "../run/run.ts";
 import { cleaningToken } from "./clean.ts";
 import { changedParams, desiredNet, rangeOf, tokenParams } from "./configure-clone.ts";
 import { ownContainer, type Place } from "./look.ts";
+import { mapNetworks, withoutAddress } from "./networks.ts";
 import { toReservation } from "./reservation.ts";
 import { formatDescription, toFacts } from "./stamp.ts";
 import { failedStep, wasRefused } from "./task.ts";
@@ -48,7 +49,7 @@ export async function dressForCleaning(run: Run<"template">, way: "ssh" | "execd
   const { place, config } = own;
   const needsLease = way === "execd" && settings.PVE_IP_RANGE !== undefined;
   const leasedIp = needsLease ? await run.leaseAddress(rangeOf(settings)) : undefined;
-  const networks = run.operation.networks ?? mapNetworks(config, toTemplateNet);
+  const networks = run.operation.networks ?? mapNetworks(config, withoutAddress);
   const forNow = mapNetworks(networks, (net, key) =>
     way === "execd" && key === "net0" ? desiredNet(formatNet(net), {}, settings, leasedIp) : offline(net),
   );
@@ -69,7 +70,7 @@ export async function undress(run: Maker): Promise<void> {
   await run.begin("undress");
   await put(run, own, {
     ...commonParams(run),
-    ...(run.operation.networks ?? mapNetworks(own.config, toTemplateNet)),
+    ...(run.operation.networks ?? mapNetworks(own.config, withoutAddress)),
     description: toDescription(run, own.place),
   });
 }
@@ -88,29 +89,6 @@ async function put(run: Run, { lxc, config }: Awaited<ReturnType<typeof ownConta
   if (Object.keys(params).length === 0 && gone.length === 0) return;
   const removed = gone.length === 0 ? {} : { delete: gone.join(",") };
   await lxc.setConfig({ ...params, ...removed, digest: config.digest }, run.writing);
-}
-
-function mapNetworks(
-  config: Readonly<Record<string, unknown>>,
-  change: (net: NetConfig, key: string) => NetConfig | null,
-): Record<string, string> {
-  const networks = Object.entries(config).filter(([key]) => /^net\d+$/.test(key));
-  return Object.fromEntries(
-    networks.flatMap(([key, text]) => {
-      const net = change(parseNet(String(text)), key);
-      return net === null ? [] : [[key, formatNet(net)]];
-    }),
-  );
-}
-
-/** A fixed address is its source's; whoever is made from the template asks for one. Pure. */
-function toTemplateNet({ ip, ip6, gw: _gw, gw6: _gw6, linkDown: _down, ...net }: NetConfig): NetConfig {
-  const isFixed = (address: string) => address.includes("/");
-  return {
-    ...net,
-    ...(ip === undefined ? {} : { ip: isFixed(ip) ? "dhcp" : ip }),
-    ...(ip6 === undefined || isFixed(ip6) ? {} : { ip6 }),
-  };
 }
 
 /** Without a link, and without a boot that waits for one. */

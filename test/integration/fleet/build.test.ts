@@ -78,6 +78,10 @@ test("a build that fails leaves nothing, and says where", async () => {
   expect(error.message).not.toContain("not so");
   expect(output).toContain("not so");
   expect(containersOf(handle.sandboxId)).toEqual([]);
+  const slow = await red.build({ ...SPEC, version: "3", test: "sleep 100", timeoutSeconds: 1 });
+  const { text, facts } = await failure(slow.result(PATIENCE), "build_failed");
+  expect([text, facts["undone"]]).toEqual(["test took more than 1 s", ["container"]]);
+  expect(containersOf(slow.sandboxId)).toEqual([]);
   await failure(red.build({ name: "x", from: { archive: "nope:vztmpl/a.tar" } }), "template_not_found");
   await failure(run(red, "build", { name: "x", from: { archive: "local:vztmpl/a.tar" } }), "template_not_found");
   await failure(run(red, "build", { name: "x", from: { archive: ARCHIVE }, storage: "nope" }), "storage_not_found");

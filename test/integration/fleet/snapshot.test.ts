@@ -48,6 +48,7 @@ test("takes a snapshot, and a sandbox of it has what was in the first one", asyn
     node,
     vmid,
     removed: [],
+    execd: true,
   });
   expect(snapshotsOf(vmid)).toEqual(["before-work"]);
   const copy = await provisionOne(bed.fleet, { template: taken.snapshotId });
@@ -94,6 +95,24 @@ describe("a branch", () => {
     expect(await again.counts()).toMatchObject({ total: 3, succeeded: 3 });
     await run(fleet, "destroy", { sandboxId });
     await failure(bed.client({ team: "blue" }).branch({ sandboxId, count: 1 }), "sandbox_not_found");
+  });
+
+  test("of a sandbox with an own address and no exec daemon are machines of their own", async () => {
+    const network = { ip: "127.0.0.77/8" };
+    const { sandboxId, vmid } = await provisionOne(bed.fleet, { waitFor: "address", network });
+    bed.pve.faults.edit(vmid, {
+      net1: "name=eth1,bridge=vmbr0,hwaddr=BC:24:11:0A:0B:0C,ip=10.9.9.9/24,gw=10.9.9.1,type=veth",
+    });
+    const batch = await bed.fleet.branch({ sandboxId, count: 1 });
+    for await (const outcome of batch.results()) {
+      if (!outcome.ok) throw outcome.error;
+      const copy = await bed.fleet.sandboxes.get(outcome.sandboxId);
+      const { net0, net1 } = containerOf(bed, copy.vmid ?? 0)?.config ?? {};
+      expect([net0, net1]).toEqual([expect.stringContaining("ip=dhcp"), expect.stringMatching(/ip=dhcp(?!.*gw=)/)]);
+      expect(copy.address).not.toBe("127.0.0.77");
+      await run(bed.fleet, "destroy", { sandboxId: copy.id });
+    }
+    await run(bed.fleet, "destroy", { sandboxId });
   });
 
   test("are full copies on ZFS, and the snapshot goes also when its producer has died before the batch", async () => {
