@@ -44,6 +44,9 @@ export function signLink(
   return `${expires.toString(36)}.${sign(key, target, purpose, expires).toString("base64url")}`;
 }
 
+/** When a token ends, as it says itself. */
+export const toExpirySec = (token: string): number => Number.parseInt(token.split(".", 1)[0] ?? "", 36);
+
 /** Whether a token lets into the service; compared in constant time. */
 export function verifyLink(
   keys: readonly Buffer[],

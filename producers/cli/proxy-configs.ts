@@ -70,6 +70,20 @@ const toOverlayHead = (network: string, command: string, { domain }: ProxySettin
 #    provider; \`--tls internal\` needs Caddy's root certificate on each member.
 `;
 
+/** What proxies say of a request's way, as the gate leaves it out where it forwards; some servers read underscores as hyphens. */
+const FORGEABLE = [
+  "Forwarded",
+  "X-Forwarded*",
+  "*Real-Ip",
+  "*Client-Ip",
+  "*ClientIp",
+  "Cf-*",
+  "X-Original-*",
+  "X-Rewrite-Url",
+]
+  .flatMap((name) => [name, name.replaceAll("-", "_")])
+  .filter((name, at, all) => all.indexOf(name) === at);
+
 /** How requests go on to services. */
 const SERVICE = `			header_up -X-Fleet-*
 			header_down -X-Fleet-*
@@ -118,11 +132,7 @@ ${site}
 	route {
 		# The gate's own headers come from the gate alone; what a client says of its request's way does not count.
 		request_header -X-Fleet-*
-		request_header -X-Forwarded-*
-		request_header -X_Forwarded_*
-		request_header -X-Real-Ip
-		request_header -Forwarded
-
+${FORGEABLE.map((name) => `		request_header -${name}\n`).join("")}
 		# Upgraded connections go through the gate, which sees whether they are used and ends them with their service.
 		@upgrade header Upgrade *
 		reverse_proxy @upgrade ${gate}

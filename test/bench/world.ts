@@ -39,6 +39,8 @@ export interface World extends AsyncDisposable {
   readonly workerPids: readonly number[];
   /** What a worker has written to its log. */
   workerLog(at: number): Promise<string>;
+  /** Where the gate listens. */
+  readonly gateUrl: string;
 }
 
 export interface WorldOptions {
@@ -51,10 +53,12 @@ export interface WorldOptions {
   program?: URL;
   /** More variables of the workers. */
   env?: Record<string, string>;
+  /** With these variables another process has the role gate, as in `deploy/`. */
+  gate?: Record<string, string>;
 }
 
 export async function startWorld(options: WorldOptions): Promise<World> {
-  const { workers, nodes = NODES.length, ssh = false, program = MAIN, env: more = {} } = options;
+  const { workers, nodes = NODES.length, ssh = false, program = MAIN, env: more = {}, gate } = options;
   await using stack = new AsyncDisposableStack();
   const redis = stack.use(await startRedis({ engine: "process" }));
   const cluster = stack.use(await startCluster(nodes));
@@ -74,6 +78,9 @@ export async function startWorld(options: WorldOptions): Promise<World> {
   };
   const started: WorkerProcess[] = [];
   for (let at = 0; at < workers; at++) started.push(stack.use(await startWorker(env, program)));
+  const gateEnv = { ...env, ...gate, FLEET_ROLES: "gate", GATE_PORT: "0" };
+  const gateProcess = gate && stack.use(await startWorker(gateEnv, program, GATE_IS_UP));
+  const gateUrl = GATE_IS_UP.exec((await gateProcess?.log()) ?? "")?.[1] ?? "";
   const fleet = stack.use(createFleet({ redis: redis.url, prefix, secretKey }));
   const resources = stack.move();
   return {
@@ -83,6 +90,7 @@ export async function startWorld(options: WorldOptions): Promise<World> {
     prefix,
     secretKey,
     workerPids: started.map(({ pid }) => pid),
+    gateUrl,
     workerLog: async (at) => (await started[at]?.log()) ?? "",
     [Symbol.asyncDispose]: () => resources.disposeAsync(),
   };
@@ -97,8 +105,11 @@ interface WorkerProcess extends AsyncDisposable {
 const WORKER_FLAGS = ["--max-semi-space-size=16", "--max-old-space-size=768"];
 const MAIN = new URL("../../workers/main.ts", import.meta.url);
 
+const IS_UP = /"msg":"workers started"/;
+const GATE_IS_UP = /"url":"(http:[^"]+)"[^\n]*"msg":"gate is up"/;
+
 /** Its log goes to a file, as to a collector's: read here, it would be work of the producer's. */
-async function startWorker(env: Record<string, string>, program: URL): Promise<WorkerProcess> {
+async function startWorker(env: Record<string, string>, program: URL, isUp = IS_UP): Promise<WorkerProcess> {
   await using stack = new AsyncDisposableStack();
   const folder = await mkdtemp(join(tmpdir(), "fleet-bench-"));
   stack.defer(() => rm(folder, { recursive: true, force: true }));
@@ -118,7 +129,7 @@ async function startWorker(env: Record<string, string>, program: URL): Promise<W
   });
   const patience = AbortSignal.timeout(20_000);
   const readLog = () => readFile(file, "utf8");
-  while (!(await readLog()).includes("workers started")) {
+  while (!isUp.test(await readLog())) {
     if (!isAlive(child) || patience.aborted) throw new Error(`the worker is not up:\n${await readLog()}`);
     await delay(50);
   }

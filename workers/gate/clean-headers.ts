@@ -13,8 +13,11 @@ const HOP_BY_HOP = [
   "trailer",
   "upgrade",
 ];
-/** What proxies say of a request's way; some servers read underscores as hyphens. */
-const FORWARDED = /^(forwarded|x-forwarded-.*|x-real-ip|true-client-ip)$/;
+/**
+ * What proxies say of a request's way, and of whom and for what address it is; some servers read underscores as hyphens. Those
+ * of Cloudflare are among them: a service can't tell whether that is in front, and whom a request is from it is told by us.
+ */
+const FORWARDED = /^(forwarded|x-forwarded.*|.*real-ip|.*client-?ip|cf-.*|x-original-.*|x-rewrite-url)$/;
 
 export interface Way {
   /** Whose request it is. */

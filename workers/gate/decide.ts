@@ -1,6 +1,7 @@
 /** What becomes of a request at the gate: pure. */
-import { LINK_COOKIE, LINK_PARAMETER, type LinkTarget, signLink, verifyLink } from "../../shared/links.ts";
+import { LINK_COOKIE, LINK_PARAMETER, type LinkTarget, signLink, toExpirySec, verifyLink } from "../../shared/links.ts";
 import { type ApiKey, isApiKey } from "../../shared/state/api-keys.ts";
+import type { CheckCookie } from "./check-cookie.ts";
 import type { Route } from "./registry.ts";
 import { isSafe } from "./request.ts";
 
@@ -20,6 +21,7 @@ export interface Asked {
 
 export interface Rules {
   linkKeys: readonly Buffer[];
+  checkCookie: CheckCookie;
   appOrigins: ReadonlySet<string>;
   /** Seconds since the epoch. */
   nowSec: number;
@@ -77,7 +79,7 @@ function checkLink(asked: Asked, route: Route, rules: Rules): Decision | null {
   }
   const cookie = asked.cookies.get(LINK_COOKIE);
   if (cookie === undefined) return refused(401, "this service opens with a link; ask whoever gave you its address");
-  const verdict = verifyLink(keys, target, { token: cookie, purpose: "cookie", nowSec });
+  const verdict = rules.checkCookie(route, cookie, nowSec);
   if (verdict !== "valid") return refused(403, "your link to this service is void or has expired");
   // Sibling sandboxes are of the same site, so SameSite alone does not keep their pages out.
   const safe = !asked.upgrade && isSafe(asked.method);
@@ -108,7 +110,7 @@ function takeToken(target: string): { token: string | null; rest: string } {
 
 /** It lasts as long as the link: `token` is a valid one, so its expiry is its own. */
 function toCookie(keys: readonly Buffer[], target: LinkTarget, token: string, nowSec: number): string {
-  const expiresAtSec = Number.parseInt(token.split(".")[0] ?? "", 36);
+  const expiresAtSec = toExpirySec(token);
   const value = signLink(keys, target, { purpose: "cookie", expiresAtSec });
   // Workspaces are embedded in an iframe of another site.
   return `${LINK_COOKIE}=${value}; Path=/; Max-Age=${expiresAtSec - nowSec}; Secure; HttpOnly; SameSite=None; Partitioned`;

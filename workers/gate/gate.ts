@@ -20,6 +20,7 @@ import { createJudge } from "./judge.ts";
 import { createLimiter } from "./limiter.ts";
 import { startRegistry } from "./registry.ts";
 import { createRelocate } from "./relocate.ts";
+import { keepUnused } from "./unused-connections.ts";
 import { createUpstream } from "./upstream.ts";
 import { createWaker } from "./waker.ts";
 
@@ -87,6 +88,7 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   server.on("checkContinue", answer);
   server.keepAliveTimeout = IDLE_MS;
   server.requestTimeout = 0; // uploads take their time
+  const unused = keepUnused(server, isTrusted, IDLE_MS);
 
   const serve = async (request: IncomingMessage, response: ServerResponse) => {
     if (request.headers[PROXY_SECRET] !== undefined) {
@@ -158,6 +160,7 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
       closing.abort();
       server.close();
       server.closeAllConnections();
+      unused[Symbol.dispose]();
       open.destroyAll();
       await closed;
       await resources.disposeAsync();

@@ -3,6 +3,7 @@ import type { IncomingMessage } from "node:http";
 import { toLinkKeys } from "../../shared/links.ts";
 import { type ApiKey, createApiKeyStore } from "../../shared/state/api-keys.ts";
 import type { WorkerContext } from "../context.ts";
+import { createCookieCheck } from "./check-cookie.ts";
 import { type Decision, decide, type Rules } from "./decide.ts";
 import { createLimiter } from "./limiter.ts";
 import type { Registry } from "./registry.ts";
@@ -33,6 +34,7 @@ export function createJudge({ config, redis, keys }: WorkerContext, registry: Re
   const remembered = new Map<string, { key: Promise<ApiKey | null>; until: number }>();
   const failures = createLimiter(FAILURES);
   const linkKeys = toLinkKeys(config.FLEET_SECRET_KEY);
+  const checkCookie = createCookieCheck(linkKeys);
   const appOrigins = new Set(config.GATE_APP_ORIGINS);
   const loadKey = ({ id }: NonNullable<Shown["key"]>) => {
     const known = remembered.get(id);
@@ -51,7 +53,7 @@ export function createJudge({ config, redis, keys }: WorkerContext, registry: Re
       if (host === null) return { is: "refused", status: 400, reason: "the Host header is not a host name" };
       const route = await registry.find(host);
       const apiKey = key && { secret: key.secret, known: await loadKey(key) };
-      const rules: Rules = { linkKeys, appOrigins, nowSec: Math.floor(Date.now() / 1_000) };
+      const rules: Rules = { linkKeys, checkCookie, appOrigins, nowSec: Math.floor(Date.now() / 1_000) };
       const { origin } = request.headers;
       const asked = { method, host, target, upgrade, origin, cookies, apiKey: apiKey ?? undefined };
       const decision = decide(asked, route, rules);
