@@ -7,6 +7,10 @@ FROM node:24-slim AS packages
 WORKDIR /app
 COPY package.json package-lock.json ./
 RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund
+# Half of it nothing here reads: maps, types, texts, and the compiler that valibot may have beside it.
+RUN rm -rf node_modules/typescript node_modules/@typescript && \
+  find node_modules -type f \( -name '*.map' -o -name '*.d.ts' -o -name '*.d.cts' -o -name '*.d.mts' -o -iname '*.md' \) \
+  ! -iname 'licen[cs]e*' -delete
 
 FROM node:24-slim AS demo
 WORKDIR /app

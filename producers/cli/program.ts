@@ -47,7 +47,8 @@ Examples:
   fleet ls --state running
   fleet destroy 20001`;
 
-function createProgram(cli: Cli): Command {
+/** Exported for tests. */
+export function createProgram(cli: Cli): Command {
   const program = new Command("fleet")
     .description("Sandboxes on Proxmox VE: make them, run commands in them, expose their ports, destroy them.")
     .option("--json", 'JSON for machines: one value on stdout, errors on stderr as {"error":{code,message,facts}}')

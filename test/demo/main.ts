@@ -99,7 +99,7 @@ async function narrate(fleet: Fleet, log: (line: string) => void, signal: AbortS
 
 async function stay(world: World, signal: AbortSignal): Promise<void> {
   process.stderr.write(
-    `\nStill running, for exploring (Ctrl-C ends it and leaves nothing behind):\n  Ops pages    ${world.pages} (sandboxes, queues in Bull Board)\n  Redis        ${world.redisUrl}\n`,
+    `\nStill running, for exploring (Ctrl-C ends it and leaves nothing behind):\n  Ops pages    ${world.pages} (sandboxes, queues in Bull Board)\n  Shell        REDIS_URL=${world.redisUrl} FLEET_PREFIX='${world.prefix}' npm run fleet -- ls\n`,
   );
   await new Promise<void>((resolve) => {
     if (signal.aborted) resolve();

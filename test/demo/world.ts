@@ -13,6 +13,7 @@ export interface World extends AsyncDisposable {
   /** Where the ops pages are. */
   pages: string;
   redisUrl: string;
+  prefix: string;
   nodes: readonly string[];
   /** The template that the tour clones. */
   template: string;
@@ -58,6 +59,7 @@ export async function startWorld(
     fleet,
     pages: ops.url,
     redisUrl: redis.url,
+    prefix: config.FLEET_PREFIX,
     nodes: nodes.map(({ name }) => name),
     template,
     [Symbol.asyncDispose]: () => resources.disposeAsync(),

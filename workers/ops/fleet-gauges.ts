@@ -1,18 +1,17 @@
 /** What holds for the whole fleet, read when somebody asks: every process tells the same. */
 import { Counter, Gauge, Registry } from "prom-client";
-import { z } from "zod";
 import { CONTROL, execQueue, type FleetQueue, nodeQueue, PLACE, WARM } from "../../shared/queues.ts";
 import { createEventGroupStore } from "../../shared/state/event-groups.ts";
 import { createNodeStateStore } from "../../shared/state/nodes.ts";
 import { SANDBOX_STATES } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { WorkerContext } from "../context.ts";
+import { tallySandboxes } from "./all-sandboxes.ts";
 import { type PoolRow, readPools } from "./pools.ts";
 import { findStale } from "./stale-slots.ts";
 
 /** Several scrapers at once cost one reading. */
 const KEPT_MS = 5_000;
-const PAGE = 500;
 /** See `Quarantined`; new: not looked at yet. */
 const VERDICTS = ["new", "wait", "remove", "later", "keep", "stranger"] as const;
 const JOB_STATES = ["waiting", "prioritized", "delayed", "active", "failed"] as const;
@@ -153,24 +152,11 @@ async function readQueue(queue: FleetQueue, { jobs, oldest }: ReturnType<typeof 
   oldest.set({ queue: queue.name }, since === undefined ? 0 : Math.max(0, Date.now() - since) / 1_000);
 }
 
-const Rows = z.array(z.tuple([z.unknown(), z.tuple([z.string().nullable(), z.string().nullable()])]));
-
 async function readSandboxes(context: WorkerContext, gauges: ReturnType<typeof define>): Promise<void> {
-  const { redis, keys } = context;
-  const counts = new Map<string, number>(SANDBOX_STATES.map((state) => [state, 0]));
-  const members: { pool: string; state: string }[] = [];
-  const ids = await redis.zrange(keys.sandboxes, "0", "-1");
-  for (let at = 0; at < ids.length; at += PAGE) {
-    const pipeline = redis.pipeline();
-    for (const id of ids.slice(at, at + PAGE)) pipeline.hmget(keys.sandbox(id), "state", "pool");
-    for (const [, [state, pool]] of Rows.parse(await pipeline.exec())) {
-      if (state === null) continue;
-      counts.set(state, (counts.get(state) ?? 0) + 1);
-      if (pool !== null) members.push({ pool, state });
-    }
-  }
-  for (const [state, count] of counts) gauges.sandboxes.set({ state }, count);
-  for (const pool of await readPools(context, members)) tellPool(pool, gauges);
+  const tallies = await tallySandboxes(context);
+  for (const state of SANDBOX_STATES) gauges.sandboxes.set({ state }, 0);
+  for (const { state, count } of tallies) gauges.sandboxes.inc({ state }, count);
+  for (const pool of await readPools(context, tallies)) tellPool(pool, gauges);
 }
 
 function tellPool(pool: PoolRow, gauges: ReturnType<typeof define>): void {

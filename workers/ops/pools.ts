@@ -2,6 +2,7 @@
 import type { PoolCounts, PoolSettings } from "../../shared/state/pools.ts";
 import { isProvisional, type SandboxState } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
+import type { Tally } from "./all-sandboxes.ts";
 
 export interface PoolRow extends Omit<PoolCounts, "fills" | "since" | "rate" | "seen" | "at" | "failedAt"> {
   template: string;
@@ -13,17 +14,14 @@ export interface PoolRow extends Omit<PoolCounts, "fills" | "since" | "rate" | "
   making: number;
 }
 
-/** `sandboxes`: all there are; those of no pool are passed over. */
-export async function readPools(
-  { pools, redis, keys }: WorkerContext,
-  sandboxes: Iterable<{ pool: string | null; state: string | null }>,
-): Promise<PoolRow[]> {
+/** `tallies`: of all sandboxes; those of no pool are passed over. */
+export async function readPools({ pools, redis, keys }: WorkerContext, tallies: readonly Tally[]): Promise<PoolRow[]> {
   const warm = new Map<string, number>();
   const making = new Map<string, number>();
-  for (const { pool, state } of sandboxes) {
+  for (const { pool, state, count } of tallies) {
     if (pool === null) continue;
     const counts = state === "warm" ? warm : isProvisional(state as SandboxState) ? making : undefined; // as it was written
-    counts?.set(pool, (counts.get(pool) ?? 0) + 1);
+    counts?.set(pool, (counts.get(pool) ?? 0) + count);
   }
   const all = await pools.all();
   const templates = [...new Set([...all.keys(), ...warm.keys(), ...making.keys()])].sort();

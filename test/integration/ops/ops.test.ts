@@ -219,9 +219,16 @@ describe("what is shown", () => {
     expect(main).toContain("pve2");
     expect(main).not.toContain("/cordon");
     expect((await get("/", { as: OLGA })).body).toContain('href="/nodes/pve1/cordon"');
-    const list = (await get(`/sandboxes?q=${vmid}&state=running&page=x`, { as: VERA })).body;
-    expect(list).toContain(sandboxId);
-    expect((await get("/sandboxes?team=nobody", { as: VERA })).body).not.toContain(sandboxId);
+    const { team } = await bed.fleet.sandboxes.get(sandboxId);
+    const asked = async (query: string) => (await get(`/sandboxes?${query}`, { as: VERA })).body.includes(sandboxId);
+    for (const words of [String(vmid), `CMUX-${vmid}`, sandboxId.slice(4, 12), "ux-bas", "%"])
+      expect([words, await asked(`q=${encodeURIComponent(words)}&state=running&page=x`)]).toEqual([
+        words,
+        words !== "%",
+      ]);
+    expect(await asked(`team=${team}`)).toBe(true);
+    for (const query of ["team=nobody", "state=stopped", `q=${String(vmid).slice(1)}&team=${team}x`, "page=2"])
+      expect([query, await asked(query)]).toEqual([query, false]);
     const page = (await get(`/sandboxes/${sandboxId}`, { as: VERA })).body;
     expect(page).toContain("note=&lt;script&gt;");
     expect(page).not.toContain("<script>alert");

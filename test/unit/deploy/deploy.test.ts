@@ -1,8 +1,11 @@
 /** What an operator deploys by: each name in it must be one that the code has. */
 import { readdirSync, readFileSync } from "node:fs";
+import type { Command } from "commander";
 import { expect, test } from "vitest";
 import { z } from "zod";
+import { createProgram } from "../../../producers/cli/program.ts";
 import { toProxyConfig } from "../../../producers/cli/proxy-configs.ts";
+import { type Cli, createCli } from "../../../producers/cli/session.ts";
 import { toEnvExample, toReadme } from "../../../scripts/settings.ts";
 import { loadWorkerConfig } from "../../../shared/config.ts";
 import { DEFAULT_URL_PATTERN } from "../../../shared/config-gate.ts";
@@ -60,6 +63,31 @@ test("README's role and the table of privileges are those that the doctor looks 
   expect(rows.map(([, name, on, lost]) => [name, on?.replace(/: `.*`$|`/g, ""), lost])).toEqual(
     PRIVILEGES.map(({ name, on, lost }) => [name, on, lost]),
   );
+});
+
+test("each command of ours in the docs is one, with the options that it has", () => {
+  const terminal = { out: () => {}, err: () => {} } as unknown as Cli["terminal"]; // nothing is run
+  const program = createProgram(createCli({ terminal, env: {}, exit: () => {} }));
+  const texts = ["README.md", "docs/operations.md", "deploy/prometheus/alerts.yml"].map(read);
+  const lines = texts.flatMap((text) =>
+    [...text.matchAll(/(?:`|^|\n|[|] )fleet ([a-z][^`#\n]*)/g)].map(([, line = ""]) => line),
+  );
+  expect(lines.length).toBeGreaterThan(80);
+  for (const line of lines) {
+    const [words = ""] = line.split(/ -- /);
+    const known: string[] = ["--help"];
+    let at: Command = program;
+    for (const word of words.trim().split(/\s+/)) {
+      if (word.startsWith("--")) {
+        known.push(...[at, program].flatMap(({ options }) => options.map(({ long }) => String(long))));
+        expect([line, known]).toEqual([line, expect.arrayContaining([word.replace(/[=,).;:].*$/, "")])]);
+      } else if (at.commands.length > 0) {
+        const next = at.commands.find((one) => one.name() === word || one.aliases().includes(word));
+        if (next) at = next;
+        else expect([line, word, at.registeredArguments.length > 0]).toEqual([line, word, true]);
+      }
+    }
+  }
 });
 
 test("README's table and .env.example are what `npm run docs` makes of the settings", () => {

@@ -11,6 +11,7 @@ import { slotOf } from "../../../shared/state/slots.ts";
 import type { Quarantined } from "../../../shared/state/strays.ts";
 import type { WorkerContext } from "../../context.ts";
 import { removalAt } from "../../control/orphans.ts";
+import { findSandboxes, tallySandboxes } from "../all-sandboxes.ts";
 import { type PoolRow, readPools } from "../pools.ts";
 import { checkReadiness } from "../readiness.ts";
 import { findStale, type StaleSlot } from "../stale-slots.ts";
@@ -58,40 +59,12 @@ export interface QuarantineView {
   total: number;
 }
 
-/** Fields that the list filters by. */
-const INDEXED = ["state", "team", "vmid", "hostname", "template", "instanceId"] as const;
-
-const PAGE = 500;
 export const PAGE_ROWS = 100;
 const OLD_OPERATION_MS = 600_000;
 const STORAGE_FULL = 0.9;
 const QUARANTINE_ROWS = 20;
 /** Of a pool's makings in a row. */
 const FAILURES = 3;
-
-const Replies = z.array(z.tuple([z.unknown(), z.array(z.string().nullable())]));
-
-/** Newest first; no more fields than are needed, since there may be thousands. */
-async function readIndex<F extends string>(
-  { redis, keys }: WorkerContext,
-  fields: readonly ["state", ...F[]],
-): Promise<({ id: string; state: string } & Record<F, string | null>)[]> {
-  const ids = await redis.zrevrange(keys.sandboxes, 0, -1);
-  const pages = Array.from({ length: Math.ceil(ids.length / PAGE) }, (_, at) => ids.slice(at * PAGE, (at + 1) * PAGE));
-  const found = await Promise.all(
-    pages.map(async (page) => {
-      const pipeline = redis.pipeline();
-      for (const id of page) pipeline.hmget(keys.sandbox(id), ...fields);
-      const replies = Replies.parse(await pipeline.exec());
-      return page.flatMap((id, index) => {
-        const values = replies[index]?.[1] ?? [];
-        const named = Object.fromEntries(fields.map((field, at) => [field, values[at] ?? null]));
-        return named["state"] === null ? [] : [{ id, ...named }];
-      });
-    }),
-  );
-  return found.flat() as never; // the fields that were asked for
-}
 
 export const SandboxQuery = z.object({
   q: z.string().max(100).default("").catch(""),
@@ -108,26 +81,17 @@ export interface SandboxPage {
 }
 
 export async function readSandboxes(context: WorkerContext, query: SandboxQuery): Promise<SandboxPage> {
-  const all = await readIndex(context, INDEXED);
-  const words = query.q.toLowerCase();
-  const found = all.filter(
-    (one) =>
-      (query.state === "" || one.state === query.state) &&
-      (query.team === "" || one.team === query.team) &&
-      (words === "" ||
-        one.vmid === words ||
-        [one.id, one.hostname, one.template, one.instanceId].some((text) => text?.toLowerCase().includes(words))),
-  );
-  const shown = found.slice((query.page - 1) * PAGE_ROWS, query.page * PAGE_ROWS);
-  const rows = await Promise.all(shown.map(({ id }) => context.store.loadSandbox(SandboxId.parse(id))));
-  return { rows: rows.filter((one) => one !== null), found: found.length, total: all.length };
+  const { ids, total } = await findSandboxes(context, query);
+  const shown = ids.slice((query.page - 1) * PAGE_ROWS, query.page * PAGE_ROWS);
+  const rows = await Promise.all(shown.map((id) => context.store.loadSandbox(SandboxId.parse(id))));
+  return { rows: rows.filter((one) => one !== null), found: ids.length, total };
 }
 
 export async function readFleet(context: WorkerContext): Promise<FleetView> {
   const { redis, keys, queues, slots, config } = context;
   const cluster = currentOf(context);
   const nodes = cluster?.nodes ?? [];
-  const [states, taken, stale, counts, placing, index, open, oldest, batches, readiness, quarantine] =
+  const [states, taken, stale, counts, placing, tallies, open, oldest, batches, readiness, quarantine] =
     await Promise.all([
       createNodeStateStore(redis, keys).load(),
       slots.taken(nodes.map(({ name }) => slotOf.node(name))),
@@ -136,14 +100,14 @@ export async function readFleet(context: WorkerContext): Promise<FleetView> {
         nodes.map(({ name }) => Promise.all([count(queues.get(nodeQueue(name))), count(queues.get(execQueue(name)))])),
       ),
       count(queues.get(PLACE)),
-      readIndex(context, ["state", "pool"]),
+      tallySandboxes(context),
       redis.zcard(keys.open),
       redis.zrange(keys.open, "0", "0", "WITHSCORES"),
       readBatches(context),
       checkReadiness(context),
       readQuarantine(context),
     ]);
-  const pools = await readPools(context, index);
+  const pools = await readPools(context, tallies);
   const obstacles = toObstacles(states);
   const rows = nodes.map((node, at): NodeRow => {
     const [queue, exec] = counts[at] ?? [];
@@ -161,7 +125,8 @@ export async function readFleet(context: WorkerContext): Promise<FleetView> {
         .map(({ name, usedBytes, totalBytes }) => ({ name, used: usedBytes, total: totalBytes })),
     };
   });
-  const totals = new Map(SANDBOX_STATES.map((state) => [state, index.filter((one) => one.state === state).length]));
+  const countOf = (state: SandboxState) => tallies.reduce((sum, one) => sum + (one.state === state ? one.count : 0), 0);
+  const totals = new Map(SANDBOX_STATES.map((state) => [state, countOf(state)]));
   return {
     nodes: rows,
     states: totals,
