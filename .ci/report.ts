@@ -8,6 +8,8 @@ import type { Reporter, SerializedError, TestCase, TestModule } from "vitest/nod
 
 const MESSAGE_LINES = 20;
 const DIFF_LINES = 40;
+/** Characters of one. */
+const LINE = 300;
 
 export default class Report implements Reporter {
   readonly #running = new Set<string>();
@@ -65,6 +67,6 @@ function tell({ name, message, diff, stacks, cause }: SerializedError): string[]
 
 function limited(text: string, most: number): string[] {
   const lines = stripVTControlCharacters(text).split("\n");
-  if (lines.length <= most) return lines;
-  return [...lines.slice(0, most), `… ${lines.length - most} more lines`];
+  const shown = lines.slice(0, most).map((line) => (line.length <= LINE ? line : `${line.slice(0, LINE)}…`));
+  return lines.length <= most ? shown : [...shown, `… ${lines.length - most} more lines`];
 }

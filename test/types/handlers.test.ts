@@ -27,7 +27,7 @@ beforeAll(async () => {
   files["unknown.ts"] = index.replace(handlers, `${handlers}, explode: hide `);
   for (const [name, lines] of Object.entries(CALLS)) files[`call-${name}.ts`] = toCall(lines);
   errors = await compile(files);
-}, 60_000);
+}, 300_000);
 
 const CALLS: Record<string, string> = {
   good: 'const done = await (await fleet.exec({ sandboxId, command: "true" })).result(); const code: number = done.exitCode;',

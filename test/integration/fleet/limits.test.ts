@@ -5,7 +5,7 @@ import { promisify } from "node:util";
 import { afterEach, expect, test } from "vitest";
 import { createQueues, nodeQueue } from "../../../shared/queues.ts";
 import type { PveOptions } from "../../pve/index.ts";
-import { type Bed, provisionOne, run, startBed } from "./harness.ts";
+import { type Bed, provisionOne, run, startBed, until } from "./harness.ts";
 import { groupBy, isHeavy, mostAtOnce, subjectOf } from "./overlap.ts";
 
 let bed: Bed | undefined;
@@ -42,6 +42,15 @@ async function removeGlobalConcurrency({ redis, keys, pve }: Bed): Promise<void>
   await queues.close();
 }
 
+/** What is asked for meets in so many tasks at once, which go on together: a limit that nobody reaches says nothing. */
+async function meeting<T>({ pve }: Bed, type: string, count: number, work: () => Promise<T>[]): Promise<T[]> {
+  const held = pve.faults.task({ type, hold: true, times: count });
+  const all = Promise.all(work());
+  await until(() => held.hits === count, `${count} times ${type}`);
+  held.release();
+  return all;
+}
+
 const clones = ({ pve }: Bed) => pve.tasks().filter(({ type }) => type === "vzclone");
 
 test.each([
@@ -51,13 +60,12 @@ test.each([
   const here = await startFleet({ nodes: 2 }, { FLEET_NODE_SLOTS: "4" });
   const sandboxes = await Promise.all(Array.from({ length: 24 }, () => provisionOne(here.fleet)));
   await weaken(here);
-  const reboots = sandboxes.map(({ sandboxId }) => run(here.fleet, "power", { sandboxId, action: "reboot" }));
-  await Promise.all(reboots);
+  await meeting(here, "vzreboot", 8, () =>
+    sandboxes.map(({ sandboxId }) => run(here.fleet, "power", { sandboxId, action: "reboot" })),
+  );
   await Promise.all(sandboxes.map(({ sandboxId }) => run(here.fleet, "destroy", { sandboxId })));
   for (const node of here.pve.nodes) {
     const heavy = here.pve.tasks().filter((task) => task.node === node && isHeavy(task));
-    expect(mostAtOnce(heavy), node).toBeLessThanOrEqual(4);
-    // They were used: a limit that nobody reaches says nothing.
     expect(mostAtOnce(heavy), node).toBe(4);
   }
   expect(here.pve.containers().filter(({ template }) => !template)).toEqual([]);
@@ -73,7 +81,7 @@ test("one clone at a time per template, and nobody hears of a lock", async () =>
 
 test("with two replicas on the node, two at a time", async () => {
   const here = await startFleet({ nodes: 1, templates: [{ vmid: 9_001 }, { vmid: 9_002 }] }, { FLEET_NODE_SLOTS: "8" });
-  await Promise.all(Array.from({ length: 16 }, () => provisionOne(here.fleet)));
+  await meeting(here, "vzclone", 2, () => Array.from({ length: 16 }, () => provisionOne(here.fleet)));
   expect(mostAtOnce(clones(here))).toBe(2);
   for (const [source, own] of groupBy(clones(here), ({ id }) => id)) expect(mostAtOnce(own), source).toBe(1);
   expect([...groupBy(clones(here), ({ id }) => id).values()].length).toBe(2);
@@ -115,7 +123,9 @@ test("two full clones at a time on a shared storage", async () => {
     },
     { FLEET_STORAGE_SLOTS: "2", FLEET_NODE_SLOTS: "8" },
   );
-  await Promise.all(Array.from({ length: 10 }, () => provisionOne(here.fleet, { clone: "full" })));
+  await meeting(here, "vzclone", 2, () =>
+    Array.from({ length: 10 }, () => provisionOne(here.fleet, { clone: "full" })),
+  );
   expect(mostAtOnce(clones(here))).toBe(2);
   expect(refusals(here)).toEqual([]);
 });

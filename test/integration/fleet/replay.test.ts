@@ -5,6 +5,7 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import type { Handle, JobName } from "../../../producers/index.ts";
 import { CONTROL, createQueues, type Queues } from "../../../shared/queues.ts";
 import { createOperationStore } from "../../../shared/state/operations.ts";
+import { contentOf } from "./dump.ts";
 import { type Bed, failure, provisionOne, startBed, until } from "./harness.ts";
 
 let bed: Bed;
@@ -89,10 +90,8 @@ async function recordsNow(): Promise<Record<string, string>> {
   const names = (await redis.keys(`${keys.prefix}:*`)).filter((key) =>
     own.some((name) => key.startsWith(`${keys.prefix}:${name}`)),
   );
-  const dumps = await Promise.all(
-    names.sort().map(async (key) => [key, (await redis.dumpBuffer(key))?.toString("base64")]),
-  );
-  return Object.fromEntries(dumps);
+  const contents = await Promise.all(names.sort().map(async (key) => [key, await contentOf(redis, key)] as const));
+  return Object.fromEntries(contents);
 }
 
 /** What PVE was asked about containers, which there are, and what commands have left in them. */

@@ -95,8 +95,8 @@ test("of adopted ones a frozen one is paused, and one without a token takes comm
 
 test("a TTL with pause freezes it, and is over then", async () => {
   const { sandboxId } = box;
-  const { expiresAt } = await run(bed.fleet, "update", { sandboxId, ttlSeconds: 60, ttlAction: "pause" });
-  const ago = (expiresAt ?? 0) - 61_000;
+  const { expiresAt } = await run(bed.fleet, "update", { sandboxId, ttlSeconds: 3_600, ttlAction: "pause" });
+  const ago = (expiresAt ?? 0) - 3_601_000;
   await bed.redis.hset(bed.keys.sandbox(sandboxId), "expiresAt", ago);
   await bed.redis.zadd(bed.keys.expiries, ago, sandboxId);
   await until(async () => (await stateOf()) === "paused", "the pause");

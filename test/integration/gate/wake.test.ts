@@ -30,7 +30,7 @@ beforeAll(async () => {
     env: {
       PVE_PUBLIC_DOMAIN: DOMAIN,
       GATE_PORT: "0",
-      GATE_WAKE_SECONDS: "15",
+      GATE_WAKE_SECONDS: "60",
       GATE_PROXY_SECRET: "p".repeat(32),
     },
   });
@@ -210,8 +210,8 @@ test("a wake that fails is told, and not begun again at once but later; one that
   await until(async () => (await ask({}, host)).status === 200, "the service");
 });
 
-/** As if the last use had been eleven seconds ago. */
-const age = () => bed.redis.hset(bed.keys.uses, box.sandboxId, Date.now() - 11_000);
+/** As if the last use had been more than an hour ago. */
+const age = () => bed.redis.hset(bed.keys.uses, box.sandboxId, Date.now() - 3_601_000);
 /** Lets the clockwork look at its next turn. */
 const look = () => bed.redis.zadd(bed.keys.idle, "XX", Date.now() - 1, box.sandboxId);
 
@@ -232,7 +232,7 @@ describe("a sandbox that nobody uses", () => {
 
   test("is paused or stopped as its policy says, and is watched again once a request has woken it", async () => {
     const key = await web();
-    await run(bed.fleet, "update", { sandboxId: box.sandboxId, idleSeconds: 10 });
+    await run(bed.fleet, "update", { sandboxId: box.sandboxId, idleSeconds: 3_600 });
     await age();
     await look();
     await sleeps("paused");
@@ -270,7 +270,7 @@ describe("a sandbox that nobody uses", () => {
     await command.cancel();
     await failure(command.result(), "canceled");
     expect(await usedAt()).toBeGreaterThanOrEqual(canceledAt);
-    const pause = { sandboxId: box.sandboxId, action: "pause", ifIdleSeconds: 10 } as const;
+    const pause = { sandboxId: box.sandboxId, action: "pause", ifIdleSeconds: 3_600 } as const;
     expect(await run(bed.fleet, "power", pause)).toEqual({ state: "running", changed: false });
 
     const { socket } = await upgradeAt(gate, hostOf("web"), key.headers);

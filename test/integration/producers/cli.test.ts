@@ -14,6 +14,7 @@ import { saveInventory } from "../../../shared/state/inventory.ts";
 import { createSecretStore } from "../../../shared/state/secrets.ts";
 import { CHILD_ENV } from "../../child-env.ts";
 import { type RedisServer, startRedis } from "../../redis.ts";
+import { command as runHere } from "../command.ts";
 import { createRig, type Rig, SECRET_KEY, toProvisioned } from "./rig.ts";
 
 let server: RedisServer;
@@ -31,15 +32,15 @@ interface Ran {
   err: string;
 }
 
+const envOf = ({ prefix }: Rig) => ({
+  REDIS_URL: server.urlFor("producer"),
+  FLEET_PREFIX: prefix,
+  FLEET_SECRET_KEY: SECRET_KEY,
+});
+
 function start(rig: Rig, words: string[], env: Record<string, string> = {}) {
   const child = spawn(process.execPath, [MAIN, ...words], {
-    env: {
-      ...CHILD_ENV,
-      REDIS_URL: server.urlFor("producer"),
-      FLEET_PREFIX: rig.prefix,
-      FLEET_SECRET_KEY: SECRET_KEY,
-      ...env,
-    },
+    env: { ...CHILD_ENV, ...envOf(rig), ...env },
     stdio: ["pipe", "pipe", "pipe"],
   });
   return { child, ended: collect(child) };
@@ -57,6 +58,10 @@ function run(rig: Rig, words: string[], env?: Record<string, string>, stdin = ""
   child.stdin.end(stdin);
   return ended;
 }
+
+/** Without a process of its own, where one would show nothing more: they take half a second each to start. */
+const command = (rig: Rig, words: string[], env: Record<string, string> = {}): Promise<Ran> =>
+  runHere({ ...envOf(rig), ...env }, ...words);
 
 /** The operations that were accepted, as a worker would see them; resolves once there are that many. */
 const open = (rig: Rig, count: number): Promise<OperationId[]> =>
@@ -119,10 +124,10 @@ describe("provision", () => {
 
   test("--json: an object, with --count a list", async () => {
     await using rig = createRig(server);
-    const one = run(rig, ["provision", "9000", "--json"]);
+    const one = command(rig, ["provision", "9000", "--json"]);
     await answerProvisions(rig, 1);
     expect(JSON.parse((await one).out)).toMatchObject({ vmid: 20_000, node: "pve1" });
-    const many = run(rig, ["--json", "provision", "--template", "base", "--count", "3"]);
+    const many = command(rig, ["--json", "provision", "--template", "base", "--count", "3"]);
     await answerProvisions(rig, 3);
     const vmids = JSON.parse((await many).out).map(({ vmid }: { vmid: number }) => vmid);
     expect(vmids.sort()).toEqual([20_000, 20_001, 20_002]);
@@ -130,7 +135,7 @@ describe("provision", () => {
 
   test("what failed of many is told, and the rest is shown", async () => {
     await using rig = createRig(server);
-    const ran = run(rig, ["provision", "base", "--count", "2", "--json"]);
+    const ran = command(rig, ["provision", "base", "--count", "2", "--json"]);
     const [first, second] = await open(rig, 2);
     if (!first || !second) throw new Error("unreachable");
     await rig.fail(first, new FleetError("storage_full", "local is full", { facts: { node: "pve1" } }));
@@ -145,10 +150,10 @@ describe("provision", () => {
 
   test("--no-wait prints the operation; --wait-timeout ends with 124 and leaves it", async () => {
     await using rig = createRig(server);
-    const accepted = await run(rig, ["provision", "base", "--no-wait", "--json", "--idempotency-key", "k"]);
+    const accepted = await command(rig, ["provision", "base", "--no-wait", "--json", "--idempotency-key", "k"]);
     const [id] = await open(rig, 1);
     expect(JSON.parse(accepted.out)).toMatchObject({ operationId: id });
-    const { code, err } = await run(rig, ["provision", "base", "--idempotency-key", "k", "--wait-timeout", "30ms"]);
+    const { code, err } = await command(rig, ["provision", "base", "--idempotency-key", "k", "--wait-timeout", "30ms"]);
     expect(code).toBe(124);
     expect(err).toBe(
       `fleet: timeout: operation ${id} has not ended within 30 ms; it goes on, ask again or cancel it\n`,
@@ -182,7 +187,7 @@ describe("provision", () => {
     ["an unknown option", ["provision", "base", "--core", "2"], /^fleet: usage: unknown option '--core'.*--cores/],
   ])("%s is refused with 2 and one line, and nothing is stored", async (_, words, line) => {
     await using rig = createRig(server);
-    const { code, out, err } = await run(rig, words);
+    const { code, out, err } = await command(rig, words);
     expect({ code, out }).toEqual({ code: 2, out: "" });
     expect(err).toMatch(line);
     expect(err.split("\n")).toHaveLength(2);
@@ -346,14 +351,14 @@ describe("looking", () => {
     await saveInventory(rig.redis, rig.keys, { at: 1, version: "8.4.1", nodes: [node], replicas: [] });
 
     const [ls, quiet, none, get, byName, status, cancel, nodes] = await Promise.all([
-      run(rig, ["ls"]),
-      run(rig, ["ls", "-q", "--metadata", "app=web", "--state", "running"]),
-      run(rig, ["ls", "--state", "stopped", "--json"]),
-      run(rig, ["get", sandboxId]),
-      run(rig, ["get", "cmux-20000", "--json"]),
-      run(rig, ["status", id]),
-      run(rig, ["cancel", id, "--json"]),
-      run(rig, ["nodes"]),
+      command(rig, ["ls"]),
+      command(rig, ["ls", "-q", "--metadata", "app=web", "--state", "running"]),
+      command(rig, ["ls", "--state", "stopped", "--json"]),
+      command(rig, ["get", sandboxId]),
+      command(rig, ["get", "cmux-20000", "--json"]),
+      command(rig, ["status", id]),
+      command(rig, ["cancel", id, "--json"]),
+      command(rig, ["nodes"]),
     ]);
     expect(ls?.out).toMatch(
       new RegExp(`^SANDBOX .*\n${sandboxId}  running  pve1  20000  cmux-20000  base +default .*\n$`),
@@ -365,13 +370,13 @@ describe("looking", () => {
     expect(status?.out).toContain(`operation    ${id} (power)\n`);
     expect(JSON.parse(cancel?.out ?? "")).toEqual({ operationId: id, canceling: true });
     expect(nodes?.out).toMatch(/^NODE .*\npve1 {2}online {2}8 +16\.0 GiB of 64\.0 GiB {2}0 +0 +0\/1 +0\/0 +-\n$/);
-    expect((await run(rig, ["status", "op_0000000000000000"])).code).toBe(1);
+    expect((await command(rig, ["status", "op_0000000000000000"])).code).toBe(1);
   });
 
   test("of another team there is nothing to see", async () => {
     await using rig = createRig(server);
     const sandboxId = await rig.running();
-    const asRed = (...words: string[]) => run(rig, [...words, "--json"], { FLEET_TEAM: "red" });
+    const asRed = (...words: string[]) => command(rig, [...words, "--json"], { FLEET_TEAM: "red" });
     expect(JSON.parse((await asRed("ls")).out)).toEqual([]);
     expect(JSON.parse((await asRed("get", sandboxId)).err)).toMatchObject({ error: { code: "sandbox_not_found" } });
     expect(JSON.parse((await asRed("destroy", sandboxId)).err)).toMatchObject({ error: { code: "sandbox_not_found" } });
@@ -415,9 +420,11 @@ describe("looking", () => {
     };
     const stop = new AbortController();
     await red.consume("billing", refuse, { after: "0", attempts: 1, signal: stop.signal, onDead: () => stop.abort() });
-    expect((await run(rig, ["events", "groups"])).out).toMatch(/^GROUP .*\nred\/billing +2 +0 +1 +0 /);
-    expect((await run(rig, ["events", "dead", "red/billing"])).out).toContain("operation.accepted  provision");
-    expect((await run(rig, ["events", "forget", "billing"], { FLEET_TEAM: "red" })).out).toBe("billing is forgotten\n");
+    expect((await command(rig, ["events", "groups"])).out).toMatch(/^GROUP .*\nred\/billing +2 +0 +1 +0 /);
+    expect((await command(rig, ["events", "dead", "red/billing"])).out).toContain("operation.accepted  provision");
+    expect((await command(rig, ["events", "forget", "billing"], { FLEET_TEAM: "red" })).out).toBe(
+      "billing is forgotten\n",
+    );
   });
 
   test("nothing that could be read is no crash: Redis away is one line", async () => {
@@ -487,7 +494,7 @@ describe("changing", () => {
       ],
     ];
     for (const [words, result, input, out] of cases) {
-      const ran = run(rig, words);
+      const ran = command(rig, words);
       expect(await answer(rig, result)).toEqual(input);
       expect(await ran).toEqual({ code: 0, out, err: "" });
     }
@@ -496,7 +503,7 @@ describe("changing", () => {
   test("extend is at once, without a worker", async () => {
     await using rig = createRig(server);
     const id = await rig.running({ ttlSeconds: 60 });
-    const { code, out } = await run(rig, ["extend", "20000", "2h"]);
+    const { code, out } = await command(rig, ["extend", "20000", "2h"]);
     const { expiresAt = 0 } = await rig.fleet.sandboxes.get(id);
     expect({ code, out }).toEqual({ code: 0, out: `its time is up at ${new Date(expiresAt).toISOString()}\n` });
     expect(expiresAt).toBeGreaterThan(Date.now() + 7_100_000);
@@ -505,14 +512,14 @@ describe("changing", () => {
   test("destroy takes several, and nothing when one is not known", async () => {
     await using rig = createRig(server);
     const ids = [await rig.running(), await rig.running()];
-    const typo = await run(rig, ["destroy", "20000", "20009"]);
+    const typo = await command(rig, ["destroy", "20000", "20009"]);
     expect(typo).toEqual({
       code: 1,
       out: "",
       err: "fleet: sandbox_not_found: there is no sandbox with the id, VMID or hostname 20009\n",
     });
     expect(await rig.redis.zcard(rig.keys.open)).toBe(0);
-    const ran = run(rig, ["destroy", "20000", ids[1] ?? "", "--json"]);
+    const ran = command(rig, ["destroy", "20000", ids[1] ?? "", "--json"]);
     for (const id of await open(rig, 2)) await rig.succeed(id, { destroyed: true, existed: true });
     const { code, out } = await ran;
     expect(code).toBe(0);
@@ -551,16 +558,16 @@ describe("node ssh-guard", () => {
 
 test("quotas: set, listed, looked at and taken back; a team changes none", async () => {
   await using rig = createRig(server);
-  expect(await run(rig, ["quota", "set", "red", "--provisions", "0", "--rate", "none"])).toEqual({
+  expect(await command(rig, ["quota", "set", "red", "--provisions", "0", "--rate", "none"])).toEqual({
     code: 0,
     out: "TEAM  SANDBOXES  PROVISIONS  EXECS  RATE\nred   -          0           -      none\n",
     err: "",
   });
   const [refused, waits, foreign, nothing] = await Promise.all([
-    run(rig, ["provision", "base"], { FLEET_TEAM: "red" }),
-    run(rig, ["provision", "base", "--on-quota", "wait", "--no-wait", "--json"], { FLEET_TEAM: "red" }),
-    run(rig, ["quota", "set", "red", "--provisions", "9"], { FLEET_TEAM: "red" }),
-    run(rig, ["quota", "set", "red"]),
+    command(rig, ["provision", "base"], { FLEET_TEAM: "red" }),
+    command(rig, ["provision", "base", "--on-quota", "wait", "--no-wait", "--json"], { FLEET_TEAM: "red" }),
+    command(rig, ["quota", "set", "red", "--provisions", "9"], { FLEET_TEAM: "red" }),
+    command(rig, ["quota", "set", "red"]),
   ]);
   expect(refused).toMatchObject({
     code: 1,
@@ -570,10 +577,10 @@ test("quotas: set, listed, looked at and taken back; a team changes none", async
   expect(nothing).toMatchObject({ code: 2, err: expect.stringContaining("nothing to set; give --sandboxes") });
   const { operationId } = JSON.parse(waits.out) as { operationId: string };
   const [status, got, ls, rm] = await Promise.all([
-    run(rig, ["status", operationId]),
-    run(rig, ["quota", "get", "red"], { FLEET_TEAM: "red" }),
-    run(rig, ["quota", "ls", "--json"]),
-    run(rig, ["quota", "rm", "blue"]),
+    command(rig, ["status", operationId]),
+    command(rig, ["quota", "get", "red"], { FLEET_TEAM: "red" }),
+    command(rig, ["quota", "ls", "--json"]),
+    command(rig, ["quota", "rm", "blue"]),
   ]);
   expect(status.out).toMatch(/^waiting for +quota provisions of team red: 0 of 0$/m);
   expect(got.out).toMatch(/^provisions {2}0 {5}0$/m);
