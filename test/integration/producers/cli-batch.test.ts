@@ -1,7 +1,7 @@
 /** `fleet batch` and `fleet provision --count`: the worker's side is played through the store. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtemp, writeFile } from "node:fs/promises";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
@@ -14,10 +14,15 @@ import { type RedisServer, startRedis } from "../../redis.ts";
 import { createRig, type Rig, SECRET_KEY, toProvisioned } from "./rig.ts";
 
 let server: RedisServer;
+let folder: string;
 beforeAll(async () => {
   server = await startRedis();
+  folder = await mkdtemp(join(tmpdir(), "fleet-batch-"));
 });
-afterAll(async () => server[Symbol.asyncDispose]());
+afterAll(async () => {
+  await server[Symbol.asyncDispose]();
+  await rm(folder, { recursive: true });
+});
 
 const MAIN = new URL("../../../producers/cli/main.ts", import.meta.url).pathname;
 
@@ -52,7 +57,7 @@ const linesOf = (out: string) => out.trimEnd().split("\n");
 
 test("a file of jobs: bad lines fail alone and are named; the same id again does nothing twice", async () => {
   await using rig = createRig(server);
-  const file = join(await mkdtemp(join(tmpdir(), "fleet-batch-")), "jobs.jsonl");
+  const file = join(folder, "jobs.jsonl");
   const provision = `{"kind":"provision","input":{"template":"base"}}`;
   const lines = [provision, "", "not json", `{"kind":"dance","input":{}}`, `{"kind":"provision","input":{}}`, "[1]"];
   await writeFile(file, `${lines.join("\n")}\n${provision}`);

@@ -528,8 +528,7 @@ describe("changing", () => {
 });
 
 describe("node ssh-guard", () => {
-  const guard = (words: string[], env: Record<string, string> = {}) =>
-    collect(spawn(process.execPath, [MAIN, "node", "ssh-guard", ...words], { env: { ...CHILD_ENV, ...env } }));
+  const guard = (words: string[], env: Record<string, string> = {}) => runHere(env, "node", "ssh-guard", ...words);
 
   test("prints a script, without Redis; the range is the option's, the environment's or the default", async () => {
     const { code, out, err } = await guard([]);

@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { text } from "node:stream/consumers";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { CHILD_ENV } from "../../child-env.ts";
+import { command } from "../command.ts";
 import { type Bed, containerOf, failure, provisionOne, run, startBed, until } from "../fleet/harness.ts";
 
 const MAIN = new URL("../../../producers/cli/main.ts", import.meta.url).pathname;
@@ -15,9 +16,11 @@ beforeAll(async () => {
 afterAll(() => bed.close());
 afterEach(() => bed.fleet.nodes.uncordon("pve2"));
 
+const envOf = () => ({ REDIS_URL: bed.redisServer.urlFor("producer"), FLEET_PREFIX: bed.env["FLEET_PREFIX"] });
+
 function start(words: string[], env: Record<string, string> = {}): ChildProcess {
   return spawn(process.execPath, [MAIN, ...words], {
-    env: { ...CHILD_ENV, REDIS_URL: bed.redisServer.urlFor("producer"), FLEET_PREFIX: bed.env["FLEET_PREFIX"], ...env },
+    env: { ...CHILD_ENV, ...envOf(), ...env },
     stdio: ["ignore", "pipe", "pipe"],
   });
 }
@@ -29,7 +32,7 @@ async function ended(child: ChildProcess) {
   return { code: child.exitCode, out, err };
 }
 
-const fleet = (...words: string[]) => ended(start(words));
+const fleet = (...words: string[]) => command(envOf(), ...words);
 
 test("cordon and uncordon: said where nodes are listed and where an operation waits", async () => {
   expect(await fleet("node", "cordon", "pve2", "--reason", "new disk")).toEqual({
