@@ -92,6 +92,9 @@ export function looksTransient(text: string): boolean {
   return TRANSIENT.test(text);
 }
 
+/** A node's tool that PVE read from and that failed, such as `ip` in a container that stops meanwhile (LXC::get_interfaces). */
+export const cutShort = (text: string): boolean => /^command '.*' failed|^malformed JSON string/.test(text);
+
 /** The rule for a text and the facts in it; undefined for a text that we do not know. */
 export function findRule(text: string): { rule: TextRule; facts: ErrorFacts } | undefined {
   for (const candidate of TEXT_RULES) {

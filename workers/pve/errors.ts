@@ -2,7 +2,7 @@ import { z } from "zod";
 import { type ErrorFacts, FleetError, type FleetErrorCode } from "../../shared/errors.ts";
 import { grant } from "../../shared/pve-grant.ts";
 import { ConnectError } from "./connector.ts";
-import { findRule, looksTransient } from "./error-texts.ts";
+import { cutShort, findRule, looksTransient } from "./error-texts.ts";
 import type { Answer, BrokenExchange } from "./exchange.ts";
 import { parseUpid, type Upid } from "./upid.ts";
 import { redact } from "./wire.ts";
@@ -73,7 +73,8 @@ export function toPveError(failure: PveFailure): FleetError {
 
   const found = fromText(text, isClone(failure), facts);
   if (found !== undefined) return found;
-  if (failure.status === 500 && looksTransient(text)) return new FleetError("pve_failed", text, { facts });
+  const weather = looksTransient(text) || (failure.method === "GET" && cutShort(text));
+  if (failure.status === 500 && weather) return new FleetError("pve_failed", text, { facts });
   return new FleetError("pve_rejected", text, { facts });
 }
 

@@ -204,10 +204,12 @@ async function build(
       if (/^mp\d+$/.test(key)) config.set(key, allocate(call, container, value));
     }
     task.log("Creating filesystem with 262144 4k blocks and 65536 inodes");
-    await task.spend(world.takes(world.timings.create), node.load);
+    await task.spend(world.takes(world.timings.create * 0.9), node.load);
+    // "safe config (after OS detection)": from here on without the lock, while the task goes on inside and holds the file's.
     fill(call, container, unprivileged);
-    if (params["pool"] !== undefined) world.pools.get(params["pool"])?.members.add(vmid);
     config.set("lock", undefined);
+    await task.spend(world.takes(world.timings.create * 0.1), node.load);
+    if (params["pool"] !== undefined) world.pools.get(params["pool"])?.members.add(vmid);
     world.see(container);
   } catch (error) {
     if (!(error instanceof Error) || "how" in error || task.doomed?.leaveLocks) throw error;

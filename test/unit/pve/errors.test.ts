@@ -184,6 +184,13 @@ const KNOWN: Row[] = [
     "storage_not_found",
     { storage: "nas" },
   ],
+  [
+    500,
+    "GET /nodes/pve1/lxc/201/interfaces",
+    "command 'nsenter -t 4711 --net -- ip --json a' failed: exit code 1",
+    "pve_failed",
+  ],
+  [500, "PUT /nodes/pve1/lxc/201/config", "command 'lxc-device' failed: exit code 1", "pve_rejected"],
   [500, "GET /nodes/pve1/storage", "storage 'x' is not available on node 'pve1'", "storage_not_found"],
   [500, "POST /nodes/pve1/lxc/201/status/start", "something that nobody has seen", "pve_rejected"],
   [
