@@ -13,7 +13,7 @@ import { isTaskDead } from "../ssh/node-tools.ts";
 import type { Place } from "./look.ts";
 
 /** What tasks of ours lock a container with; `backup`, `migrate` and their like are somebody else's. */
-const OURS: ReadonlySet<string> = new Set(["create", "disk", "snapshot", "snapshot-delete", "rollback"]);
+const OURS: ReadonlySet<string> = new Set(["create", "destroyed", "disk", "snapshot", "snapshot-delete", "rollback"]);
 /** Their UPID names another container, the source. */
 const MAKERS: ReadonlySet<string> = new Set(["vzclone", "vzcreate", "vzrestore"]);
 /** The node's newest tasks; one that is older than these has ended. */

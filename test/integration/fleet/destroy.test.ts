@@ -59,6 +59,18 @@ test("a stopped one, and one that vanished", async () => {
   expect(await run(bed.fleet, "destroy", { sandboxId: vanished.sandboxId })).toMatchObject({ existed: false });
 });
 
+test("what PVE leaves of a destroy whose last step fails goes, too, once its lock does", async () => {
+  const { sandboxId, vmid } = await provisionOne(bed.fleet);
+  const text = `access permissions cleanup for VM ${vmid} failed: I/O`;
+  bed.pve.faults.task({ type: "vzdestroy", text, leaveLocks: true });
+  const handle = await bed.fleet.destroy({ sandboxId });
+  expect(await firstFailure(handle)).toBe("task_failed");
+  expect(containerOf(bed, vmid)).toMatchObject({ lock: "destroyed", name: `CT${vmid}` });
+  bed.pve.faults.lock(vmid, null);
+  expect(await handle.result({ timeoutMs: 20_000 })).toEqual({ destroyed: true, existed: true });
+  expect(containerOf(bed, vmid)).toBeUndefined();
+});
+
 test("what took the VMID over is somebody else's and stays", async () => {
   const { sandboxId, vmid } = await provisionOne(bed.fleet);
   bed.pve.faults.vanish(vmid);
