@@ -1,12 +1,12 @@
 #!/usr/bin/env node
 /** The worker process: reads the environment, starts the roles, closes on SIGINT and SIGTERM. */
-import { collectDefaultMetrics } from "prom-client";
 import { z } from "zod";
 import { loadWorkerConfig } from "../shared/config.ts";
 import { FleetError, toFleetError } from "../shared/errors.ts";
 import { startFleetWorkers } from "./fleet.ts";
 import { startGate } from "./gate/gate.ts";
 import { createLogger } from "./log.ts";
+import { addProcessMetrics } from "./metrics.ts";
 import { startOps } from "./ops/server.ts";
 
 const TakenPort = z.object({ code: z.literal("EADDRINUSE"), port: z.number() });
@@ -30,7 +30,7 @@ try {
   const log = createLogger(config.LOG_LEVEL);
   await using fleet = await startFleetWorkers(config, log);
   started = true;
-  collectDefaultMetrics({ register: fleet.context.metrics.registry });
+  addProcessMetrics(fleet.context.metrics.registry);
   await using _ops = config.FLEET_ROLES.has("ops") ? await startOps(fleet.context) : null;
   await using _gate = config.FLEET_ROLES.has("gate") ? await startGate(fleet.context) : null;
   log.info({ signal: await told }, "closing");

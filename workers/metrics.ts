@@ -1,5 +1,5 @@
 /** What this process counts for Prometheus, by its conventions: base units, `_total`, labels of few values. */
-import { Counter, Histogram, Registry } from "prom-client";
+import { Counter, collectDefaultMetrics, Histogram, Registry } from "prom-client";
 import type { FleetErrorCode } from "../shared/errors.ts";
 import type { JobName } from "../shared/jobs/index.ts";
 import type { RequestReport } from "./pve/http.ts";
@@ -135,4 +135,11 @@ export function createMetrics(): Metrics {
     reconciled: (action, count) => reconciled.inc({ action }, count),
     roundEnded: (seconds) => rounds.observe(seconds),
   };
+}
+
+/** The process' own: CPU, memory, event loop. */
+export function addProcessMetrics(registry: Registry): void {
+  collectDefaultMetrics({ register: registry });
+  // Gauges that are named like counters; the same are there by kind.
+  for (const what of ["handles", "requests", "resources"]) registry.removeSingleMetric(`nodejs_active_${what}_total`);
 }

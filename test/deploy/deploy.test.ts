@@ -6,6 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { expect, onTestFinished, test } from "vitest";
+import { addProcessMetrics, createMetrics } from "../../workers/metrics.ts";
 
 const execute = promisify(execFile);
 const ROOT = join(import.meta.dirname, "../..");
@@ -20,6 +21,15 @@ test("the alert rules are rules, and each alert fires when it is to, and not bef
   const alerts = [...(rules ?? "").matchAll(/- alert: (\w+)/g)].map(([, name]) => name);
   const fire = [...(tests ?? "").matchAll(/alertname: (\w+)\n\s+exp_alerts:\n/g)].map(([, name]) => name);
   expect(fire).toEqual(alerts);
+});
+
+test("metrics are named and told as Prometheus has it", async () => {
+  const { registry, ...metrics } = createMetrics();
+  addProcessMetrics(registry);
+  metrics.pveAnswered({ method: "GET", endpoint: "/version", status: 200, ms: 5 });
+  const checked = execute("promtool", ["check", "metrics"]);
+  checked.child.stdin?.end(await registry.metrics());
+  expect(await checked).toMatchObject({ stdout: "", stderr: "" });
 });
 
 test("a rule that is wrong is noticed", async () => {
