@@ -22,6 +22,7 @@ let bed: Bed;
 let pve: Client;
 beforeAll(async () => {
   bed = await startBed({
+    rights: "least",
     pve: { nodes: 1, timings: { resourcesLag: 0 } },
     env: { PVE_POOL: POOL, PVE_PUBLIC_DOMAIN: "sandbox.test", PVE_URL_PATTERN: "port-{port}-{id}.{domain}" },
   });

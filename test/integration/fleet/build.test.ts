@@ -13,7 +13,7 @@ const ARCHIVE = "local:vztmpl/debian-12-minbase_12.1_amd64.tar.zst";
 let bed: Bed;
 let red: Fleet;
 beforeAll(async () => {
-  bed = await startBed({ ssh: { guard: { first: 20_000, last: 29_999 } }, pve: { nodes: 1 } });
+  bed = await startBed({ rights: "least", ssh: { guard: { first: 20_000, last: 29_999 } }, pve: { nodes: 1 } });
   red = bed.client({ team: "red" });
 });
 afterAll(() => bed.close());

@@ -13,6 +13,7 @@ const DENIED = Array.from({ length: 40 }, (_, at) => `10.100.${at}.0/24`);
 let bed: Bed;
 beforeAll(async () => {
   bed = await startBed({
+    rights: "least",
     pve: { nodes: 1 },
     env: { PVE_FIREWALL_ALLOW: "10.9.0.0/24,10.8.0.5/32,fd00:9::/64", PVE_FIREWALL_DENY: DENIED.join(",") },
   });

@@ -16,6 +16,7 @@ import { loadWorkerConfig, type WorkerConfig } from "../../../shared/config.ts";
 import { FleetError, type FleetErrorCode } from "../../../shared/errors.ts";
 import { closeRedis, connectRedis, type RedisConnection } from "../../../shared/redis/connect.ts";
 import { createKeys, type Keys } from "../../../shared/state/keys.ts";
+import { PRIVILEGES } from "../../../workers/doctor/privileges.ts";
 import { type FleetWorkers, startFleetWorkers } from "../../../workers/fleet.ts";
 import { createLogger } from "../../../workers/log.ts";
 import { type Pve, type PveOptions, startPve, type Timings } from "../../pve/index.ts";
@@ -33,6 +34,8 @@ export interface BedOptions {
   redis?: RedisOptions;
   /** An sshd for each node, which the workers know. */
   ssh?: SshNodesOptions;
+  /** The workers' token: root's (default), or one with what docs/operations.md says that the work takes, and no more. */
+  rights?: "all" | "least";
   /** More or other variables of the workers. */
   env?: Record<string, string>;
   /** Workers in this process (default), or only those that the test starts. */
@@ -72,7 +75,7 @@ export async function startBed(options: BedOptions = {}): Promise<Bed> {
       REDIS_URL: redisServer.urlFor("worker"),
       FLEET_PREFIX: prefix,
       PVE_API_URL: pve.url,
-      PVE_API_TOKEN: pve.token,
+      PVE_API_TOKEN: options.rights === "least" ? leastToken(pve) : pve.token,
       PVE_TLS_FINGERPRINT: pve.fingerprint,
       FLEET_SECRET_KEY: randomBytes(32).toString("hex"),
       SANDBOX_CIDRS: "127.0.0.0/8",
@@ -127,6 +130,9 @@ export async function startBed(options: BedOptions = {}): Promise<Bed> {
     throw error;
   }
 }
+
+const leastToken = (pve: Pve): string =>
+  pve.addToken({ user: "fleet@pve", id: "bed", privileges: { "/": PRIVILEGES.map(({ name }) => name) } });
 
 /** The error that a promise is rejected with, which must be the product's own and of this code. */
 export async function failure(promise: Promise<unknown>, code: FleetErrorCode): Promise<FleetError> {

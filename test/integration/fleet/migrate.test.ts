@@ -7,6 +7,7 @@ beforeAll(async () => {
   const thin = { name: "local-lvm", type: "lvmthin", sizeGib: 50 } as const;
   const zfs = { name: "tank", type: "zfspool", sizeGib: 50 } as const;
   bed = await startBed({
+    rights: "least",
     pve: {
       nodes: [
         { name: "pve1", storages: [thin, zfs] },

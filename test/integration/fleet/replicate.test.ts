@@ -14,6 +14,7 @@ let bed: Bed;
 let worker: WorkerProcess;
 beforeAll(async () => {
   bed = await startBed({
+    rights: "least",
     workers: "none",
     pve: {
       nodes: [

@@ -17,6 +17,7 @@ let bed: Bed;
 let box: Awaited<ReturnType<typeof provisionOne>>;
 beforeAll(async () => {
   bed = await startBed({
+    rights: "least",
     pve: {
       nodes: [
         {

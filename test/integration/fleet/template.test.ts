@@ -18,6 +18,7 @@ let team: Fleet;
 let box: Awaited<ReturnType<typeof provisionOne>>;
 beforeAll(async () => {
   bed = await startBed({
+    rights: "least",
     ssh: { guard: { first: 20_000, last: 29_999 } },
     workers: "none",
     pve: {

@@ -11,7 +11,7 @@ import { type Bed, containerOf, failure, provisionOne, run, startBed, until } fr
 let bed: Bed;
 let sandboxId: string;
 beforeAll(async () => {
-  bed = await startBed({ pve: { nodes: 1 } });
+  bed = await startBed({ rights: "least", pve: { nodes: 1 } });
   ({ sandboxId } = await provisionOne(bed.fleet, { metadata: { app: "web" } }));
 });
 afterAll(() => bed.close());
