@@ -5,6 +5,7 @@ import { type ApiKey, createApiKeyStore } from "../../shared/state/api-keys.ts";
 import type { WorkerContext } from "../context.ts";
 import { createCookieCheck } from "./check-cookie.ts";
 import { type Decision, decide, type Rules } from "./decide.ts";
+import { inTime } from "./in-time.ts";
 import { createLimiter } from "./limiter.ts";
 import type { Registry } from "./registry.ts";
 import { readRequest, type Shown } from "./request.ts";
@@ -40,7 +41,7 @@ export function createJudge({ config, redis, keys }: WorkerContext, registry: Re
     const known = remembered.get(id);
     if (known && known.until > performance.now()) return known.key;
     if (remembered.size > 10_000) remembered.clear();
-    const key = apiKeys.load(id);
+    const key = inTime(apiKeys.load(id));
     remembered.set(id, { key, until: performance.now() + KEY_MS });
     key.catch(() => remembered.delete(id));
     return key;

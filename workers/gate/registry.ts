@@ -13,6 +13,7 @@ import type { OperationStore } from "../../shared/state/operations.ts";
 import { isGone, isProvisional, type SandboxRecord } from "../../shared/state/records.ts";
 import { createHostParser, type HostParts } from "../../shared/url-pattern.ts";
 import type { OwnMachines } from "../own-machines.ts";
+import { inTime } from "./in-time.ts";
 
 /** A service with what decides about a request to it. */
 export interface Route {
@@ -58,6 +59,8 @@ const UNKNOWN_MS = 500;
 /** Nor has the begin of an operation that is to put the sandbox to sleep. */
 const LEAVING_MS = 50;
 const BLOCK_MS = 2_000;
+/** Events that are not answered for so long are not read: its connection is dead, and nobody has said so. */
+const SILENT_MS = 4_000;
 const AGAIN_MS = 200;
 
 interface Found {
@@ -108,9 +111,9 @@ export function startRegistry(options: RegistryOptions): Registry {
     const known = entries.get(host);
     if (known && known.until > performance.now() && (known.reading ?? generation) === generation) return known.route;
     if (parse(host) === null) return null;
-    if (!follows) return (await lookUp(host)).route;
+    if (!follows) return (await inTime(lookUp(host))).route;
     const begun = generation;
-    const asked = lookUp(host);
+    const asked = inTime(lookUp(host));
     const route = asked.then((found) => found.route);
     const entry: Entry = { route, until: Number.POSITIVE_INFINITY, reading: begun };
     const drop = () => entries.get(host) === entry && entries.delete(host);
@@ -139,6 +142,10 @@ export function startRegistry(options: RegistryOptions): Registry {
     };
     blocking.on("close", disconnected);
     while (!closing.signal.aborted) {
+      const watchdog = setInterval(() => {
+        disconnected();
+        if (blocking.status === "ready") blocking.disconnect(true); // the read is sent again on the next one
+      }, SILENT_MS);
       try {
         after ??= await newestCursor(blocking, keys);
         if (!follows) forgetAll();
@@ -152,6 +159,8 @@ export function startRegistry(options: RegistryOptions): Registry {
         if (closing.signal.aborted) return;
         log.debug({ err: error }, "the gate can't read events; it looks every service up");
         await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+      } finally {
+        clearInterval(watchdog);
       }
     }
   };

@@ -1,12 +1,14 @@
 /** Services that can't be reached where they were, behind a Caddy that goes on by itself: the gate looks again, for it as for itself. */
 import { once } from "node:events";
 import { request } from "node:https";
-import { createServer, type Socket } from "node:net";
+import { connect, createServer, type Socket } from "node:net";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { toProxyConfig } from "../../../producers/cli/proxy-configs.ts";
 import { DEFAULT_URL_PATTERN } from "../../../shared/config-gate.ts";
 import { newSandboxId } from "../../../shared/ids.ts";
+import { type FleetWorkers, startFleetWorkers } from "../../../workers/fleet.ts";
 import { type Gate, startGate } from "../../../workers/gate/gate.ts";
+import { createLogger } from "../../../workers/log.ts";
 import { type Caddy, startCaddy } from "../../caddy.ts";
 import { type Bed, provisionOne, startBed, until } from "../fleet/harness.ts";
 import { type Asked, askGate, type Reply, seen, startEcho } from "./rig.ts";
@@ -22,6 +24,14 @@ let gate: Gate;
 /** In another process of the same fleet, it could be. */
 let other: Gate;
 let caddy: Caddy;
+/** With a way to Redis that says nothing any more from the first test on, nor that it is gone. */
+let cut: {
+  gate: Gate;
+  own: FleetWorkers;
+  wire: Wire;
+  service: AsyncDisposable;
+  box: Awaited<ReturnType<typeof provision>>;
+};
 
 beforeAll(async () => {
   bed = await startBed({
@@ -33,8 +43,22 @@ beforeAll(async () => {
   other = await startGate(context);
   const settings = { gate: new URL(gate.url).host, domain: DOMAIN, pattern: DEFAULT_URL_PATTERN, dnsProvider: "" };
   caddy = await startCaddy(toProxyConfig("caddy", { ...settings, tls: "internal" }), SECRET);
+
+  const url = new URL(bed.redisServer.urlFor("gate"));
+  const wire = await startWire(Number(url.port));
+  url.port = String(wire.port);
+  const own = await startFleetWorkers(bed.config({ FLEET_ROLES: "gate", REDIS_URL: url.href }), createLogger("silent"));
+  const box = await provision();
+  cut = { gate: await startGate(own.context), own, wire, service: await startSaying(box.address, OK("fine")), box };
+  await until(async () => (await askGate(cut.gate, hostOf(box))).text === "fine", "its gate");
+  wire.freeze();
 });
 afterAll(async () => {
+  cut?.wire.thaw();
+  await cut?.gate[Symbol.asyncDispose]();
+  await cut?.own.close();
+  await cut?.wire[Symbol.asyncDispose]();
+  await cut?.service[Symbol.asyncDispose]();
   await caddy?.[Symbol.asyncDispose]();
   await gate?.[Symbol.asyncDispose]();
   await other?.[Symbol.asyncDispose]();
@@ -45,6 +69,49 @@ const hostOf = ({ vmid }: { vmid: number }) => `open-${vmid}.${DOMAIN}`;
 const provision = () => provisionOne(bed.fleet, { services: [{ name: "open", port: PORT, auth: "none" }] });
 /** What PVE was asked about containers' addresses. */
 const looks = () => bed.pve.log().filter(({ path }) => path.endsWith("/interfaces")).length;
+
+interface Wire extends AsyncDisposable {
+  port: number;
+  /** Nothing goes through, either way. */
+  freeze(): void;
+  thaw(): void;
+}
+
+/** A way to another port, which can fall silent. */
+async function startWire(to: number): Promise<Wire> {
+  const sockets = new Set<Socket>();
+  let isFrozen = false;
+  const carry = (from: Socket, on: Socket) => {
+    sockets.add(from);
+    from.on("error", () => {}).on("data", (data) => on.write(data));
+    from.once("close", () => on.destroy());
+    if (isFrozen) from.pause();
+  };
+  const server = createServer((socket) => {
+    const other = connect(to, "127.0.0.1");
+    carry(socket, other);
+    carry(other, socket);
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const address = server.address();
+  return {
+    port: typeof address === "object" && address !== null ? address.port : 0,
+    freeze() {
+      isFrozen = true;
+      for (const socket of sockets) socket.pause();
+    },
+    thaw() {
+      isFrozen = false;
+      for (const socket of sockets) socket.resume();
+    },
+    async [Symbol.asyncDispose]() {
+      server.close();
+      for (const socket of sockets) socket.destroy();
+      await once(server, "close");
+    },
+  };
+}
 
 /** A service that answers each request with these bytes. */
 async function startSaying(address: string, answer: string): Promise<AsyncDisposable> {
@@ -171,6 +238,26 @@ test("nobody outside can ask for it, nor with the secret for another service tha
   expect(looks()).toBe(before);
 });
 
+test("no body goes over a connection that was kept, which a service may be closing just then", async () => {
+  const box = await provision();
+  const sockets = new Set<Socket>();
+  const server = createServer((socket) => {
+    sockets.add(socket.on("error", () => {}));
+    let requests = 0;
+    // As if its time had been up.
+    socket.on("data", () => (++requests === 1 ? socket.write(OK("fine")) : socket.destroy()));
+  });
+  server.listen(PORT, box.address);
+  await once(server, "listening");
+  for (const method of ["GET", "POST", "GET", "PUT", "DELETE", "GET", "POST"])
+    expect([method, (await ask(hostOf(box), { method, body: method === "GET" ? "" : "x" })).status]).toEqual([
+      method,
+      200,
+    ]);
+  server.close();
+  for (const socket of sockets) socket.destroy();
+});
+
 test("however many sandboxes can't be reached, PVE is asked about so many in a while", async () => {
   const box = await provision();
   const like = await bed.redis.hgetall(bed.keys.sandbox(box.sandboxId));
@@ -195,4 +282,15 @@ test("however many sandboxes can't be reached, PVE is asked about so many in a w
   for (const { id, vmid, address } of made)
     remove.del(bed.keys.sandbox(id)).hdel(bed.keys.vmids, String(vmid)).hdel(bed.keys.addresses, address);
   await remove.exec();
+});
+
+test("a gate whose way to Redis is silent says so; it serves nothing from memory that events would have taken back", async () => {
+  const told = await until(async () => {
+    const reply = await askGate(cut.gate, hostOf(cut.box), { headers: { accept: "application/json" } });
+    return reply.status === 200 ? null : reply;
+  }, "the gate to notice");
+  expect([told.status, told.headers["retry-after"]]).toEqual([503, "1"]);
+  expect(JSON.parse(told.text).message).toBe("the registry of services can't be read just now; try again");
+  cut.wire.thaw();
+  await until(async () => (await askGate(cut.gate, hostOf(cut.box))).text === "fine", "the service");
 });
