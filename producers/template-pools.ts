@@ -1,6 +1,7 @@
 /** Pools of templates: how many sandboxes are made before they are asked for. */
 import { FleetError } from "../shared/errors.ts";
 import { POOL_TEAM } from "../shared/ids.ts";
+import { sayIssue } from "../shared/jobs/problems.ts";
 import { loadInventory } from "../shared/state/inventory.ts";
 import { PoolSettings } from "../shared/state/pools.ts";
 import { isProvisional } from "../shared/state/records.ts";
@@ -82,7 +83,7 @@ export function createTemplatePools(parts: Parts, sandboxes: Sandboxes): Templat
     },
     async set(template, settings) {
       assertOperator();
-      const parsed = PoolSettings.safeParse(settings);
+      const parsed = PoolSettings.safeParse(settings, { error: sayIssue });
       if (!parsed.success) {
         const [issue] = parsed.error.issues;
         const field = issue?.path.join(".") || "settings";

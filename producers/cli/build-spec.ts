@@ -28,10 +28,10 @@ export async function loadBuildSpec(file: string): Promise<BuildInput> {
   const text = await readFile(file, "utf8").catch((cause: unknown) => {
     throw invalid(`${file}: must be a file that can be read`, ["file"], cause);
   });
-  const spec = parseSpec(file, text);
+  const { spec, line } = parseSpec(file, text);
   const files: z.input<typeof BuildFile>[] = [];
   for (const [index, { source, content = "", ...place }] of (spec.files ?? []).entries()) {
-    const bytes = source === undefined ? Buffer.from(content) : await readSource(file, source, index);
+    const bytes = source === undefined ? Buffer.from(content) : await readSource(file, { source, index, line });
     files.push({ ...place, content: bytes.toString("base64") });
   }
   const size = files.reduce((sum, one) => sum + one.content.length, 0);
@@ -40,28 +40,36 @@ export async function loadBuildSpec(file: string): Promise<BuildInput> {
   return { ...spec, files };
 }
 
-async function readSource(spec: string, source: string, index: number): Promise<Buffer> {
+interface Parsed {
+  spec: z.output<typeof Spec>;
+  line(at: readonly string[]): number;
+}
+
+async function readSource(
+  spec: string,
+  { source, index, line }: Pick<Parsed, "line"> & { source: string; index: number },
+): Promise<Buffer> {
   return readFile(resolve(dirname(spec), source)).catch((cause: unknown) => {
-    const field = `files.${index}.source`;
-    throw invalid(`${spec}: ${field}: ${source} can't be read`, [field], cause);
+    const at = ["files", String(index), "source"];
+    const field = at.join(".");
+    throw invalid(`${spec}:${line(at)}: ${field}: ${source} can't be read`, [field], cause);
   });
 }
 
-function parseSpec(file: string, text: string): z.output<typeof Spec> {
+function parseSpec(file: string, text: string): Parsed {
   const lines = new LineCounter();
   const document = parseDocument(text, { lineCounter: lines, prettyErrors: false });
   const [broken] = document.errors;
   if (broken) throw invalid(`${file}:${lines.linePos(broken.pos[0]).line}: is no YAML: ${broken.code}`, ["file"]);
   const parsed = Spec.safeParse(document.toJS(), { error: sayIssue });
-  if (parsed.success) return parsed.data;
+  const line = (at: readonly string[]) => lineOf(document, lines, at);
+  if (parsed.success) return { spec: parsed.data, line };
   const problems = parsed.error.issues.flatMap((issue) => {
     const at = issue.path.map(String);
     if (issue.code !== "unrecognized_keys") return [{ at, text: issue.message }];
     return issue.keys.map((key) => ({ at: [...at, key], text: "a build has no such field" }));
   });
-  const texts = problems.map(
-    (one) => `${file}:${lineOf(document, lines, one.at)}: ${one.at.join(".") || "it"}: ${one.text}`,
-  );
+  const texts = problems.map((one) => `${file}:${line(one.at)}: ${one.at.join(".") || "it"}: ${one.text}`);
   throw invalid(
     texts.join("; "),
     problems.map((one) => one.at.join(".")),

@@ -1,7 +1,7 @@
 /** Copies of a sandbox as it stands. */
 import type { Command } from "commander";
 import type { BatchPolicy } from "../../../shared/state/records.ts";
-import { parseCount } from "../parse-values.ts";
+import { parseNumber } from "../parse-values.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
 import type { Cli } from "../session.ts";
 import { SANDBOX } from "./changes.ts";
@@ -17,7 +17,7 @@ export function addBranch(program: Command, cli: Cli): void {
         "TTL. It runs on. All of them are one batch, and what is made for that goes with the batch's end.",
     )
     .argument("<sandbox>", SANDBOX)
-    .requiredOption("-n, --count <count>", "how many, at most 100", parseCount)
+    .requiredOption("-n, --count <count>", "how many, 1 to 100", parseNumber)
     .addOption(policyOption())
     .addHelpText("after", "\nExample:\n  fleet branch 20001 --count 8 --policy undo")
     .action(async (sandbox: string) => {

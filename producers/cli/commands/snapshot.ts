@@ -5,12 +5,13 @@ import type { JobOutput } from "../../index.ts";
 import { formatTime, NONE } from "../describe.ts";
 import { parseDurationSec, parseNumber } from "../parse-values.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
+import { resolveSnapshot } from "../resolve-snapshot.ts";
 import type { Cli, GlobalOptions, Session } from "../session.ts";
 import { formatTable } from "../terminal.ts";
 import { change, SANDBOX } from "./changes.ts";
 import { addWaitOptions, toSubmitOptions, type WaitOptions, withoutUndefined } from "./shared-options.ts";
 
-const SNAPSHOT = "snapshot id snap_...";
+const SNAPSHOT = "snapshot id snap_..., or its name";
 
 export function addSnapshot(program: Command, cli: Cli): void {
   const command = program
@@ -41,10 +42,11 @@ export function addSnapshot(program: Command, cli: Cli): void {
     )
     .argument("<sandbox>", SANDBOX)
     .argument("<snapshot>", SNAPSHOT)
-    .action(async (sandbox: string, snapshotId: string) => {
+    .action(async (sandbox: string, snapshot: string) => {
       const options = restore.optsWithGlobals<WaitOptions>();
       await cli.run(options, async (session) => {
         const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
+        const snapshotId = await resolveSnapshot(snapshot, sandboxId, session.fleet.sandboxes);
         const ask = () => session.fleet.restore({ sandboxId, snapshotId }, toSubmitOptions(options));
         return change(session, options, ask, ({ name, state }) => `went back to ${name}, ${state}`);
       });
@@ -53,10 +55,11 @@ export function addSnapshot(program: Command, cli: Cli): void {
     .description("Delete a snapshot; sandboxes that were made from it stay.")
     .argument("<sandbox>", SANDBOX)
     .argument("<snapshot>", SNAPSHOT)
-    .action(async (sandbox: string, snapshotId: string) => {
+    .action(async (sandbox: string, snapshot: string) => {
       const options = rm.optsWithGlobals<WaitOptions>();
       await cli.run(options, async (session) => {
         const sandboxId = await resolveSandbox(sandbox, session.fleet.sandboxes);
+        const snapshotId = await resolveSnapshot(snapshot, sandboxId, session.fleet.sandboxes);
         const ask = () => session.fleet.delete_snapshot({ sandboxId, snapshotId }, toSubmitOptions(options));
         const describe = ({ existed }: JobOutput<"delete_snapshot">) =>
           `${existed ? "deleted" : "was gone"} ${snapshotId}`;

@@ -438,6 +438,29 @@ describe("looking", () => {
 });
 
 describe("changing", () => {
+  test("a snapshot is known by its name, too", async () => {
+    await using rig = createRig(server);
+    const sandboxId = await rig.running();
+    const missing = await run(rig, ["snapshot", "restore", sandboxId, "before"]);
+    expect(missing.err).toContain("has no snapshot before; it has none");
+    const id = "snap_0000000000000000";
+    const record = {
+      id,
+      sandbox: sandboxId,
+      team: "default",
+      node: "pve1",
+      vmid: 20_000,
+      name: "before",
+      createdAt: 1,
+    };
+    await rig.redis.hset(rig.keys.snapshot(id), record);
+    await rig.redis.sadd(rig.keys.sandboxSnapshots(sandboxId), id);
+    const { code } = await run(rig, ["snapshot", "rm", sandboxId, "before", "--no-wait"]);
+    expect(code).toBe(0);
+    const [operation = ""] = await rig.redis.lrange(rig.keys.changes(sandboxId), 0, -1);
+    expect(await rig.redis.hget(rig.keys.operation(operation), "input")).toContain(id);
+  });
+
   test("each command asks for its kind", async () => {
     await using rig = createRig(server);
     const sandboxId = await rig.running();

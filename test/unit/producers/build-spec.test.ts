@@ -33,7 +33,7 @@ test.each([
   ["name: [app\n", /spec\.yaml:2: is no YAML/, ["file"]],
   [
     "name: app\nfrom: { template: base }\nfiles: [{ path: /a, source: no }]\n",
-    /files\.0\.source: no can't be read/,
+    /:3: files\.0\.source: no can't be read/,
     ["files.0.source"],
   ],
 ])("%j: what is wrong is told with line and field", async (text, message, fields) => {
