@@ -3,6 +3,7 @@ import { setTimeout as pause } from "node:timers/promises";
 import type { Batch, BatchOptions, BatchView, ItemOutcome } from "../index.ts";
 import { createPace, toBatchEnd, toBatchLine } from "./batch-texts.ts";
 import { Interrupted } from "./exit-codes.ts";
+import { watchForWorkers } from "./no-worker.ts";
 import { CLEAR_LINE } from "./progress.ts";
 import type { Session } from "./session.ts";
 
@@ -29,7 +30,7 @@ export async function followBatch(
   { wait, waitTimeout, id, idempotencyKey, policy, onQuota, onOpen }: FollowOptions,
   tell: (outcome: ItemOutcome) => void,
 ): Promise<Followed> {
-  const { operations, interrupt } = session;
+  const { fleet, operations, terminal, interrupt } = session;
   const over = new AbortController();
   let batch: Batch | undefined;
   let shown: Promise<unknown> = Promise.resolve();
@@ -44,6 +45,7 @@ export async function followBatch(
     const options = { id, idempotencyKey, policy, onQuota, onOpen: follow, signal: interrupt };
     const stored = await operations.begin(() => begin(options));
     if (!wait) return { view: await stored.status() };
+    using _ = watchForWorkers(fleet, terminal);
     const view = await stored.result({ timeoutMs: waitTimeout, signal: interrupt });
     await shown;
     return { view };

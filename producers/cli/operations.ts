@@ -2,6 +2,7 @@
 import { FleetError } from "../../shared/errors.ts";
 import type { Fleet, Handle, JobName, JobOutput } from "../index.ts";
 import { Interrupted } from "./exit-codes.ts";
+import { watchForWorkers } from "./no-worker.ts";
 import { startProgress } from "./progress.ts";
 import type { Terminal } from "./terminal.ts";
 
@@ -67,6 +68,7 @@ export class Operations {
   }
 
   async #ends<N extends JobName>(handles: readonly Handle<N>[], timeoutMs?: number): Promise<Outcome<N>[]> {
+    using _ = watchForWorkers(this.#fleet, this.#terminal);
     const from = performance.now();
     const waiting = handles.map(async (handle): Promise<Outcome<N>> => {
       try {

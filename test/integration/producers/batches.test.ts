@@ -71,7 +71,7 @@ describe("a provision many times", () => {
     await using rig = createRig(server);
     const error = await caught(rig.fleet.batch(source, options));
     expect(error).toMatchObject({ code: "invalid_input", facts: { fields: [field] } });
-    expect(await rig.redis.keys(`${rig.prefix}:*`)).toEqual([]);
+    expect(await rig.redis.keys(`${rig.prefix}:*`)).toEqual([rig.keys.pulse]);
   });
 });
 

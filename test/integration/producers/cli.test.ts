@@ -191,7 +191,7 @@ describe("provision", () => {
     expect({ code, out }).toEqual({ code: 2, out: "" });
     expect(err).toMatch(line);
     expect(err.split("\n")).toHaveLength(2);
-    expect(await rig.redis.keys(`${rig.prefix}:*`)).toEqual([]);
+    expect(await rig.redis.keys(`${rig.prefix}:*`)).toEqual([rig.keys.pulse]);
   });
 });
 
@@ -280,6 +280,19 @@ describe("exec", () => {
     expect(JSON.parse(missing.err)).toMatchObject({ error: { code: "sandbox_not_found" } });
     expect((await run(rig, ["exec", sandboxId])).code).toBe(2);
   });
+});
+
+test("where no worker is there a command says so, and goes on waiting", async () => {
+  await using rig = createRig(server);
+  await rig.redis.del(rig.keys.pulse);
+  const [one, many] = [start(rig, ["destroy", await rig.running()]), start(rig, ["provision", "base", "--count", "2"])];
+  const heard = await Promise.all([one, many].map(({ child }) => once(child.stderr, "data")));
+  for (const [at, { child }] of [one, many].entries()) {
+    expect(String(heard[at])).toMatch(/^fleet: no worker has been seen here; .*REDIS_URL and FLEET_PREFIX/);
+    expect(child.exitCode).toBeNull();
+    child.kill("SIGKILL");
+  }
+  await Promise.all([one.ended, many.ended]);
 });
 
 describe("Ctrl-C", () => {

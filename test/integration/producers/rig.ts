@@ -56,6 +56,7 @@ export function createRig(server: RedisServer): Rig {
   const keys = createKeys(prefix);
   const store = createOperationStore(redis, keys, { retentionSec: 60 });
   const queues = createQueues(redis, prefix);
+  redis.hset(keys.pulse, "at", Date.now() + 3_600_000).catch(() => {}); // the worker that a test plays is there
   const clients: Fleet[] = [];
   const client = (options: Partial<FleetOptions> = {}) => {
     const fleet = createFleet({ redis: server.urlFor("producer"), prefix, secretKey: SECRET_KEY, ...options });
