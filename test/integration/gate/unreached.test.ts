@@ -189,12 +189,12 @@ test("another gate hears of it at once, since the old address may be a neighbour
   await using _ = await startSaying("127.93.0.4", OK("after"));
   expect((await askGate(gate, hostOf(box))).text).toBe("after");
   await using __ = await startSaying(box.address, OK("neighbour"));
-  await until(async () => (await askGate(other, hostOf(box))).text === "after", "the other gate", 1_000);
+  await until(async () => (await askGate(other, hostOf(box))).text === "after", "the other gate");
 });
 
 test("where nothing answers, visitors are told so in a form that they read, and PVE is asked no more than now and then", async () => {
   const box = await provision();
-  const before = looks();
+  const [before, begun] = [looks(), performance.now()];
   const [text, json, page] = await Promise.all(
     ["*/*", "application/json", "text/html"].map((accept) => ask(hostOf(box), { headers: { accept } })),
   );
@@ -203,7 +203,8 @@ test("where nothing answers, visitors are told so in a form that they read, and 
   expect(JSON.parse(json?.text ?? "")).toEqual({ status: 502, message });
   expect(page?.text).toContain(`<p>${message}</p>`);
   for (let turn = 0; turn < 10; turn++) await ask(hostOf(box), { method: turn % 2 === 0 ? "POST" : "GET" });
-  expect(looks() - before).toBe(1);
+  // Once in five seconds.
+  expect(looks() - before).toBeLessThanOrEqual(1 + Math.floor((performance.now() - begun) / 5_000));
 });
 
 test("what a service answers, or that it hangs up, makes nobody ask PVE", async () => {
