@@ -7,7 +7,7 @@ import { type Bed, containerOf, failure, provisionOne, run, startBed, until } fr
 
 let bed: Bed;
 beforeAll(async () => {
-  bed = await startBed({ pve: { nodes: 3, timings: { resourcesLag: 0, snapshot: 40_000 } }, ssh: {} });
+  bed = await startBed({ pve: { nodes: 3, timings: { resourcesLag: 0 } }, ssh: {} });
 });
 afterAll(async () => {
   // Each kind of finding is counted.
@@ -117,6 +117,7 @@ test("a lock that no task holds is told once with the command, or cleared where 
   if (!backup || !ours || !held) throw new Error("unreachable");
   const events = bed.fleet.events({ after: "$", types: ["container.locked", "container.unlocked"] });
   await using human = new Client(bed.pve);
+  const task = bed.pve.faults.task({ type: "vzsnapshot", hold: true });
   await human.data("POST", `/nodes/pve1/lxc/${held.vmid}/snapshot`, { snapname: "mine" });
   bed.pve.faults.lock(backup.vmid, "backup");
   bed.pve.faults.lock(ours.vmid, "snapshot");
@@ -146,6 +147,7 @@ test("a lock that no task holds is told once with the command, or cleared where 
   expect(await bed.redis.hexists(bed.keys.locks, String(backup.vmid))).toBe(0);
   const all = await bed.redis.xrange(bed.keys.events, "-", "+");
   expect(all.filter(([, fields]) => fields.includes("container.locked"))).toHaveLength(1);
+  task.release();
   await until(() => containerOf(bed, held.vmid)?.lock === undefined, "the snapshot");
   for (const { sandboxId } of [backup, ours, held]) await run(bed.fleet, "destroy", { sandboxId });
 });
@@ -170,6 +172,7 @@ test("a node is forgotten only when it is no more: its sandboxes are lost, with 
   ];
   // A human gives the config of one to another node, as one does with shared storage; rounds leave it alone until its snapshot is made.
   const other = await provisionOne(bed.fleet, { node: "pve1" });
+  const task = bed.pve.faults.task({ type: "vzsnapshot", vmid: other.vmid, hold: true });
   const busy = await bed.fleet.snapshot({ sandboxId: other.sandboxId });
   const isAtIt = () => bed.pve.tasks().some(({ type, id }) => type === "vzsnapshot" && id === String(other.vmid));
   await until(isAtIt, "its snapshot");
@@ -190,6 +193,7 @@ test("a node is forgotten only when it is no more: its sandboxes are lost, with 
   expect(await destroy.result({ timeoutMs: 5_000 })).toEqual({ destroyed: true, existed: false });
   for (const id of [sandboxId, moved.sandboxId, provision.sandboxId]) expect(await stateOf(id)).toBe("lost");
   hang.release();
+  task.release();
   await busy.result({ timeoutMs: 60_000 });
   await bed.fleet.reconcile();
   const isBack = async () => (await bed.fleet.sandboxes.get(other.sandboxId)).node === "pve1";
