@@ -31,6 +31,7 @@ export default defineConfig({
           name: "unit",
           // Pure parts share nothing, so the files may share their imports: half the time.
           isolate: false,
+          maxWorkers: 2,
           sequence: { groupOrder: 0 },
           include: ["test/unit/**/*.test.ts"],
           testTimeout: 5_000,
