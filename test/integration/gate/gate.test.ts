@@ -137,18 +137,27 @@ describe("who may pass, passes", () => {
   });
 });
 
-test("what is hidden answers no more, on a connection that is kept as well; what is exposed answers at once", async () => {
+test("what is hidden or destroyed answers no more, on a connection that is kept as well; what is exposed answers at once", async () => {
   const { port, hostname } = new URL(gate.url);
   const socket = connect(Number(port), hostname);
-  const over = async (service: string) => {
-    socket.write(`GET / HTTP/1.1\r\nhost: ${hostOf(service)}\r\n\r\n`);
-    return Number(/^HTTP\/1\.1 (\d+)/.exec(String((await once(socket, "data"))[0]))?.[1]);
+  const over = async (host: string) => {
+    socket.write(`GET / HTTP/1.1\r\nhost: ${host}\r\n\r\n`);
+    return { status: Number(/^HTTP\/1\.1 (\d+)/.exec(String((await once(socket, "data"))[0]))?.[1]) };
   };
-  expect((await ask(hostOf("late"))).status).toBe(404);
+  const late = hostOf("late");
+  expect((await ask(late)).status).toBe(404);
   await run(bed.fleet, "expose", { sandboxId, name: "late", port: PORT, auth: "none", waitUntilReady: "http" });
-  expect(await over("late")).toBe(200);
+  expect(await over(late)).toEqual({ status: 200 });
   await run(bed.fleet, "hide", { sandboxId, name: "late" });
-  await expectHidden(() => ask(hostOf("late")));
+  await expectHidden(() => over(late));
+  expect((await ask(late)).status).toBe(404);
+
+  const brief = await provisionOne(bed.fleet, { services: [{ name: "open", port: PORT, auth: "none" }] });
+  await using _ = await startEcho(brief.address, PORT);
+  const host = `open-${brief.vmid}.${DOMAIN}`;
+  expect(await over(host)).toEqual({ status: 200 });
+  await run(bed.fleet, "destroy", { sandboxId: brief.sandboxId });
+  await expectHidden(() => over(host));
   socket.destroy();
 });
 
@@ -266,6 +275,10 @@ test("certificates are for hosts of exposed services only", async () => {
   for (const domain of [hostOf("none"), DOMAIN, `x.${hostOf("open")}`, "", "127.0.0.1", `${hostOf("open")}.`])
     expect([domain, await asked(domain)]).toEqual([domain, 404]);
   expect((await ask(host, { path: `/ask?domain=${hostOf("open")}`, from: "127.0.0.7" })).status).toBe(403);
+  // A proxy that asks about many unknown ones is told so; what is exposed gets its certificate all the same.
+  let unknown = 0;
+  while (unknown < 700 && (await asked(`x-${++unknown}.${DOMAIN}`)) === 404);
+  expect([unknown > 500, await asked(`y.${DOMAIN}`), await asked(hostOf("open"))]).toEqual([true, 429, 200]);
 });
 
 test("a browser's first response from a service clears what another left there, once; the service does not see it", async () => {

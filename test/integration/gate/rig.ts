@@ -70,7 +70,7 @@ export async function upgradeAt(gate: Gate, host: string, headers: Record<string
 }
 
 /** Asks until the answer is 404: within 200 ms, or within a few questions where a machine that is busy with others takes longer for each. */
-export async function expectHidden(ask: () => Promise<Reply>): Promise<void> {
+export async function expectHidden(ask: () => Promise<Pick<Reply, "status">>): Promise<void> {
   const begun = performance.now();
   let asked = 0;
   for (let status = 0; status !== 404; asked++) {
