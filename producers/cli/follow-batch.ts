@@ -3,9 +3,9 @@ import { setTimeout as pause } from "node:timers/promises";
 import type { Batch, BatchOptions, BatchView, ItemOutcome } from "../index.ts";
 import { createPace, toBatchEnd, toBatchLine } from "./batch-texts.ts";
 import { Interrupted } from "./exit-codes.ts";
-import { watchForWorkers } from "./no-worker.ts";
 import { CLEAR_LINE } from "./progress.ts";
 import type { Session } from "./session.ts";
+import { watchFleet } from "./watch-fleet.ts";
 
 /** How long a canceled batch may take to undo what it made, before the CLI leaves it to the workers. */
 const CANCEL_WAIT_MS = 10_000;
@@ -45,7 +45,7 @@ export async function followBatch(
     const options = { id, idempotencyKey, policy, onQuota, onOpen: follow, signal: interrupt };
     const stored = await operations.begin(() => begin(options));
     if (!wait) return { view: await stored.status() };
-    using _ = watchForWorkers(fleet, terminal);
+    using _ = watchFleet(fleet, terminal);
     const view = await stored.result({ timeoutMs: waitTimeout, signal: interrupt });
     await shown;
     return { view };

@@ -2,9 +2,9 @@
 import { FleetError } from "../../shared/errors.ts";
 import type { Fleet, Handle, JobName, JobOutput } from "../index.ts";
 import { Interrupted } from "./exit-codes.ts";
-import { watchForWorkers } from "./no-worker.ts";
 import { startProgress } from "./progress.ts";
 import type { Terminal } from "./terminal.ts";
+import { watchFleet } from "./watch-fleet.ts";
 
 /** How long a canceled operation may take to undo what it made, before the CLI leaves it to the workers. */
 const CANCEL_WAIT_MS = 10_000;
@@ -68,7 +68,7 @@ export class Operations {
   }
 
   async #ends<N extends JobName>(handles: readonly Handle<N>[], timeoutMs?: number): Promise<Outcome<N>[]> {
-    using _ = watchForWorkers(this.#fleet, this.#terminal);
+    using _ = watchFleet(this.#fleet, this.#terminal);
     const from = performance.now();
     const waiting = handles.map(async (handle): Promise<Outcome<N>> => {
       try {

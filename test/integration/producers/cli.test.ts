@@ -295,6 +295,22 @@ test("where no worker is there a command says so, and goes on waiting", async ()
   await Promise.all([one.ended, many.ended]);
 });
 
+test("while Redis is away a command says so, and goes on once it is back", async () => {
+  await using own = await startRedis({ appendfsync: "always" });
+  await using rig = createRig(own);
+  const { child, ended } = start(rig, ["provision", "base"], { REDIS_URL: own.urlFor("producer") });
+  const [id] = await open(rig, 1);
+  await rig.readers(1);
+  await own.kill("SIGKILL");
+  expect(String((await once(child.stderr, "data"))[0])).toBe(
+    "fleet: Redis does not answer; this waits until it does\n",
+  );
+  await own.restart();
+  expect(String((await once(child.stderr, "data"))[0])).toBe("fleet: a worker is there again; this goes on\n");
+  await rig.fail(id ?? ("" as OperationId), new FleetError("setup_failed", "as it happens"));
+  expect(await ended).toMatchObject({ code: 1, err: expect.stringContaining("setup_failed") });
+});
+
 describe("Ctrl-C", () => {
   test("cancels what runs, waits for its end and exits with 130", async () => {
     await using rig = createRig(server);
