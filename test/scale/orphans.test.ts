@@ -79,12 +79,13 @@ async function make(first: number, { origin, stamped = true, template = false, a
 async function makeOwned() {
   const { node, vmid, sandbox, operation } = await make(20_000);
   const fields = { id: sandbox, operation, team, template: "cmux-base", state: "stopped", node, vmid };
-  const memoryMib = Number(containerOf(bed, vmid)?.config["memory"] ?? 512);
+  const { memory = 512, cores = 0 } = containerOf(bed, vmid)?.config ?? {};
+  const reserved = { memoryMib: Number(memory), disks: { local: 100 }, cores: Number(cores) };
   return bed.redis
     .multi()
     .hset(bed.keys.sandbox(sandbox), ...encodeFields({ ...fields, hostname: `ct-${vmid}`, createdAt: 1 }).set)
     .hset(bed.keys.vmids, vmid, sandbox)
-    .hset(bed.keys.reserved(node), sandbox, JSON.stringify({ memoryMib, disks: { local: 100 } }))
+    .hset(bed.keys.reserved(node), sandbox, JSON.stringify(reserved))
     .zadd(bed.keys.sandboxes, 1, sandbox)
     .zadd(bed.keys.teamSandboxes(team), 1, sandbox)
     .exec();

@@ -97,8 +97,9 @@ function differs(
   if ((guest.status === "running") === (state === "stopped")) return true;
   if (name !== undefined && hostname !== undefined && name !== hostname) return true;
   if (memoryMib !== undefined && maxmem > 0 && maxmem !== memoryMib * MIB) return true;
-  const known = cores || nodes.get(node)?.maxcpu;
-  if (maxcpu !== undefined && (cores === undefined || (known !== undefined && maxcpu !== known))) return true;
+  // Where they are not known, as of an earlier version's sandboxes, the next look for another reason writes them down.
+  const known = cores === 0 ? nodes.get(node)?.maxcpu : cores;
+  if (maxcpu !== undefined && known !== undefined && maxcpu !== known) return true;
   // Disks only grow; what PVE tells of a running one is its file system, which is somewhat smaller.
   return diskGib !== undefined && diskGib > 0 && maxdisk > diskGib * GIB;
 }

@@ -104,7 +104,7 @@ describe("Redis", () => {
     await set("maxmemory-policy", "allkeys-lru");
     const used = Number(/used_memory:(\d+)/.exec(await bed.redis.info("memory"))?.[1]);
     await set("maxmemory", String(Math.round(used * 1.2)));
-    const findings = await look();
+    const [findings, { code }] = await Promise.all([look(), runDoctor()]);
     await set("maxmemory", "0");
     await set("maxmemory-policy", "noeviction");
     await set("appendonly", "yes");
@@ -113,6 +113,7 @@ describe("Redis", () => {
       ["redis.eviction", "redis-cli config set maxmemory-policy noeviction"],
     ]);
     expect(at(findings, "warning").map(({ check }) => check)).toContain("redis.memory");
+    expect(code).toBe(1);
   });
 
   test("none: PVE is looked at all the same", async () => {
@@ -121,10 +122,16 @@ describe("Redis", () => {
     expect(findings.map(({ check }) => check)).toContain("templates");
   });
 
-  test("no worker", async () => {
+  test("no worker, and some that ask more of a node than PVE takes at once", async () => {
     const findings = await look({ FLEET_PREFIX: "{nobody}" });
     expect(at(findings, "warning").map(({ check }) => check)).toContain("workers");
-    expect((await look()).find(({ check }) => check === "workers")?.text).toBe("1 at work");
+    const workers = async (env?: Record<string, string>) => (await look(env)).find(({ check }) => check === "workers");
+    expect((await workers())?.text).toBe("1 at work");
+    await using _ = await bed.startWorkers();
+    expect(await workers({ PVE_CONNECTIONS_PER_NODE: "17" })).toMatchObject({
+      level: "warning",
+      text: expect.stringContaining("2 at work with 17 connections each"),
+    });
   });
 });
 
