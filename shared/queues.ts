@@ -24,7 +24,7 @@ export interface JobData {
 export const LOCK_MS = 6_000;
 
 export const JOB_OPTIONS: JobsOptions = {
-  // The run decides about retries and their delay (see workers/run/policy); BullMQ must never end a job by count.
+  // The run decides about retries and their delay (see workers/run/decide.ts); BullMQ must never end a job by count.
   attempts: 1_000_000,
   backoff: { type: "custom" },
   // For the board alone: results are in records. In each queue, of which a node has two.

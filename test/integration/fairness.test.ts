@@ -10,7 +10,7 @@ import { settleAborts } from "../../workers/control/aborts.ts";
 import { sweepOperations } from "../../workers/control/sweep.ts";
 import { createLogger } from "../../workers/log.ts";
 import { createMetrics } from "../../workers/metrics.ts";
-import { addReleased } from "../../workers/run/process-operation.ts";
+import { addReleased } from "../../workers/run/add-jobs.ts";
 import { type RedisServer, startRedis } from "../redis.ts";
 import { createRig, type Rig } from "./producers/rig.ts";
 

@@ -1,6 +1,6 @@
 /** Operations that wait for a quota go when there is room: a minute has passed, or a limit was raised. */
 import type { WorkerContext } from "../context.ts";
-import { addReleased } from "../run/process-operation.ts";
+import { addReleased } from "../run/add-jobs.ts";
 
 export async function admitWaiting(context: WorkerContext, signal: AbortSignal): Promise<void> {
   const { quotas } = context;

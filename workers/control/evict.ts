@@ -6,7 +6,7 @@ import { newFence, type OperationId } from "../../shared/ids.ts";
 import { nodeQueue, PLACE } from "../../shared/queues.ts";
 import type { WorkerContext } from "../context.ts";
 import { leaveWrite } from "../placement/leave-node.ts";
-import { addJob } from "../run/process-operation.ts";
+import { addJob } from "../run/add-jobs.ts";
 import { forEachRecord } from "./for-each-record.ts";
 
 export async function evictFromBadNodes(context: WorkerContext): Promise<void> {

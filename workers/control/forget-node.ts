@@ -9,7 +9,7 @@ import { settleSandbox } from "../../shared/state/settle-sandbox.ts";
 import { isTaskHolder } from "../../shared/state/slots.ts";
 import { listPlaced } from "../../shared/state/standing.ts";
 import type { WorkerContext } from "../context.ts";
-import { addReleased } from "../run/process-operation.ts";
+import { addReleased } from "../run/add-jobs.ts";
 import { releaseCommands } from "../sandbox/release.ts";
 import type { Round } from "./round.ts";
 

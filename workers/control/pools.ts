@@ -7,7 +7,7 @@ import type { SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
 import { averageRate, planPool, toMadeOf } from "../pool/plan.ts";
 import { type Finding, loadMembers, lookAtMembers } from "../pool/probe.ts";
-import { addJob } from "../run/process-operation.ts";
+import { addJob } from "../run/add-jobs.ts";
 import { ASK_AGAIN_MS, destroySandbox } from "./expire.ts";
 import { forEachRecord } from "./for-each-record.ts";
 

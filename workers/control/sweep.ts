@@ -7,7 +7,7 @@ import type { OperationId } from "../../shared/ids.ts";
 import type { InNeed, OpenPage } from "../../shared/state/operations.ts";
 import { isEnded, type OperationRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
-import { addJob, addReleased } from "../run/process-operation.ts";
+import { addJob, addReleased } from "../run/add-jobs.ts";
 import { endWithoutRun } from "./aborts.ts";
 import { forEachRecord } from "./for-each-record.ts";
 

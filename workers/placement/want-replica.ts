@@ -2,7 +2,7 @@
 import { newOperationId, newSandboxId } from "../../shared/ids.ts";
 import { parseInput } from "../../shared/jobs/index.ts";
 import type { PlacementRequest } from "../../shared/placement/choose-node.ts";
-import { addJob } from "../run/process-operation.ts";
+import { addJob } from "../run/add-jobs.ts";
 import type { Run } from "../run/run.ts";
 import { toLimits } from "./limits.ts";
 import { factsOf } from "./node-facts.ts";

@@ -3,7 +3,7 @@ import type { JobName } from "../../shared/jobs/index.ts";
 import type { Accepted, AcceptRequest } from "../../shared/state/accept.ts";
 import type { SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
-import { addJob } from "./process-operation.ts";
+import { addJob } from "./add-jobs.ts";
 
 /** On the fleet's own account: it counts for no quota. The same key again is the same operation. */
 interface Asked {

@@ -1,29 +1,22 @@
 /** A job's run from claim to end: the one place where outcomes become records, events, retries and BullMQ states. */
 import { DelayedError, type Job, UnrecoverableError, WaitingError } from "bullmq";
-import { z } from "zod";
-import {
-  type ErrorFacts,
-  type ErrorRecord,
-  FleetError,
-  type FleetErrorCode,
-  fromErrorRecord,
-  toErrorRecord,
-  toFleetError,
-} from "../../shared/errors.ts";
-import { newFence, type OperationId } from "../../shared/ids.ts";
+import { type ErrorRecord, FleetError, fromErrorRecord, toErrorRecord, toFleetError } from "../../shared/errors.ts";
+import { newFence } from "../../shared/ids.ts";
 import { type JobName, jobs } from "../../shared/jobs/index.ts";
 import { type JobData, PLACE } from "../../shared/queues.ts";
-import { type OperationEnd, toClaim, type Write } from "../../shared/state/operations.ts";
-import { isEnded, type OperationRecord } from "../../shared/state/records.ts";
+import { type OperationEnd, toClaim } from "../../shared/state/operations.ts";
+import type { OperationRecord } from "../../shared/state/records.ts";
 import type { ClaimedAhead } from "../../shared/state/take.ts";
 import { annotate, annotateFailure, currentTrace, linkTo } from "../../shared/trace.ts";
 import type { WorkerContext } from "../context.ts";
 import type { Ending, Handler } from "../handlers/handler.ts";
 import { Reroute } from "../handlers/handler.ts";
-import { stopRecordedTask } from "../sandbox/task.ts";
+import { addJob, addReleased, seatOf } from "./add-jobs.ts";
 import { type Decision, decide } from "./decide.ts";
+import { type JobSummary, seenOf, summaryOf } from "./job-summary.ts";
 import { NotYet } from "./not-yet.ts";
 import { type Run, startRun } from "./run.ts";
+import { undo } from "./undo.ts";
 
 /** Runs cut short without a word (crashes, lost locks) before the operation is given up. */
 const CRASHES_ALLOWED = 25;
@@ -40,15 +33,6 @@ export class RetryLater extends Error {
 }
 
 export type LiveRuns = Set<Run>;
-/** What BullMQ keeps as the job's result: for the board, never output or secrets. */
-export interface JobSummary {
-  outcome: "succeeded" | "replaced" | "failed" | "canceled" | "unknown";
-  queue?: string;
-  node?: string;
-  vmid?: number;
-  urls?: string[];
-}
-
 export type HandlerOf = (kind: JobName) => Handler<JobName>;
 
 export async function processOperation(
@@ -232,71 +216,6 @@ async function undoAndEnd(
   throw new UnrecoverableError(error.message);
 }
 
-/** How long an undo is tried: what only a human can clear is told early, an unreachable node is given time. */
-const UNDO_PATIENCE_MS = { stuck: 60_000, weather: 600_000 };
-const STUCK: ReadonlySet<FleetErrorCode> = new Set<FleetErrorCode>(["container_locked", "protected", "forbidden"]);
-
-/** Stops the task that still runs and takes back what was made; what can't be taken back is `quarantined`, with its place. */
-async function undo(run: Run, handler: Handler<JobName>): Promise<{ write?: Write; facts?: ErrorFacts }> {
-  const call = run.undoing();
-  const begun = performance.now();
-  for (let attempt = 1; ; attempt++) {
-    try {
-      await stopRecordedTask(run, call);
-      const done = await handler.undo?.(run);
-      return {
-        ...(done?.write ? { write: done.write } : {}),
-        ...(done?.undone.length ? { facts: { undone: done.undone } } : {}),
-      };
-    } catch (thrown) {
-      if (thrown instanceof NotYet) throw thrown;
-      const problem = toFleetError(thrown);
-      if (problem.code === "lock_lost" || problem.code === "shutting_down") throw problem;
-      run.log.warn({ code: problem.code, facts: problem.facts, err: problem.cause }, "could not undo yet");
-      const patience = STUCK.has(problem.code) ? UNDO_PATIENCE_MS.stuck : UNDO_PATIENCE_MS.weather;
-      const knownStuck = run.operation.abort?.code === "quarantined" && STUCK.has(problem.code);
-      if (knownStuck || performance.now() - begun > patience) return quarantine(run, problem);
-      await run.pause(Math.min(15_000, 500 * 2 ** Math.min(attempt, 6)), call);
-    }
-  }
-}
-
-/** Whether what could not be undone is a container that nobody would know of. */
-const canLose = ({ kind }: Run): boolean => kind === "destroy" || jobs[kind].makesSandbox === true;
-
-/** VMID and reservation stay taken: the container is still there. */
-function quarantine(run: Run, problem: FleetError): { write?: Write; facts: ErrorFacts } {
-  if (!canLose(run)) return { facts: { undoFailed: problem.code } };
-  const node = problem.facts["node"] ?? run.sandbox.node;
-  const vmid = problem.facts["vmid"] ?? run.sandbox.vmid;
-  run.log.error({ code: "quarantined", node, vmid, problem: problem.code }, "only a human can clear this container");
-  return {
-    write: { sandbox: { state: "quarantined" } },
-    facts: {
-      quarantined: true,
-      node: node ?? null,
-      vmid: vmid ?? null,
-      problem: problem.code,
-      wayOut: `${clearing(problem, { vmid, node })}, then destroy sandbox ${run.sandbox.id}`,
-    },
-  };
-}
-
-/** What a human does about a container that could not be removed. */
-function clearing({ code, facts }: FleetError, { vmid, node }: Record<"vmid" | "node", unknown>): string {
-  const container = `container ${vmid} on ${node}`;
-  switch (code) {
-    case "container_locked":
-      return `when no task works on ${container}, clear its lock there: pct unlock ${vmid}`;
-    case "protected":
-      return `take the protection from ${container}: pct set ${vmid} --protection 0`;
-    case "forbidden":
-      return `give the token the right to remove ${container}${facts["privilege"] ? ` (${facts["privilege"]})` : ""}`;
-    default:
-      return `wait until PVE answers for ${container} again (${code})`;
-  }
-}
-
 /** How long placement leaves a node alone that gave an operation back, where there is another. */
 const AVOID_MS = 30_000;
 
@@ -355,40 +274,6 @@ async function end(run: Run, ended: OperationEnd, ending: Pick<Ending<JobName>, 
   await addReleased(run.context, released, seat);
 }
 
-/** Adds the jobs of operations that may go now. What a crash leaves out, the sweeper adds. */
-export async function addReleased(
-  context: WorkerContext,
-  released: readonly OperationId[],
-  seat?: number,
-): Promise<void> {
-  for (const id of released) {
-    const operation = await context.store.load(id).catch((error: unknown) => {
-      // One of a newer version is for the sweeper of a newer worker; what was just done here is done.
-      if (!(error instanceof FleetError) || error.code !== "internal") throw error;
-      context.log.warn({ operation: id, problem: error.text }, "could not read an operation that may go");
-      return null;
-    });
-    if (!operation || isEnded(operation.status)) continue;
-    await addJob(context, operation);
-    if (operation.queue === PLACE && operation.givesWay !== undefined && operation.givesWay <= 0)
-      await goNext(context, operation);
-    if (seat === undefined || operation.queue !== PLACE || Math.floor(seat / SEATS) !== operation.priority) continue;
-    await context.redis.zadd(placeLine(context), "XX", seat, operation.job);
-  }
-}
-
-/** Before interactive work, and it stays there when it finds no slot free. */
-async function goNext({ queues }: WorkerContext, { job }: OperationRecord): Promise<void> {
-  const waiting = await queues.get(PLACE).getJob(job);
-  await waiting?.changePriority({ priority: 1, lifo: true });
-}
-
-/** A job's score in BullMQ: its priority, then a counter of 32 bits. */
-const SEATS = 2 ** 32;
-/** Where a job of `place` stands in its line; by itself the first of its lane. */
-const seatOf = (priority: number) => priority * SEATS;
-const placeLine = ({ keys }: WorkerContext) => `${keys.prefix}:${PLACE}:prioritized`;
-
 /** An item has a trace of its own, which begins here; ten thousand in their batch's would be of no use to anybody. */
 async function linkToBatch(
   { traces, batches }: WorkerContext,
@@ -398,24 +283,6 @@ async function linkToBatch(
   if (traces === null || trace !== undefined) return;
   const headers = await batches.traceOf(batch).catch(() => null); // Redis' trouble is the run's to find
   if (headers !== null) linkTo(headers);
-}
-
-/** Where a job stands in the line of `place`; undefined when it does not. */
-export async function findSeat(context: WorkerContext, { queue, job }: OperationRecord): Promise<number | undefined> {
-  const seat = queue === PLACE ? await context.redis.zscore(placeLine(context), job) : null;
-  return seat === null ? undefined : Number(seat);
-}
-
-export async function addJob(context: WorkerContext, operation: OperationRecord, delayMs = 0): Promise<void> {
-  const { id, kind, queue, job, priority, sandbox, team, trace } = operation;
-  await context.queues.add(queue, {
-    id: job,
-    kind,
-    priority: queue === PLACE ? priority : 0,
-    data: { operation: id, sandbox, team },
-    delayMs,
-    trace,
-  });
 }
 
 async function reroute(run: Run, { queue, write }: Reroute, delayMs = 0): Promise<JobSummary> {
@@ -451,25 +318,4 @@ async function waitAgain(run: Run, { delayMs, message }: NotYet, { job, token }:
   }
   await job.moveToWait(token);
   throw new WaitingError();
-}
-
-/** Whose results have URLs of services; a link's lets in, and is not for the board. */
-const SHOWS_URLS: ReadonlySet<JobName> = new Set<JobName>(["provision", "expose"]);
-const WithServices = z.object({ services: z.array(z.object({ url: z.string() })) });
-const Exposed = z.object({ url: z.string() });
-
-function seenOf({ kind, sandbox: { node, vmid } }: Run, result: unknown): Omit<JobSummary, "outcome"> {
-  const services = SHOWS_URLS.has(kind)
-    ? (WithServices.safeParse(result).data?.services ?? [Exposed.safeParse(result).data ?? []].flat())
-    : [];
-  const urls = services.map(({ url }) => url);
-  return {
-    ...(node === undefined ? {} : { node }),
-    ...(vmid === undefined ? {} : { vmid }),
-    ...(urls.length === 0 ? {} : { urls }),
-  };
-}
-
-function summaryOf(operation: OperationRecord): JobSummary {
-  return isEnded(operation.status) ? { outcome: operation.status } : { outcome: "unknown" };
 }

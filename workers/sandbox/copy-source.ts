@@ -7,7 +7,7 @@ import type { SandboxRecord } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import type { Call, LxcConfig } from "../pve/api.ts";
 import { storageOf } from "../pve/config-format.ts";
-import { addReleased } from "../run/process-operation.ts";
+import { addReleased } from "../run/add-jobs.ts";
 import type { Run } from "../run/run.ts";
 import { CLONE, containerOf, mayHaveCloned, ownContainer, type Place, placeOf } from "./look.ts";
 import { makeContainer } from "./make-container.ts";
