@@ -221,23 +221,20 @@ export function addDestroy(program: Command, cli: Cli): void {
     .addHelpText("after", "\nExamples:\n  fleet destroy sbx_...\n  fleet destroy $(fleet ls -q --metadata run=42)")
     .action(async (names: string[]) => {
       const options = command.optsWithGlobals<WaitOptions>();
-      await cli.run(options, async (session) => destroyAll(session, names, options));
+      await cli.run(options, async (session) => {
+        // All names are resolved before the first is touched: a typing error destroys nothing.
+        const ids = await Promise.all(names.map((name) => resolveSandbox(name, session.fleet.sandboxes)));
+        return destroyAll(session, ids, options);
+      });
     });
 }
 
-/** `among`: which sandboxes the names are sought in. */
-export async function destroyAll(
-  session: Session,
-  names: readonly string[],
-  options: WaitOptions & { among?: Parameters<typeof resolveSandbox>[1] },
-): Promise<number> {
-  const { idempotencyKey: key, among = session.fleet.sandboxes } = options;
+export async function destroyAll(session: Session, ids: readonly SandboxId[], options: WaitOptions): Promise<number> {
+  const { idempotencyKey: key } = options;
   const destroyOne = async (sandboxId: SandboxId) => {
-    const idempotencyKey = key === undefined || names.length === 1 ? key : `${key}/${sandboxId}`;
+    const idempotencyKey = key === undefined || ids.length === 1 ? key : `${key}/${sandboxId}`;
     return session.operations.begin(() => session.fleet.destroy({ sandboxId }, { idempotencyKey }));
   };
-  // All names are resolved before the first is touched: a typing error destroys nothing.
-  const ids = await Promise.all(names.map((name) => resolveSandbox(name, among)));
   const begun = await Promise.allSettled([...new Set(ids)].map(destroyOne));
   const handles = begun.flatMap((one) => (one.status === "fulfilled" ? [one.value] : []));
   const errors: unknown[] = begun.flatMap((one) => (one.status === "rejected" ? [one.reason] : []));

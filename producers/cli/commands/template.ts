@@ -5,6 +5,7 @@ import { loadBuildSpec } from "../build-spec.ts";
 import { formatBytes, NONE } from "../describe.ts";
 import { collectPairs, parseNumber, parseTemplate } from "../parse-values.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
+import { resolveTemplates } from "../resolve-templates.ts";
 import type { Cli, GlobalOptions, Session } from "../session.ts";
 import { formatTable } from "../terminal.ts";
 import { change, destroyAll, SANDBOX } from "./changes.ts";
@@ -40,13 +41,20 @@ export function addTemplate(program: Command, cli: Cli): void {
       });
     });
   const rm = addWaitOptions(command.command("rm"))
-    .description("Delete templates that the fleet made. PVE keeps one from which linked clones live.")
-    .argument("<template...>", "template id sbx_..., or its VMID or name; several at once")
+    .summary("delete templates")
+    .description(
+      "Delete templates that the fleet made. PVE keeps one from which linked clones live. Of several versions or replicas " +
+        "with one name say which, by VMID or NAME:VERSION.",
+    )
+    .argument("<template...>", "template id sbx_..., or its VMID, name or NAME:VERSION; several at once")
+    .option("--all", "every version and replica with that name that the fleet made")
+    .addHelpText("after", "\nExamples:\n  fleet template rm my-app:3\n  fleet template rm my-app --all")
     .action(async (names: string[]) => {
-      const options = rm.optsWithGlobals<WaitOptions>();
+      const { all, ...options } = rm.optsWithGlobals<WaitOptions & { all?: boolean }>();
       await cli.run(options, async (session) => {
-        const list = () => session.fleet.sandboxes.list({ state: "template" });
-        return destroyAll(session, names, { ...options, among: { list } });
+        const templates = await session.fleet.templates.list();
+        const ids = names.flatMap((name) => resolveTemplates(name, templates, { all }));
+        return destroyAll(session, ids, options);
       });
     });
 }

@@ -2,6 +2,7 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { Template } from "../../../shared/state/templates.ts";
 import type { StorageSpec } from "../../pve/options.ts";
+import { command } from "../command.ts";
 import { type Bed, containerOf, failure, provisionOne, run, startBed, until } from "./harness.ts";
 import type { WorkerProcess } from "./worker-process.ts";
 
@@ -56,6 +57,10 @@ test("a worker that is killed in its clone leaves one replica; provisions on its
     { vmid: 9_001 },
     { vmid: 9_002 },
   ]);
+  const rm = await command(bed.env, "template", "rm", "cmux-base");
+  expect(rm.err).toContain(
+    `cmux-base could be ${made.vmid} on pve2 (a replica of 9001) or 9001 on pve1 (not the fleet's)`,
+  );
 });
 
 test("refused before anything is touched: where there is one, and where no storage is shared", async () => {
