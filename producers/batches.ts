@@ -55,13 +55,20 @@ export interface Batches {
 
 export type SubmitBatch = (source: BatchProvision | BatchJobs, options?: BatchOptions) => Promise<Batch>;
 
-export function createBatches(parts: Parts, watch: EndWatch): Batches & { submit: SubmitBatch } {
+/** `inheritsTtl`: its TTL is that of a sandbox that they are copies of. */
+export type BeginBatch = (
+  source: BatchProvision | BatchJobs,
+  options?: BatchOptions,
+  how?: Pick<ItemOptions, "inheritsTtl">,
+) => Promise<Batch>;
+
+export function createBatches(parts: Parts, watch: EndWatch): Batches & { submit: BeginBatch } {
   return {
-    async submit(source, options = {}) {
+    async submit(source, options = {}, how = {}) {
       const { policy, id, onQuota } = checkBatchOptions(parts, options);
       const { chunks, size } = isJobs(source)
         ? { chunks: toItems(parts, source, { onQuota }), size: undefined }
-        : await copies(parts, source, { onQuota });
+        : await copies(parts, source, { onQuota, ...how });
       const team = parts.team ?? DEFAULT_TEAM;
       const attributes = { "fleet.batch": id, "fleet.team": team };
       return spanned("fleet.batch", { kind: SpanKind.PRODUCER, attributes }, async () => {

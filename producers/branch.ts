@@ -5,7 +5,7 @@ import { SandboxId } from "../shared/ids.ts";
 import type { JobInput, JobOutput } from "../shared/jobs/index.ts";
 import type { SandboxRecord } from "../shared/state/records.ts";
 import type { Batch } from "./batch.ts";
-import { type BatchOptions, checkBatchOptions, type SubmitBatch } from "./batches.ts";
+import { type BatchOptions, type BeginBatch, checkBatchOptions } from "./batches.ts";
 import type { JobMethods } from "./fleet.ts";
 import type { Parts } from "./parts.ts";
 import type { Sandboxes } from "./sandboxes.ts";
@@ -17,10 +17,10 @@ export interface BranchInput {
 }
 
 /**
- * So many sandboxes with the disk that this one has now, and with its resources, environment, metadata, services and TTL. It
- * runs on. They are made from a snapshot, which goes with the end of the batch: linked where its storage lets such clones
- * live without it, else as full copies. Resolves once the snapshot is taken and all are accepted. Throws as `snapshot` and
- * `batch` do.
+ * So many sandboxes with the disk that this one has now, and with its resources, environment, metadata, services and TTL, or of
+ * that as much as workers allow (FLEET_TTL_MAX_SECONDS). It runs on. They are made from a snapshot, which goes with the end of the
+ * batch: linked where its storage lets such clones live without it, else as full copies. Resolves once the snapshot is taken and
+ * all are accepted. Throws as `snapshot` and `batch` do.
  */
 export type BranchSandbox = (input: BranchInput, options?: BatchOptions) => Promise<Batch>;
 
@@ -34,7 +34,7 @@ const Input = z.strictObject({
 
 export function createBranch(
   parts: Parts,
-  { sandboxes, methods, batch }: { sandboxes: Sandboxes; methods: Pick<JobMethods, "snapshot">; batch: SubmitBatch },
+  { sandboxes, methods, batch }: { sandboxes: Sandboxes; methods: Pick<JobMethods, "snapshot">; batch: BeginBatch },
 ): BranchSandbox {
   return async (input, options = {}) => {
     const { sandboxId, count } = checkInput(input);
@@ -42,7 +42,11 @@ export function createBranch(
     const source = await sandboxes.get(sandboxId);
     const taken = await methods.snapshot({ sandboxId, branch: id }, { idempotencyKey: `branch ${id}` });
     const snapshot = await taken.result({ signal: options.signal });
-    return batch({ ...toCopy(source, snapshot), count }, { ...options, id, idempotencyKey: undefined });
+    return batch(
+      { ...toCopy(source, snapshot), count },
+      { ...options, id, idempotencyKey: undefined },
+      { inheritsTtl: true },
+    );
   };
 }
 

@@ -129,7 +129,7 @@ export function createFleet(options: FleetOptions): Fleet {
       const { id: again, sandbox, kind } = await retry(parts, id);
       return toAnyHandle(parts, watch, { id: again, sandbox, kind });
     },
-    batch,
+    batch: (source, options) => batch(source, options),
     batches,
     branch: createBranch(parts, { sandboxes, methods, batch }),
     events: (eventOptions = {}) => watchEvents(parts, eventOptions, closing.signal),

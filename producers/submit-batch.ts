@@ -138,6 +138,7 @@ async function addJobs(parts: Parts, jobs: readonly QueuedJob[]): Promise<void> 
 
 export interface ItemOptions {
   onQuota: "refuse" | "wait" | undefined;
+  inheritsTtl?: boolean | undefined;
 }
 
 /** `count` times the same provision, checked once. */
@@ -203,11 +204,11 @@ export async function prepareItem(
   parts: Parts,
   kind: JobName,
   input: Readonly<Record<string, unknown>>,
-  { onQuota }: ItemOptions,
+  { onQuota, inheritsTtl }: ItemOptions,
 ): Promise<Prepared> {
   const reason = ALONE[kind];
   if (reason !== undefined)
     throw new FleetError("unsupported", `${kind}: ${reason} can't be part of a batch; use fleet.${kind}`);
   const prepared = await prepare(parts, kind, kind === "provision" ? { priority: "batch", ...input } : input);
-  return { ...prepared, request: { ...prepared.request, onQuota } };
+  return { ...prepared, request: { ...prepared.request, onQuota, inheritsTtl } };
 }

@@ -34,6 +34,8 @@ export interface AcceptRequest {
   batch: boolean;
   /** Where a quota of the team has no room; refused with `quota_exceeded` when absent. */
   onQuota?: OnQuota | undefined;
+  /** Its TTL is that of another sandbox, of before the maximum was lowered perhaps: it gets what is allowed of it as it comes up. */
+  inheritsTtl?: boolean | undefined;
   /** For `template`: the sandbox that is copied; the operation takes its turn among that one's, too. */
   source?: SandboxId;
   /** See `currentTrace`. */
@@ -293,7 +295,8 @@ const AnyFields = z.record(z.string(), z.unknown());
 const AskedTtl = z.object({ ttlSeconds: z.number().nullable() });
 
 /** Held against the workers' maximum; undefined: none is asked for. */
-function toAskedTtl({ kind, input }: ItemGroup["request"]): number | "never" | undefined {
+function toAskedTtl({ kind, input, inheritsTtl }: ItemGroup["request"]): number | "never" | undefined {
+  if (inheritsTtl) return undefined;
   const asked = kind === "provision" || kind === "update" ? AskedTtl.safeParse(input).data : undefined;
   return asked && (asked.ttlSeconds ?? "never");
 }

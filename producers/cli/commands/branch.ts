@@ -14,7 +14,8 @@ export function addBranch(program: Command, cli: Cli): void {
     .summary("make copies of a sandbox as it stands")
     .description(
       "Make copies of a sandbox as it stands, each a sandbox of its own with its disk, resources, services, metadata and " +
-        "TTL. It runs on. All of them are one batch, and what is made for that goes with the batch's end.",
+        "TTL, or of that as much as workers allow. It runs on. All of them are one batch, and what is made for that goes with " +
+        "the batch's end.",
     )
     .argument("<sandbox>", SANDBOX)
     .requiredOption("-n, --count <count>", "how many, 1 to 100", parseNumber)

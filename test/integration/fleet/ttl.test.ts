@@ -1,7 +1,7 @@
 /** How long sandboxes live: what workers allow, extensions, warnings, and ends that come in time. */
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { nodeQueue } from "../../../shared/queues.ts";
-import { type Bed, containerOf, failure, provisionOne, run, startBed, until } from "./harness.ts";
+import { all, type Bed, containerOf, failure, provisionOne, run, startBed, until } from "./harness.ts";
 
 let bed: Bed;
 beforeAll(async () => {
@@ -43,6 +43,15 @@ test("a provision that names no TTL has the default; more than the maximum is re
   expect((await batch.result({ timeoutMs: 60_000 })).counts).toMatchObject({ failedByCode: { invalid_input: 1 } });
   await run(bed.fleet, "update", { sandboxId, ttlSeconds: 7_200 });
   expect(await secondsLeft(sandboxId)).toEqual(about(7_200));
+});
+
+test("a branch of one whose TTL is over a maximum that was lowered since gets the maximum", async () => {
+  const { sandboxId } = await provisionOne(bed.fleet, { ttlSeconds: 7_000 });
+  await bed.redis.hset(bed.keys.sandbox(sandboxId), "ttlSeconds", 90_000); // as before
+  const batch = await bed.fleet.branch({ sandboxId, count: 1 });
+  const [copy] = await all(batch.results());
+  if (!copy?.ok) throw copy?.error;
+  expect(await secondsLeft(copy.sandboxId)).toEqual(about(7_200));
 });
 
 test("a provision that names no idle time has the default, from its start; one that says never, or an own, has not", async () => {
