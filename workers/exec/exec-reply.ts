@@ -22,6 +22,8 @@ const Line = z.discriminatedUnion("type", [
 
 /** execd's own limits: a line is at most 1 MiB; JSON may need up to 6 times that. */
 const LINE_LIMIT = 8 * 1_048_576;
+/** What keeping a piece of a line takes besides its bytes: a sandbox may send them one by one. */
+const PIECE_COST = 128;
 
 type Outcome = ExecOutcome | undefined;
 
@@ -65,9 +67,10 @@ export function createReply({ keepBytes, onOutput }: Pick<ExecCall, "keepBytes" 
         return hearing.then(() => add(others));
       }
     }
-    size += rest.length;
+    if (rest.length === 0) return undefined;
+    size += rest.length + PIECE_COST;
     if (size > LINE_LIMIT) throw new FleetError("exec_interrupted", "the exec daemon sent an endless line");
-    if (rest.length > 0) parts.push(rest);
+    parts.push(rest);
     return undefined;
   };
   return {

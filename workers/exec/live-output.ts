@@ -17,6 +17,8 @@ const BATCH_BYTES = 65_536;
 const PAUSE_MS = { alone: 20, watched: 5 };
 /** What waits to be written; beyond it the oldest is dropped. */
 const WAITING_BYTES = { alone: OUTPUT_KEPT_BYTES, watched: 8 * OUTPUT_KEPT_BYTES };
+/** Likewise, since a sandbox may change the stream with each byte; and a longer array is moved in memory for each one taken. */
+const WAITING_PIECES = 8_192;
 
 /** Writes entries; tells how many listen, or that this run may not write any more. */
 type Write = (entries: readonly OutputEntry[]) => Promise<number | "refused">;
@@ -72,6 +74,8 @@ export function createLiveOutput(write: Write): LiveOutput {
     }
     writing = undefined;
   };
+  const isTooMuch = () =>
+    waiting.length > WAITING_PIECES || (waitingBytes > WAITING_BYTES[audience] && waiting.length > 1);
   const push = (stream: StreamName, text: string) => {
     if (text === "" || refused) return;
     const bytes = Buffer.byteLength(text);
@@ -85,7 +89,7 @@ export function createLiveOutput(write: Write): LiveOutput {
     } else {
       waiting.push({ stream, text, bytes, end: total });
     }
-    while (waitingBytes > WAITING_BYTES[audience] && waiting.length > 1) waitingBytes -= waiting.shift()?.bytes ?? 0;
+    while (isTooMuch()) waitingBytes -= waiting.shift()?.bytes ?? 0;
     writing ??= writeAll();
   };
   return {

@@ -20,6 +20,8 @@ export interface SendCall {
 
 /** Between two signs of life of the daemon. */
 const PATIENCE_MS = 60_000;
+/** What it says of the unpacking is short; a sandbox may have put anything in its place. */
+const REPLY_LIMIT = 65_536;
 
 /**
  * False: this daemon has no `/files`, and took nothing. Throws `execd_unreachable` when nothing was sent,
@@ -31,6 +33,7 @@ export async function sendFiles({ address, token, tar, length, signal, guard }: 
     connect: { timeout: CONNECT_MS },
     headersTimeout: PATIENCE_MS,
     bodyTimeout: PATIENCE_MS,
+    maxResponseSize: REPLY_LIMIT,
   });
   const gate = createGate(guard);
   let broken: unknown;

@@ -179,7 +179,6 @@ function createTasksApi(send: Send): TasksApi {
 
 const nodePath = (node: NodeName) => `/nodes/${encodeSegment(node)}`;
 
-/** Names the fields and what was wrong with them, never their values. */
 /** Rows that are read in one go. */
 const PAGE = 100;
 
@@ -199,6 +198,7 @@ async function parse<Schema extends z.ZodType>(
   return { success: true, data: rows as z.output<Schema> }; // page by page
 }
 
+/** Names the fields and what was wrong with them, never their values. */
 function unexpectedData(request: Parameters<Send>[0], error: z.ZodError): FleetError {
   const { method, path } = request;
   const fields = error.issues.slice(0, 5).map((issue) => `${issue.path.join(".") || "data"} ${issue.code}`);

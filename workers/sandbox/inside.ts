@@ -132,23 +132,27 @@ function overSsh(shell: NodeShell, { node, vmid }: Place, { signal, guard }: Cal
 const BACKLOG_LIMIT = 33_554_432;
 
 /** Cuts chunks that come whenever they come into lines that are handed on one after the other. */
-function createLines(onLine: Script["onLine"]) {
+export function createLines(onLine: Script["onLine"]) {
   const failed = new AbortController();
   let last: Promise<void> = Promise.resolve();
   let rest = "";
   let waiting = 0;
-  const handOn = async (line: string) => {
-    await onLine?.(line);
-    waiting -= line.length + 1;
+  const handOn = async (lines: string) => {
+    for (const line of lines.split("\n")) await onLine?.(line);
+    waiting -= lines.length + 1;
   };
   return {
     failed: failed.signal,
     add(chunk: Buffer) {
       waiting += chunk.length;
-      const lines = (rest + chunk.toString("latin1")).split("\n");
-      rest = lines.pop() ?? "";
-      for (const line of lines) last = last.then(() => handOn(line));
-      last.catch((error: unknown) => failed.abort(error));
+      rest += chunk.toString("latin1");
+      const end = chunk.lastIndexOf("\n");
+      if (end >= 0) {
+        const lines = rest.slice(0, end - chunk.length);
+        rest = rest.slice(lines.length + 1);
+        last = last.then(() => handOn(lines));
+        last.catch((error: unknown) => failed.abort(error));
+      }
       if (waiting > BACKLOG_LIMIT) {
         failed.abort(new FleetError("transfer_interrupted", "more came over SSH than could be stored in time"));
       }

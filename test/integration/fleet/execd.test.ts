@@ -2,11 +2,13 @@
 import { once } from "node:events";
 import { createServer, type Server } from "node:http";
 import type { Socket } from "node:net";
+import { Readable } from "node:stream";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { afterEach, describe, expect, test } from "vitest";
 import { FleetError } from "../../../shared/errors.ts";
 import { EXECD_PORT } from "../../../shared/jobs/fields.ts";
 import { createExecd, type ExecCall } from "../../../workers/exec/execd.ts";
+import { sendFiles } from "../../../workers/exec/send-files.ts";
 import { failure } from "./harness.ts";
 
 const ADDRESS = "127.3.9.1";
@@ -151,6 +153,33 @@ test("a reply that ends without an exit, in a line or between two: perhaps it ra
     server.close();
     await once(server, "close");
   }
+});
+
+test("what a daemon says of files that it was sent is read as far as it may matter", async () => {
+  let said = 0;
+  const server = createServer((request, response) => {
+    request.resume();
+    const piece = Buffer.alloc(65_536);
+    const say = () => {
+      while (said < 64 * 1_048_576 && !response.destroyed) {
+        said += piece.length;
+        if (!response.write(piece)) return response.once("drain", say);
+      }
+      return response.end();
+    };
+    say();
+  });
+  server.listen(EXECD_PORT, ADDRESS);
+  await once(server, "listening");
+  stack.push(async () => {
+    server.closeAllConnections();
+    server.close();
+    await once(server, "close");
+  });
+  const { address, token, signal } = call();
+  const tar = Readable.from([Buffer.alloc(1_024)]);
+  await failure(sendFiles({ address, token, tar, length: 1_024, signal }), "transfer_interrupted");
+  expect(said).toBeLessThan(64 * 1_048_576);
 });
 
 test("a command that is given up is left at once, also while it connects", async () => {
