@@ -16,10 +16,20 @@ const DEAD_KEPT = 1_000;
 const SCAN = 200;
 /** A consumer that has said nothing for so long and has nothing in hand is forgotten. */
 const FORGET_MS = 3_600_000;
+/** How exactly a group's last use is known: each use is written down at most this often. */
+const USE_MS = 3_600_000;
 
-/** KEYS: stream, dead events of the group. ARGV[1]: group. */
+/** KEYS: stream, dead events of the group, uses of all groups. ARGV[1]: group. */
 const PRELUDE = `
-local stream, dead, group = KEYS[1], KEYS[2], ARGV[1]
+local stream, dead, uses, group = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local function nowMs()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function use()
+  local now = nowMs()
+  if now - tonumber(redis.call('HGET', uses, group) or 0) > ${USE_MS} then redis.call('HSET', uses, group, string.format('%.0f', now)) end
+end
 local function newest()
   local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
   return last and last[1] or '0-0'
@@ -58,6 +68,7 @@ const withGroup = (body: string) => defineScript(PRELUDE + body);
 /** ARGV: group, after → 1 for a new one. */
 const OPEN = withGroup(`
 local after = ARGV[2]
+use()
 local oldest = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
 if after == '$' then after = newest() elseif after == '0' then after = oldest and before(oldest[1]) or '0-0' end
 local made = redis.pcall('XGROUP', 'CREATE', stream, group, after, 'MKSTREAM')
@@ -80,6 +91,7 @@ const TAKE = withGroup(`
 local consumer, done, silent, allowed, team, sandbox = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7]
 local at = position()
 if not at then return {'unknown'} end
+use()
 if done ~= '' then redis.call('XACK', stream, group, done) end
 local function isWanted(flat)
   local event = toFields(flat)
@@ -160,8 +172,33 @@ return 1
 /** ARGV: group → 1, or 0 for one that there is not. */
 const REMOVE = withGroup(`
 redis.call('DEL', dead)
+redis.call('HDEL', uses, group)
 if redis.call('EXISTS', stream) == 0 then return 0 end
 return redis.call('XGROUP', 'DESTROY', stream, group)
+`);
+
+/**
+ * Forgets groups that nobody used for long; one of unknown use counts from now. Names that begin with a colon are the fleet's
+ * own. ARGV: ms, key of dead events but for the group → names.
+ */
+const FORGET = withGroup(`
+local gone, now = {}, nowMs()
+if redis.call('EXISTS', stream) == 0 then return gone end
+for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+  local name = toFields(flat).name
+  local at = tonumber(redis.call('HGET', uses, name) or nil)
+  if string.sub(name, 1, 1) ~= ':' then
+    if not at then
+      redis.call('HSET', uses, name, string.format('%.0f', now))
+    elseif now - at > tonumber(ARGV[1]) then
+      redis.call('DEL', ARGV[2]..name)
+      redis.call('HDEL', uses, name)
+      redis.call('XGROUP', 'DESTROY', stream, name)
+      gone[#gone + 1] = name
+    end
+  end
+end
+return gone
 `);
 
 /** What every consumer of a group says; the same for all of them, since each event goes to one only. */
@@ -226,6 +263,8 @@ export interface EventGroupStore {
   dead(group: string): Promise<DeadEvent[]>;
   /** False: there was none. */
   remove(group: string): Promise<boolean>;
+  /** Forgets groups of which no consumer has asked for an event for so long; their names. */
+  forgetUnused(afterMs: number): Promise<string[]>;
 }
 
 const Flat = z.array(z.union([z.string(), z.number(), z.null()]));
@@ -237,7 +276,9 @@ export function createEventGroupStore(
   keys: Keys,
 ): EventGroupStore {
   const run = (script: Script, group: string, ...args: (string | number)[]) =>
-    request((redis) => runScript(redis, script, [keys.events, keys.deadEvents(group)], [group, ...args]));
+    request((redis) =>
+      runScript(redis, script, [keys.events, keys.deadEvents(group), keys.groupUses], [group, ...args]),
+    );
   return {
     open: async (group, after) => (await run(OPEN, group, checkCursor(after))) === 1,
 
@@ -275,6 +316,12 @@ export function createEventGroupStore(
     },
 
     remove: async (group) => (await run(REMOVE, group)) === 1,
+
+    async forgetUnused(afterMs) {
+      const all = [keys.events, keys.deadEvents(""), keys.groupUses];
+      const names = await request((redis) => runScript(redis, FORGET, all, [afterMs, keys.deadEvents("")]));
+      return z.array(z.string()).parse(names);
+    },
   };
 }
 

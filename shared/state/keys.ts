@@ -100,6 +100,8 @@ export interface Keys {
   shellInput(operation: string): string;
   /** Events that a consumer group gave up. */
   deadEvents(group: string): string;
+  /** Hash: when a consumer of each group last asked for an event, to the hour; ms, the server's clock. */
+  readonly groupUses: string;
   sandbox(id: string): string;
   /** Operations that use a sandbox just now; ids of removed ones may stay. */
   users(sandbox: string): string;
@@ -202,6 +204,7 @@ export function createKeys(prefix: string): Keys {
     output: (operation) => key("output", operation),
     shellInput: (operation) => key("shell-input", operation),
     deadEvents: (group) => key("dead-events", group),
+    groupUses: key("group-uses"),
     sandbox: (id) => key("sbx", id),
     users: (sandbox) => key("users", sandbox),
     changes: (sandbox) => key("changes", sandbox),

@@ -4,6 +4,7 @@ import type { NodeName } from "../../shared/ids.ts";
 import { CONTROL, execQueue, nodeQueue, PLACE } from "../../shared/queues.ts";
 import { isConnectionError } from "../../shared/redis/connect.ts";
 import { createApiKeyStore } from "../../shared/state/api-keys.ts";
+import { createEventGroupStore } from "../../shared/state/event-groups.ts";
 import { publishSettings } from "../../shared/state/ttl.ts";
 import type { WorkerContext } from "../context.ts";
 import type { LiveInventory } from "../inventory/source.ts";
@@ -64,15 +65,20 @@ const TASKS = {
   limits: {
     everyMs: 60_000,
     run: async (context) => {
-      const { redis, keys, config } = context;
+      const { redis, keys, config, log } = context;
       await context.quotas.mend();
       await closeAbandoned(context);
       await publishSettings(redis, keys, config);
       await assertLimits(context);
       await createApiKeyStore(redis, keys).forgetExpired(Date.now() - config.FLEET_RETENTION_HOURS * 3_600_000);
+      const groups = await createEventGroupStore((run) => run(redis), keys).forgetUnused(GROUP_KEPT_MS);
+      if (groups.length > 0) log.warn({ groups }, "consumer groups are forgotten that nobody used for 30 days");
     },
   },
 } as const satisfies Record<string, Task>;
+
+/** A consumer group that nobody used for so long is forgotten: 30 days. */
+const GROUP_KEPT_MS = 2_592_000_000;
 
 /** How often each process writes down that Redis is written to: on its own, since jobs of `control` may be lost or late. */
 const BEAT_MS = 1_000;

@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import type { ConsumeOptions, Fleet, FleetError, FleetEvent } from "../../../producers/index.ts";
+import { createEventGroupStore } from "../../../shared/state/event-groups.ts";
 import { type RedisServer, startRedis } from "../../redis.ts";
 import { caught, createRig } from "./rig.ts";
 
@@ -293,6 +294,34 @@ test("a group that is removed ends its consumers; one that is none is told", asy
   expect(await caught(rig.fleet.consume("no name", () => {}))).toMatchObject({ facts: { fields: ["group"] } });
   const bad = { claimAfterMs: 1, attempts: 0 };
   expect(await caught(rig.fleet.consume("x", () => {}, bad))).toMatchObject({ facts: { fields: Object.keys(bad) } });
+});
+
+test("a group that nobody used for long is forgotten with its dead events; one whose consumer waits for rare events is not", async () => {
+  await using rig = createRig(server);
+  const groups = createEventGroupStore((run) => run(rig.redis), rig.keys);
+  const longAgo = () => rig.redis.hset(rig.keys.groupUses, "billing", 1_000, "left", 1_000, ":webhook:app", 1_000);
+  for (const name of ["left", ":webhook:app"]) await groups.open(name, "$");
+  await rig.redis.rpush(rig.keys.deadEvents("left"), "{}");
+  {
+    await using consumer = start(rig.fleet, { types: ["container.locked"] });
+    await rig.readers(1);
+    await longAgo();
+    await provision(rig.fleet, 1); // else it looks after 2 s
+    await vi.waitFor(
+      async () => expect(Number(await rig.redis.hget(rig.keys.groupUses, "billing"))).toBeGreaterThan(1_000),
+      { interval: 5, timeout: 30_000 },
+    );
+    expect(await groups.forgetUnused(86_400_000)).toEqual(["left"]);
+    expect(consumer.seen).toEqual([]);
+  }
+  expect(await rig.redis.exists(rig.keys.deadEvents("left"))).toBe(0);
+  expect((await groups.list()).map(({ name }) => name)).toEqual([":webhook:app", "billing"]);
+  // One that an earlier version used has no date.
+  await rig.redis.hdel(rig.keys.groupUses, "billing");
+  expect(await groups.forgetUnused(86_400_000)).toEqual([]);
+  await longAgo();
+  expect(await groups.forgetUnused(86_400_000)).toEqual(["billing"]);
+  expect(await rig.redis.hexists(rig.keys.groupUses, "billing")).toBe(0);
 });
 
 test("a restart of Redis loses nothing", async () => {
