@@ -4,7 +4,7 @@ import type { BatchId, OperationId, SandboxId, TeamId } from "../shared/ids.ts";
 import type { JobName, JobOutput } from "../shared/jobs/index.ts";
 import { batchNotFound, type ItemEnd, toItemEnd } from "../shared/state/batches.ts";
 import type { BatchPolicy, BatchRecord, EndedOperation } from "../shared/state/records.ts";
-import { type BatchWatch, type EndWatch, loadEnded, toUnknown, type Wait } from "./end-watch.ts";
+import { type BatchWatch, type EndWatch, loadEnded, toTimerMs, toUnknown, type Wait } from "./end-watch.ts";
 import { toResult } from "./handle.ts";
 import type { Parts } from "./parts.ts";
 
@@ -115,9 +115,10 @@ function toCounts({ queued, running, succeeded, failed, canceled, codes }: Batch
 async function waitForEnd(
   watch: EndWatch,
   { id, load }: { id: BatchId; load(): Promise<BatchRecord> },
-  { timeoutMs, signal }: Wait,
+  { timeoutMs = Number.POSITIVE_INFINITY, signal }: Wait,
 ): Promise<BatchView> {
-  const late = timeoutMs === undefined ? undefined : AbortSignal.timeout(timeoutMs);
+  const timerMs = toTimerMs(timeoutMs);
+  const late = timerMs === undefined ? undefined : AbortSignal.timeout(timerMs);
   const stop = AbortSignal.any([signal, late].filter((one) => one !== undefined));
   using changes = watch.watchBatch(id);
   try {

@@ -67,14 +67,12 @@ export class EndWatch {
   async wait(id: string, { timeoutMs = DEFAULT_WAIT_MS, signal }: Wait): Promise<EndedOperation> {
     if (this.#closing.signal.aborted) throw closedError();
     signal?.throwIfAborted();
-    if (!(timeoutMs >= 0)) {
-      throw new FleetError("invalid_input", "timeoutMs: must be 0 or more", { facts: { fields: ["timeoutMs"] } });
-    }
+    const timerMs = toTimerMs(timeoutMs);
     const waiter = this.#register(id);
     const onAbort = () => waiter.reject(signal?.reason);
     signal?.addEventListener("abort", onAbort, { once: true });
     const giveUp = () => waiter.reject(toTimeout(id, timeoutMs));
-    const timer = Number.isFinite(timeoutMs) ? setTimeout(giveUp, Math.min(timeoutMs, LONGEST_TIMER_MS)) : undefined;
+    const timer = timerMs === undefined ? undefined : setTimeout(giveUp, timerMs);
     try {
       this.#begin(id).catch(waiter.reject);
       return await waiter.promise;
@@ -250,6 +248,14 @@ export class EndWatch {
   #isMine(record: EndedOperation): boolean {
     return this.#parts.team === undefined || record.team === this.#parts.team;
   }
+}
+
+/** For a timer of that wait; undefined: it has no limit. Throws `invalid_input`. */
+export function toTimerMs(timeoutMs: number): number | undefined {
+  if (!(timeoutMs >= 0)) {
+    throw new FleetError("invalid_input", "timeoutMs: must be 0 or more", { facts: { fields: ["timeoutMs"] } });
+  }
+  return Number.isFinite(timeoutMs) ? Math.min(Math.ceil(timeoutMs), LONGEST_TIMER_MS) : undefined;
 }
 
 /** Of these operations the records that are still there and in reach. */

@@ -1,6 +1,7 @@
 /** What a command prints, while it runs and afterwards, as an async iterator. */
 import { setTimeout as pause } from "node:timers/promises";
 import { createBell } from "../shared/bell.ts";
+import { defer } from "../shared/deferred.ts";
 import { FleetError } from "../shared/errors.ts";
 import { jobs } from "../shared/jobs/index.ts";
 import { readOutput, type StoredEntry, type StreamName, toOutputMark } from "../shared/state/output.ts";
@@ -50,13 +51,23 @@ async function* follow(
   const reader = createReader();
   let ended: EndedOperation | undefined;
   let listening: Disposable | undefined;
-  const end = wait().then((operation) => {
+  let givenUp: { by: unknown } | undefined;
+  let leave: (by: unknown) => void = () => {};
+  const onEnd = (operation: EndedOperation) => {
     ended = operation;
     bell.ring();
-    return new Promise<never>(() => {});
+  };
+  wait().then(onEnd, (by: unknown) => {
+    givenUp = { by };
+    leave(by);
   });
-  end.catch(() => {}); // thrown by what it is raced with
-  const orGivenUp = <T>(work: Promise<T>): Promise<T> => Promise.race([work, end]);
+  /** Raced with a promise of its own each time: one for all would keep something of each until the end. */
+  const orGivenUp = <T>(work: Promise<T>): Promise<T> => {
+    const { promise, reject } = defer<never>();
+    leave = reject;
+    if (givenUp) reject(givenUp.by);
+    return Promise.race([promise, work]);
+  };
   try {
     while (true) {
       const last = ended; // known before the read, so that nothing comes after it

@@ -122,7 +122,7 @@ export const RedisUrl = z
   .refine(
     (url) =>
       /^(rediss?|redis-sentinel|redis-cluster|rediss-sentinel|rediss-cluster):\/\//.test(url) &&
-      URL.canParse(url.split(",")[0] ?? ""),
+      Number.isInteger(toTarget(url)?.db),
     {
       error:
         "must be redis://host:6379/0, rediss:// for TLS, redis-sentinel://host:26379,host:26379?master=name, or redis-cluster://host:6379,host:6379",
@@ -139,6 +139,14 @@ export const RedisUrl = z
     for (const [name, path] of Object.entries(files))
       if (!isReadable(path)) context.addIssue({ code: "custom", message: `must name a readable PEM file as ${name}=` });
   });
+
+function toTarget(url: string): ReturnType<typeof parseRedisUrl> | null {
+  try {
+    return parseRedisUrl(url);
+  } catch {
+    return null;
+  }
+}
 
 function isReadable(path: string): boolean {
   try {

@@ -111,6 +111,6 @@ export const newOperationId = (): OperationId => OperationId.parse(`op_${randomI
 export const newBatchId = (): BatchId => BatchId.parse(`batch_${randomId()}`);
 export const newSandboxId = (): SandboxId => SandboxId.parse(`sbx_${randomId()}`);
 export const newSnapshotId = (): SnapshotId => SnapshotId.parse(`snap_${randomId()}`);
-/** A run's fencing token: compared for equality only. */
 export const newListenerId = (): string => randomId();
+/** A run's fencing token: compared for equality only. */
 export const newFence = (): string => randomId();

@@ -24,12 +24,14 @@ interface Part {
   variable: Variable | undefined;
 }
 
-/** The pattern with its domain: at the end where it is not named. */
-const complete = (pattern: string): string => (pattern.includes("{domain}") ? pattern : `${pattern}.{domain}`);
+/** The pattern with its domain filled in: at the end where it names none. */
+export function withDomain(pattern: string, domain: string): string {
+  const isNamed = pattern.includes("{domain}") || pattern.endsWith(`.${domain}`);
+  return (isNamed ? pattern : `${pattern}.{domain}`).replaceAll("{domain}", domain);
+}
 
 function toParts(pattern: string, domain: string): Part[] {
-  const text = complete(pattern).replaceAll("{domain}", domain);
-  return text
+  return withDomain(pattern, domain)
     .split(/(\{(?:service|port|vmid|id)\})/)
     .filter((part) => part !== "")
     .map((part) => {

@@ -2,6 +2,7 @@
 import { FleetError } from "./errors.ts";
 import type { SandboxId, ServiceName } from "./ids.ts";
 import type { ExposedService, ServiceAuth } from "./jobs/fields.ts";
+import { withDomain } from "./url-pattern.ts";
 
 export interface UrlSettings {
   /** PVE_PUBLIC_DOMAIN. */
@@ -82,10 +83,8 @@ export function fillPattern(
     port: String(service.port),
     vmid: String(facts.vmid),
     id: facts.instanceId ?? hostLabel(facts.id),
-    domain,
   };
-  const host = pattern.replace(/\{(\w+)\}/g, (_, key: string) => values[key] ?? "");
-  return host.includes(domain) ? host : `${host}.${domain}`;
+  return withDomain(pattern, domain).replace(/\{(\w+)\}/g, (_, key: string) => values[key] ?? "");
 }
 
 export const hostLabel = (id: string): string => id.replaceAll("_", "-").toLowerCase();

@@ -1,6 +1,7 @@
 /** Configurations of proxies in front of the gate: static, since what is exposed is the gate's to know. Pure. */
 
 import { unreachable } from "../../shared/errors.ts";
+import { withDomain } from "../../shared/url-pattern.ts";
 
 export const PROXIES = ["caddy", "cloudflared", "traefik", "tailscale", "zerotier"] as const;
 export type ProxyName = (typeof PROXIES)[number];
@@ -25,8 +26,7 @@ export interface ProxySettings {
 
 /** The pattern's host names with `*` for each label that varies. */
 export function toWildcard(pattern: string, domain: string): string {
-  const whole = pattern.includes("{domain}") ? pattern : `${pattern}.{domain}`;
-  const labels = whole.replace("{domain}", domain).split(".");
+  const labels = withDomain(pattern, domain).split(".");
   return labels.map((label) => (label.includes("{") ? "*" : label)).join(".");
 }
 

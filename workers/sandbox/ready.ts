@@ -23,8 +23,9 @@ export async function awaitReady(run: Run, token: string | null, patienceMs = RE
       const found = await readAddress(run);
       if (found !== null) {
         if (token === null) return found;
-        problem = await probe(run, found, token);
-        if (problem === READY) return found;
+        const obstacle = await probe(run, found, token);
+        if (obstacle === null) return found;
+        problem = obstacle;
       }
       await run.pause(pauseMs);
       pauseMs = Math.min(pauseMs * 2, PAUSE.last);
@@ -33,14 +34,12 @@ export async function awaitReady(run: Run, token: string | null, patienceMs = RE
   });
 }
 
-/** A placeholder that compares by identity: no problem. */
-const READY = new FleetError("internal", "ready");
-
-async function probe(run: Run, address: string, token: string): Promise<FleetError> {
+/** Null: it is ready. */
+async function probe(run: Run, address: string, token: string): Promise<FleetError | null> {
   const answer = await run.context.execd.probe({ address, token, signal: run.signal });
   switch (answer) {
     case "ready":
-      return READY;
+      return null;
     case "open":
       throw new FleetError(
         "execd_unprotected",

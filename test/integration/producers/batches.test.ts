@@ -265,13 +265,17 @@ test("a wait ends with its time limit, its signal or its client", async () => {
   await using rig = createRig(server);
   const batch = await rig.fleet.batch({ count: 1, template: "base" });
   expect(await caught(batch.result({ timeoutMs: 30 }))).toMatchObject({ code: "timeout", facts: { goesOn: true } });
+  expect(await caught(batch.result({ timeoutMs: -1 }))).toMatchObject({ code: "invalid_input" });
   const stop = new AbortController();
+  const long = [Number.POSITIVE_INFINITY, 2 ** 40].map((timeoutMs) =>
+    caught(batch.result({ timeoutMs, signal: stop.signal })),
+  );
   const [waiting, listing] = [
     caught(batch.result({ signal: stop.signal })),
     all(batch.results({ signal: stop.signal })),
   ];
   stop.abort(new Error("enough"));
-  expect(await waiting).toMatchObject({ message: "enough" });
+  for (const one of [waiting, ...long]) expect(await one).toMatchObject({ message: "enough" });
   expect(await listing).toEqual([]);
   const open = batch.results();
   const pending = open.next();

@@ -92,6 +92,11 @@ describe("single variables", () => {
     for (const url of ["ftp://a", "https://a:8006/api2/json", "https://user@a:8006", ","]) refused("PVE_API_URL", url);
   });
 
+  test("Redis' hosts and database", () => {
+    for (const url of ["redis-sentinel://h1,h2:99999", "redis-cluster://h1,h 2", "redis://h/name"])
+      refused("REDIS_URL", url);
+  });
+
   test("Redis' TLS files", () => {
     const file = import.meta.filename;
     read({ REDIS_URL: `rediss://h?ca=${file}&cert=${file}&key=${file}` });

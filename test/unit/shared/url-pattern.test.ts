@@ -10,6 +10,7 @@ const GOOD = [
   "{id}-{port}",
   "{vmid}-{service}.x.{domain}",
   "{service}-{port}-{vmid}",
+  "{service}-{vmid}.s.example.com",
 ];
 const BAD = [
   "{service}-{id}.{domain}",
