@@ -187,6 +187,12 @@ export class FaultBox implements Faults {
     this.onHit(`CT ${vmid} took ${addresses.join(", ")}`);
   }
 
+  ranFor(vmid: number, seconds: number): void {
+    const { guest } = this.#container(vmid);
+    if (guest === undefined) throw new Error(`CT ${vmid} does not run`);
+    guest.startedAt = now() - seconds * 1_000;
+  }
+
   crash(vmid: number): void {
     crashGuest(this.#guests, this.#container(vmid));
     this.onHit(`CT ${vmid} crashed`);

@@ -65,6 +65,8 @@ export interface Faults {
   occupy(vmid: number, node?: string, kind?: "lxc" | "qemu"): void;
   /** A human edits the config file; null removes a line. */
   edit(vmid: number, change: Record<string, string | null>): void;
+  /** It has run for so long by now. */
+  ranFor(vmid: number, seconds: number): void;
   /** Ends the container as if its init had exited. */
   crash(vmid: number): void;
   /** The guest's root gives its card these IPv4 addresses in place of its own; they are shown, and nothing answers there. */

@@ -1,5 +1,5 @@
 /** Nodes that were started anew, and what ran on them until then: it is marked, until it has been seen to run again. */
-import type { NodeName } from "../../shared/ids.ts";
+import { NodeName } from "../../shared/ids.ts";
 import type { Standing } from "../../shared/state/standing.ts";
 import type { WorkerContext } from "../context.ts";
 import type { ClusterResource } from "../pve/api.ts";
@@ -13,6 +13,8 @@ const MARKED_AT_LEAST_MS = 2 * BOOT_SKEW_MS;
 const MARKED_AT_MOST_MS = 3_600_000;
 /** Of a node whose uptime the token may not see: rounds that missed it for so long may have missed its start. */
 const AWAY_MS = 30_000;
+/** Whole seconds, and the time that the list takes; a node needs longer to go down and come up. */
+const UPTIME_SKEW_MS = 5_000;
 /** A node that stops all its containers has so long to go down; else somebody stopped them for good. */
 export const GOING_DOWN_MS = 900_000;
 
@@ -33,11 +35,13 @@ export interface Boots {
 export const isAudited = (nodes: NodesByName, node: NodeName): boolean => nodes.get(node)?.uptime !== undefined;
 
 export async function noteBoots(
-  { redis, keys, log }: WorkerContext,
+  context: WorkerContext,
   records: readonly Standing[],
   nodes: NodesByName,
-  { now, dryRun }: Round,
+  round: Round,
 ): Promise<Boots> {
+  const { redis, keys, log } = context;
+  const { now, dryRun } = round;
   const [known, seen, halts] = await Promise.all([
     redis.hgetall(keys.boots),
     redis.hgetall(keys.nodesSeen),
@@ -54,8 +58,11 @@ export async function noteBoots(
       continue;
     }
     const at = uptime === undefined ? now : now - uptime * 1_000;
-    const isAnew = uptime === undefined ? last < 0 || now - last > AWAY_MS : at - (before ?? 0) > BOOT_SKEW_MS;
+    const wasAway = uptime === undefined && (last < 0 || now - last > AWAY_MS);
+    const isAnew = wasAway || (uptime !== undefined && at - (before ?? 0) > BOOT_SKEW_MS);
     if (before !== undefined && !isAnew) continue;
+    if (before !== undefined && wasAway && (await ranThrough(context, NodeName.parse(node), Math.abs(last), round)))
+      continue;
     const wentDown = (id: string) => (halted.get(id) ?? 0) > Math.abs(last) - GOING_DOWN_MS;
     const ran = records.flatMap((one) =>
       one.node === node && (one.state === "running" || (one.state === "stopped" && wentDown(one.id))) ? [one.id] : [],
@@ -75,6 +82,23 @@ export async function noteBoots(
     isLongAgo: (node) => now - at(node) > MARKED_AT_MOST_MS,
     isPast: (node) => now - at(node) > MARKED_AT_LEAST_MS,
   };
+}
+
+/** A container that has run since before then: its node has not gone down. Its uptime is live, and seen by who sees the container. */
+async function ranThrough(
+  { pve, log }: WorkerContext,
+  node: NodeName,
+  since: number,
+  { signal }: Round,
+): Promise<boolean> {
+  try {
+    const containers = await pve.list(node, { signal });
+    return containers.some(({ uptime = 0 }) => Date.now() - uptime * 1_000 < since - UPTIME_SKEW_MS);
+  } catch (error) {
+    signal.throwIfAborted();
+    log.warn({ node, err: error }, "whether anything ran through a node's absence can't be seen");
+    return false;
+  }
 }
 
 /** Their nodes are there, and have not gone down. */

@@ -73,6 +73,25 @@ test("without Sys.Audit a node's start anew shows in its having been away, and w
   expect(await bed.redis.smembers(bed.keys.restarts)).not.toContain(ran.sandboxId);
 });
 
+test("without Sys.Audit a node whose containers ran through its absence was not started anew: what was stopped meanwhile rests", async () => {
+  without("Sys.Audit");
+  const [ran, stopped] = await Promise.all([1, 2].map(() => provisionOne(bed.fleet)));
+  if (!ran || !stopped) throw new Error("unreachable");
+  await bed.fleet.reconcile();
+  bed.pve.faults.node("pve1", "unreachable");
+  await failure(bed.fleet.reconcile(), "node_unreachable");
+  bed.pve.faults.ranFor(ran.vmid, 60);
+  bed.pve.faults.crash(stopped.vmid);
+  await bed.redis.hset(bed.keys.nodesSeen, "pve1", Date.now() - 31_000);
+  bed.pve.faults.node("pve1", "online");
+  await bed.fleet.reconcile();
+  expect(await bed.redis.smembers(bed.keys.restarts)).not.toContain(stopped.sandboxId);
+  const isStopped = async () => (await bed.fleet.sandboxes.get(stopped.sandboxId)).state === "stopped";
+  await until(isStopped, "what a human stopped");
+  expect(containerOf(bed, stopped.vmid)?.status).toBe("stopped");
+  for (const { sandboxId } of [ran, stopped]) await run(bed.fleet, "destroy", { sandboxId });
+});
+
 describe("a provision", () => {
   const MADE = { undone: ["container"] };
   const CASES: [string, string, string, Partial<JobInput<"provision">>, object?][] = [
