@@ -95,8 +95,10 @@ export function createBatches(parts: Parts, watch: EndWatch): Batches & { submit
   };
 }
 
-const isJobs = (source: BatchProvision | BatchJobs): source is BatchJobs =>
-  Symbol.iterator in source || Symbol.asyncIterator in source;
+function isJobs(source: BatchProvision | BatchJobs): source is BatchJobs {
+  if (typeof source === "object" && source !== null) return Symbol.iterator in source || Symbol.asyncIterator in source;
+  throw new FleetError("invalid_input", "batch: must be a provision with a count, or jobs");
+}
 
 const Count = z.int().min(1).max(1_000_000);
 

@@ -4,10 +4,11 @@ import { hostname } from "node:os";
 import { z } from "zod";
 import { FleetError } from "../shared/errors.ts";
 import { GroupName, type TeamId } from "../shared/ids.ts";
+import { parseOrRefuse } from "../shared/jobs/problems.ts";
 import { consumeEvents } from "../shared/state/consume-events.ts";
 import { createEventGroupStore, type DeadEvent, type GroupFacts, groupUnknown } from "../shared/state/event-groups.ts";
 import { openEventReader } from "../shared/state/event-reader.ts";
-import type { FleetEvent, FleetEventType } from "../shared/state/events.ts";
+import { EVENT_TYPES, type FleetEvent, type FleetEventType } from "../shared/state/events.ts";
 import type { Parts } from "./parts.ts";
 
 export interface ConsumeOptions {
@@ -49,7 +50,13 @@ export interface EventGroups {
   remove(group: string): Promise<void>;
 }
 
-const Numbers = z.object({
+/** What both ways to events may be asked to leave out. A type that is none would leave out everything. */
+export const EventFilter = z.object({
+  sandbox: z.string().optional(),
+  types: z.array(z.enum(EVENT_TYPES)).optional(),
+});
+
+const Options = EventFilter.extend({
   claimAfterMs: z.int().min(100).max(3_600_000).default(30_000),
   attempts: z.int().min(1).max(1_000).default(5),
   consumer: z.string().min(1).max(200).optional(),
@@ -67,7 +74,7 @@ export async function consume(
   closing: AbortSignal,
 ): Promise<void> {
   const name = toFullName(group, parts.team);
-  const { claimAfterMs, attempts, consumer } = check(options);
+  const { claimAfterMs, attempts, consumer, sandbox, types } = parseOrRefuse("consume", Options, options);
   const team = toTeam(parts.team, options.team);
   const stop = AbortSignal.any([closing, ...(options.signal ? [options.signal] : [])]);
   const store = createEventGroupStore(parts.link.request, parts.keys);
@@ -81,7 +88,7 @@ export async function consume(
       {
         group: name,
         consumer: consumer ?? `${hostname()}-${randomBytes(6).toString("hex")}`,
-        filter: { team, sandbox: options.sandbox, types: options.types },
+        filter: { team, sandbox, types },
         claimAfterMs,
         attempts,
         handle,
@@ -126,15 +133,6 @@ function toFullName(group: string, team: TeamId | undefined): string {
     );
   }
   return team === undefined ? group : `${team}/${group}`;
-}
-
-function check(options: ConsumeOptions): z.output<typeof Numbers> {
-  const parsed = Numbers.safeParse(options);
-  if (parsed.success) return parsed.data;
-  const problems = parsed.error.issues.map((issue) => `${issue.path.join(".")}: ${issue.message}`);
-  throw new FleetError("invalid_input", problems.join("; "), {
-    facts: { fields: parsed.error.issues.map((issue) => issue.path.join(".")) },
-  });
 }
 
 /** The team whose events are seen. Throws `invalid_input` for another than the client's. */

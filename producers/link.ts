@@ -97,7 +97,8 @@ function isRedisError(error: unknown): error is Error {
   return (
     ["ReplyError", "AbortError", "MaxRetriesPerRequestError", "ClusterAllFailedError"].includes(error.name) ||
     "syscall" in error ||
-    error.message === "Connection is closed."
+    error.message === "Connection is closed." ||
+    error.message.includes("enableOfflineQueue")
   );
 }
 

@@ -48,6 +48,15 @@ export function checkOptions(options: FleetOptions): CheckedOptions {
       facts: { options: parsed.error.issues.map((issue) => issue.path.join(".")) },
     });
   }
+  if (typeof redis === "object" && redis.options.keyPrefix) {
+    throw new FleetError(
+      "not_configured",
+      "redis: its keyPrefix would hide it from the workers; name a fleet by prefix",
+      {
+        facts: { options: ["redis"] },
+      },
+    );
+  }
   const { prefix, team, requestTimeoutMs } = parsed.data;
   const keyring = typeof secretKey === "string" ? parsed.data.secretKey : secretKey;
   return { redis, prefix, team, keyring, requestTimeoutMs };

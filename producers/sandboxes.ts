@@ -4,7 +4,7 @@ import { z } from "zod";
 import { FleetError } from "../shared/errors.ts";
 import { InstanceId, POOL_TEAM, SandboxId } from "../shared/ids.ts";
 import { TtlSeconds } from "../shared/jobs/fields.ts";
-import { sayIssue, toProblems } from "../shared/jobs/problems.ts";
+import { parseOrRefuse } from "../shared/jobs/problems.ts";
 import { parseReservation } from "../shared/placement/reservation.ts";
 import { decodeSandbox } from "../shared/state/operations.ts";
 import type { SandboxRecord, SandboxState, SnapshotRecord } from "../shared/state/records.ts";
@@ -75,7 +75,7 @@ export function createSandboxes(parts: Parts): Sandboxes {
       return resources === null ? record : { ...record, resources };
     },
     async extend(id, by) {
-      const { seconds } = checkExtension(by);
+      const { seconds } = parseOrRefuse("extend", Extension, by);
       const { id: sandbox } = await get(id);
       const ask = { sandbox, seconds, scope: parts.team, now: parts.now() };
       return { expiresAt: await parts.link.request((redis) => extendTtl(redis, parts.keys, ask)) };
@@ -110,15 +110,6 @@ async function loadResources({ link, keys }: Parts, { id, node }: SandboxRecord)
   if (text === null) return null;
   const { cores, memoryMib, swapMib, disks } = parseReservation(text);
   return { cores, memoryMib, swapMib, diskGib: Object.values(disks).reduce((sum, gib) => sum + gib, 0) };
-}
-
-function checkExtension(by: unknown): z.output<typeof Extension> {
-  const parsed = Extension.safeParse(by, { error: sayIssue });
-  if (parsed.success) return parsed.data;
-  const problems = toProblems("extend", parsed.error);
-  throw new FleetError("invalid_input", problems.map(({ text }) => text).join("; "), {
-    facts: { fields: problems.map(({ field }) => field) },
-  });
 }
 
 async function loadPage({ link, keys }: Parts, ids: readonly string[]): Promise<SandboxRecord[]> {

@@ -4,6 +4,7 @@ import { defer } from "../shared/deferred.ts";
 import { FleetError } from "../shared/errors.ts";
 import type { BatchId, OperationId, SandboxId } from "../shared/ids.ts";
 import { JOB_NAMES, type JobInput, type JobName } from "../shared/jobs/index.ts";
+import { sayIssue, toRefusal } from "../shared/jobs/problems.ts";
 import type { NewJob } from "../shared/queues.ts";
 import { hashInput, type ItemGroup } from "../shared/state/accept.ts";
 import { inChunks } from "./in-chunks.ts";
@@ -159,22 +160,26 @@ export function toItems(parts: Parts, jobs: BatchJobs, options: ItemOptions): As
 async function* checked(parts: Parts, jobs: BatchJobs, options: ItemOptions): AsyncGenerator<Item> {
   let next = 0;
   for await (const job of jobs) {
-    const index = job.index ?? next;
+    const index = Numbered.safeParse(job).data?.index ?? next;
     next = index + 1;
     yield await toItem(parts, index, job, options);
   }
 }
 
+const Index = z.int().min(0).max(9_999_999);
+const Numbered = z.object({ index: Index });
+const Bad = z.object({ error: z.instanceof(FleetError) });
 const Job = z.strictObject({
   kind: z.enum(JOB_NAMES, { error: `must be one of ${JOB_NAMES.join(", ")}` }),
   input: z.record(z.string(), z.unknown(), { error: "must be an object" }),
-  index: z.int().min(0).max(9_999_999).optional(),
+  index: Index.optional(),
 });
 
-async function toItem(parts: Parts, index: number, job: BatchJob | BadJob, options: ItemOptions): Promise<Item> {
-  if ("error" in job) return { index, refused: job.error, hash: "" };
-  const parsed = Job.safeParse(job);
-  if (!parsed.success) return { index, refused: toRefusal(parsed.error), hash: "" };
+async function toItem(parts: Parts, index: number, job: unknown, options: ItemOptions): Promise<Item> {
+  const bad = Bad.safeParse(job);
+  if (bad.success) return { index, refused: bad.data.error, hash: "" };
+  const parsed = Job.safeParse(job, { error: sayIssue });
+  if (!parsed.success) return { index, refused: toRefusal("job", parsed.error), hash: "" };
   const { kind, input } = parsed.data;
   try {
     const prepared = await prepareItem(parts, kind, input, options);
@@ -184,12 +189,6 @@ async function toItem(parts: Parts, index: number, job: BatchJob | BadJob, optio
     const [hash = ""] = hashInput(kind, splitSecrets(kind, input).stored, undefined, []);
     return { index, refused: error, hash };
   }
-}
-
-function toRefusal(error: z.ZodError): FleetError {
-  const fields = error.issues.map(({ path }) => path.map(String).join(".") || "job");
-  const texts = error.issues.map(({ message }, at) => `${fields[at]}: ${message}`);
-  return new FleetError("invalid_input", texts.join("; "), { facts: { fields } });
 }
 
 /** What is asked for by itself only. */

@@ -1,5 +1,7 @@
 /** The event stream as an async iterator. */
 
+import { z } from "zod";
+import { parseOrRefuse } from "../shared/jobs/problems.ts";
 import { openEventReader } from "../shared/state/event-reader.ts";
 import {
   assertKept,
@@ -9,7 +11,8 @@ import {
   type FleetEventType,
   newestCursor,
 } from "../shared/state/events.ts";
-import { toTeam } from "./event-groups.ts";
+import { EventFilter, toTeam } from "./event-groups.ts";
+import { closedError } from "./link.ts";
 import type { Parts } from "./parts.ts";
 
 export interface EventOptions {
@@ -30,7 +33,7 @@ export interface EventOptions {
 
 /**
  * Events in order, without end; none is missed between the call and the first step, nor through reconnects.
- * Throws `invalid_input` for a cursor that is none, and `cursor_expired` when events after the cursor are gone, or go while
+ * Throws `invalid_input` for a cursor or a type that is none, `shutting_down` where the client was closed before, and `cursor_expired` when events after the cursor are gone, or go while
  * a slow consumer is about to come to them: `facts.oldest` is what is kept, `facts.resumeAfter` the cursor to go on from.
  */
 export function watchEvents(
@@ -38,6 +41,7 @@ export function watchEvents(
   options: EventOptions,
   closing: AbortSignal,
 ): AsyncIterableIterator<FleetEvent> {
+  if (closing.aborted) throw closedError();
   const stop = new AbortController();
   const signal = AbortSignal.any([stop.signal, closing, ...(options.signal ? [options.signal] : [])]);
   const span = toSpan(parts, options);
@@ -107,8 +111,10 @@ async function* follow(
   }
 }
 
+const Filter = EventFilter.extend({ operation: z.string().optional(), batch: z.string().optional() });
+
 function toFilter(parts: Parts, options: EventOptions): (event: FleetEvent) => boolean {
-  const { sandbox, operation, batch, types } = options;
+  const { sandbox, operation, batch, types } = parseOrRefuse("events", Filter, options);
   const team = toTeam(parts.team, options.team);
   return (event) =>
     (team === undefined || event.team === team) &&

@@ -1,8 +1,10 @@
 /** The client that the cmux backend codes against, on the fleet. It needs Redis alone: no credentials of PVE. */
+import { z } from "zod";
 import { DEFAULT_URL_PATTERN } from "../../shared/config-gate.ts";
 import { FleetError } from "../../shared/errors.ts";
 import { CMUX_SERVICES } from "../../shared/jobs/adopt.ts";
 import type { ServiceAuth } from "../../shared/jobs/fields.ts";
+import { parseOrRefuse } from "../../shared/jobs/problems.ts";
 import type { Inventory } from "../../shared/state/inventory.ts";
 import { isGone, isProvisional, type SandboxRecord } from "../../shared/state/records.ts";
 import { createFleet, type Fleet } from "../fleet.ts";
@@ -44,6 +46,17 @@ export interface StartOptions {
   /** Whom it counts for; the client's team when absent. */
   team?: string | undefined;
 }
+
+/** Of what is given here and nowhere checked again. */
+const Start: z.ZodType<StartOptions> = z.object({
+  snapshotId: z.string().optional(),
+  templateVmid: z.number().optional(),
+  instanceId: z.string().min(1).optional(),
+  ttlSeconds: z.number().optional(),
+  ttlAction: z.enum(["pause", "stop"]).optional(),
+  metadata: z.record(z.string(), z.string().optional()).optional(),
+  team: z.string().optional(),
+});
 
 export interface Instances {
   /** A new instance, once its services answer. Throws why it could not be made; then nothing of it is left. */
@@ -110,7 +123,10 @@ export function createCmuxClient(options: CmuxClientOptions = {}): CmuxClient {
   };
   return {
     instances: {
-      start: async (start) => startInstance(context, start, await resolveTemplate(start, snapshots)),
+      async start(asked) {
+        const start = parseOrRefuse("start", Start, asked);
+        return startInstance(context, start, await resolveTemplate(start, snapshots));
+      },
       async get(query) {
         const [found, inventory] = await Promise.all([findSandbox(fleet, query), readInventory()]);
         const record = isProvisional(found.state) ? await onceMade(context, found) : found;

@@ -1,4 +1,6 @@
+import { z } from "zod";
 import { FleetError } from "../../shared/errors.ts";
+import { parseOrRefuse } from "../../shared/jobs/problems.ts";
 import { isGone, isProvisional, type SandboxRecord } from "../../shared/state/records.ts";
 import type { Fleet } from "../fleet.ts";
 import { toHostId } from "./services.ts";
@@ -10,8 +12,15 @@ export interface InstanceQuery {
   hostname?: string | undefined;
 }
 
-/** The sandbox of an instance that lives. Throws `sandbox_not_found`, `sandbox_gone`. */
-export async function findSandbox(fleet: Fleet, query: InstanceQuery): Promise<SandboxRecord> {
+const Query = z.object({
+  instanceId: z.string().min(1),
+  vmid: z.number().optional(),
+  hostname: z.string().optional(),
+});
+
+/** The sandbox of an instance that lives. Throws `invalid_input`, `sandbox_not_found`, `sandbox_gone`. */
+export async function findSandbox(fleet: Fleet, asked: InstanceQuery): Promise<SandboxRecord> {
+  const query = parseOrRefuse("get", Query, asked);
   const { instanceId } = query;
   const asGiven = await get(fleet, instanceId);
   const found = asGiven ?? (await get(fleet, toHostId(instanceId))) ?? (await findOlder(fleet, query));

@@ -28,9 +28,11 @@ export interface Networking {
 export interface ExecResult {
   /** 124 after a timeout. */
   exit_code: number;
-  /** Up to 256 KiB each, without the white space at the end. */
+  /** Up to 1 MiB each, without the white space at the end. */
   stdout: string;
   stderr: string;
+  /** There where one of them was longer. */
+  truncated?: true;
 }
 
 /** How a pause ended: `stopped` where the fleet can't freeze (no SSH to the nodes), and the memory is lost. */
@@ -211,15 +213,20 @@ export class CmuxInstance {
   }
 }
 
+const LONGEST_OUTPUT = 1_048_576;
+
 export async function execIn(
   { fleet }: InstanceContext,
   sandboxId: SandboxId,
   command: string,
   timeoutMs: number | undefined,
 ): Promise<ExecResult> {
-  const handle = await fleet.exec({ sandboxId, command, ...(timeoutMs === undefined ? {} : { timeoutMs }) });
-  const { exitCode, stdout, stderr } = await handle.result();
-  return { exit_code: exitCode, stdout: stdout.trimEnd(), stderr: stderr.trimEnd() };
+  const time = timeoutMs === undefined ? {} : { timeoutMs };
+  // Today's client keeps all: diffs of a repository are read this way.
+  const handle = await fleet.exec({ sandboxId, command, outputLimitBytes: LONGEST_OUTPUT, ...time });
+  const { exitCode, stdout, stderr, truncated } = await handle.result();
+  const cut = truncated ? { truncated } : {};
+  return { exit_code: exitCode, stdout: stdout.trimEnd(), stderr: stderr.trimEnd(), ...cut };
 }
 
 function toStatus(state: SandboxState): InstanceStatus {

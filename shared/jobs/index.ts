@@ -13,7 +13,7 @@ import { hide } from "./hide.ts";
 import { link } from "./link.ts";
 import { migrate } from "./migrate.ts";
 import { power } from "./power.ts";
-import { sayIssue, toProblems } from "./problems.ts";
+import { parseOrRefuse } from "./problems.ts";
 import { findRootOnly, provision } from "./provision.ts";
 import { replicate } from "./replicate.ts";
 import { restore } from "./restore.ts";
@@ -70,12 +70,5 @@ export function parseInput<N extends JobName>(kind: N, raw: unknown): ParsedInpu
       );
     }
   }
-  const parsed = jobs[kind].input.safeParse(raw, { error: sayIssue });
-  if (!parsed.success) {
-    const problems = toProblems(kind, parsed.error);
-    throw new FleetError("invalid_input", problems.map(({ text }) => text).join("; "), {
-      facts: { fields: problems.map(({ field }) => field) },
-    });
-  }
-  return parsed.data as ParsedInput<N>; // the catalog's union loses which schema parsed it
+  return parseOrRefuse(kind, jobs[kind].input, raw) as ParsedInput<N>; // the catalog's union loses which schema parsed it
 }

@@ -1,5 +1,6 @@
 /** What is wrong with an input, in words for people: pure. */
 import type { z } from "zod";
+import { FleetError } from "../errors.ts";
 
 export interface Problem {
   /** Path of the field, such as `network.ip`; `kind` itself where it is about the whole. */
@@ -16,6 +17,20 @@ export function toProblems(kind: string, error: z.ZodError): Problem[] {
       return issue.keys.map((key) => problem([...at, key].join("."), `${kind} has no such field`));
     }
     return [problem(at.join(".") || kind, issue.message)];
+  });
+}
+
+/** What a schema makes of an input. Throws `invalid_input` that names each field and its problem; `facts.fields` lists them. */
+export function parseOrRefuse<S extends z.ZodType>(kind: string, schema: S, raw: unknown): z.output<S> {
+  const parsed = schema.safeParse(raw, { error: sayIssue });
+  if (parsed.success) return parsed.data;
+  throw toRefusal(kind, parsed.error);
+}
+
+export function toRefusal(kind: string, error: z.ZodError): FleetError {
+  const problems = toProblems(kind, error);
+  return new FleetError("invalid_input", problems.map(({ text }) => text).join("; "), {
+    facts: { fields: problems.map(({ field }) => field) },
   });
 }
 

@@ -77,6 +77,9 @@ test("start gives a running instance with four services, its name as host name a
     stderr: "/root",
   });
   expect(await box.exec("sleep 60", { timeoutMs: 200 })).toMatchObject({ exit_code: 124 });
+  const line = "head -c 600000 /dev/zero | tr '\\0' x; echo";
+  expect(await box.exec(line)).toEqual({ exit_code: 0, stdout: "x".repeat(600_000), stderr: "" });
+  expect(await box.exec(`${line}; ${line}`)).toMatchObject({ exit_code: 0, truncated: true });
 });
 
 test("the same start again is the same instance, by however the name is written; another is refused", async () => {
@@ -87,6 +90,10 @@ test("the same start again is the same instance, by however the name is written;
   expect(lost.text).toBe(
     "snapshotId: snapshot_ffffffff is not in the manifest of snapshots; add it there, or give templateVmid",
   );
+  // What a database has nothing for.
+  const nothing = { instanceId: undefined } as unknown as { instanceId: string };
+  expect((await failure(client.instances.get(nothing), "invalid_input")).text).toMatch(/^instanceId: is missing/);
+  await failure(client.instances.start({ ...START, instanceId: "" }), "invalid_input");
 });
 
 function spawnProcess(what: "start" | "use", instanceId: string): ChildProcess {

@@ -98,25 +98,34 @@ describe("jobs of any kind", () => {
       { error: new FleetError("invalid_input", "must be JSON"), index: 7 },
       { kind: "upload", input: { sandboxId, path: "/a" } },
       { kind: "exec", input: { sandboxId, command: "id", env: { A: "b" } } },
+      null,
+      { kind: "exec", input: { sandboxId, command: "ls" }, index: "last" },
     ];
     const batch = await rig.fleet.batch(jobs as BatchJob[]);
     expect(await batch.counts()).toMatchObject({
-      total: 7,
+      total: 9,
       queued: 2,
-      failed: 5,
-      failedByCode: { invalid_input: 3, sandbox_not_found: 1, unsupported: 1 },
+      failed: 7,
+      failedByCode: { invalid_input: 5, sandbox_not_found: 1, unsupported: 1 },
     });
     const results = batch.results();
-    const refused = [await results.next(), await results.next(), await results.next(), await results.next()];
-    refused.push(await results.next());
+    const refused: IteratorResult<ItemOutcome>[] = [];
+    for (let count = 0; count < 7; count++) refused.push(await results.next());
     expect(refused.map(({ value }) => [value.index, value.operationId, value.error.code])).toEqual([
       [2, undefined, "sandbox_not_found"],
       [1, undefined, "invalid_input"],
       [3, undefined, "invalid_input"],
       [7, undefined, "invalid_input"],
       [8, undefined, "unsupported"],
+      [10, undefined, "invalid_input"],
+      [11, undefined, "invalid_input"],
     ]);
-    expect(refused[1]?.value.error.text).toMatch(/^command: is missing/);
+    const texts = [1, 5, 6].map((at) => refused[at]?.value.error.text);
+    expect(texts).toEqual([
+      expect.stringMatching(/^command: is missing/),
+      "job: must be an object",
+      "index: must be a number",
+    ]);
 
     const items = await rig.redis.hgetall(rig.keys.batchItems(batch.id));
     const next = results.next();
@@ -139,9 +148,9 @@ describe("jobs of any kind", () => {
     await rig.succeed(items["0"] as OperationId, output);
     expect(await rest).toMatchObject([{ index: 0, ok: true, kind: "exec", sandboxId, result: { stdout: "a" } }]);
 
-    expect(await batch.result()).toMatchObject({ status: "ended", size: 7, counts: { succeeded: 1, failed: 6 } });
+    expect(await batch.result()).toMatchObject({ status: "ended", size: 9, counts: { succeeded: 1, failed: 8 } });
     const late = await rig.client().batches.get(batch.id);
-    expect((await all(late.results())).map(({ index }) => index)).toEqual([2, 1, 3, 7, 8, 9, 0]);
+    expect((await all(late.results())).map(({ index }) => index)).toEqual([2, 1, 3, 7, 8, 10, 11, 9, 0]);
   });
 
   test("a slow source holds nothing back, and nothing is held of a fast one", async () => {

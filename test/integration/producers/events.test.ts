@@ -127,12 +127,17 @@ test("breaking out of the loop and closing the client end it too", async () => {
   await vi.waitFor(async () => expect(await rig.connections()).toEqual([]), { interval: 5, timeout: 30_000 });
 });
 
-test("a cursor that is none is refused", async () => {
+test("a cursor that is none is refused, as is a type, and a client that was closed", async () => {
   await using rig = createRig(server);
-  expect(await caught(rig.fleet.events({ after: "yesterday" }).next())).toMatchObject({
-    code: "invalid_input",
-    facts: { fields: ["after"] },
-  });
+  const ask = async (options: object) => rig.fleet.events(options).next();
+  const refused = (field: string) => ({ code: "invalid_input", facts: { fields: [field] } });
+  expect(await caught(ask({ after: "yesterday" }))).toMatchObject(refused("after"));
+  expect(await caught(ask({ types: ["operation.sang"] }))).toMatchObject(refused("types.0"));
+  expect(await caught(rig.fleet.consume("g", () => {}, { types: "operation.failed" } as object))).toMatchObject(
+    refused("types"),
+  );
+  await rig.fleet.close();
+  expect(await caught(ask({ after: "0" }))).toMatchObject({ code: "shutting_down" });
 });
 
 describe("events that are gone", () => {

@@ -1,3 +1,4 @@
+import { Redis } from "ioredis";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { createFleet } from "../../../producers/index.ts";
 import { NodeName, SnapshotId, TeamId, Vmid } from "../../../shared/ids.ts";
@@ -259,4 +260,14 @@ test("a connection of the caller's is used and left open", async () => {
   await fleet.provision({ template: "base" });
   await fleet.close();
   expect(await rig.redis.ping()).toBe("PONG");
+});
+
+test("a connection that prefixes keys is refused, and what one refuses that does not wait is Redis's absence", async () => {
+  const redis = new Redis("redis://127.0.0.1:1", { enableOfflineQueue: false, lazyConnect: true });
+  redis.options.keyPrefix = "app:";
+  expect(() => createFleet({ redis })).toThrow(/not_configured: redis: its keyPrefix/);
+  redis.options.keyPrefix = "";
+  await using fleet = createFleet({ redis });
+  await expect(fleet.sandboxes.list()).rejects.toMatchObject({ code: "redis_unavailable" });
+  redis.disconnect();
 });
