@@ -4,7 +4,7 @@ import { formatDuration, formatTime, NONE } from "./describe.ts";
 
 /** What of the past tells how fast it goes now. */
 const WINDOW_MS = 20_000;
-const BAR_WIDTH = 24;
+const BAR_WIDTH = { most: 24, least: 8 };
 
 const endedOf = ({ succeeded, failed, canceled }: BatchCounts): number => succeeded + failed + canceled;
 
@@ -26,22 +26,27 @@ export function createPace(): Pace {
   };
 }
 
-/** `[####----] 57 of 200 (28%), 4.7/s, 30s left, 2 failed`; the bar where it is redrawn. */
-export function toBatchLine({ status, counts, size }: BatchView, perSec: number, bar: boolean): string {
+/** `[####----] 57 of 200 (28%), 4.7/s, 30s left, 2 failed`; the bar where there is room for it. */
+export function toBatchLine({ status, counts, size }: BatchView, perSec: number, columns: number): string {
   const ended = endedOf(counts);
   const share = size === undefined || size === 0 ? undefined : ended / size;
   const leftMs = size === undefined || perSec === 0 ? undefined : (1_000 * (size - ended)) / perSec;
-  const drawn = "#".repeat(Math.floor((share ?? 0) * BAR_WIDTH)).padEnd(BAR_WIDTH, "-");
   const parts = [
     share === undefined ? `${ended} of ${counts.total} so far` : `${ended} of ${size} (${Math.floor(share * 100)}%)`,
     ...(perSec > 0 ? [`${perSec.toFixed(1)}/s`] : []),
-    ...(leftMs !== undefined && leftMs > 0 ? [`${formatDuration(leftMs)} left`] : []),
+    ...(leftMs !== undefined && leftMs > 0 ? [`${formatLeft(leftMs)} left`] : []),
     ...(counts.running > 0 ? [`${counts.running} running`] : []),
     ...(counts.failed > 0 ? [`${counts.failed} failed`] : []),
     ...(status === "stopping" ? ["being stopped"] : []),
   ];
-  return `${bar && share !== undefined ? `[${drawn}] ` : ""}${parts.join(", ")}`;
+  const text = parts.join(", ");
+  const width = Math.min(BAR_WIDTH.most, columns - text.length - "[] ".length);
+  if (share === undefined || width < BAR_WIDTH.least) return text;
+  return `[${"#".repeat(Math.floor(share * width)).padEnd(width, "-")}] ${text}`;
 }
+
+/** A guess has no hundredths. */
+const formatLeft = (ms: number): string => (ms < 10_000 ? `${Math.ceil(ms / 1_000)}s` : formatDuration(ms));
 
 /** How it ended, in one line: what became of its items, and what was undone. */
 export function toBatchEnd({ id, counts, undone, undoFailed, createdAt, endedAt }: BatchView): string {

@@ -3,7 +3,6 @@ import { setTimeout as pause } from "node:timers/promises";
 import type { Batch, BatchOptions, BatchView, ItemOutcome } from "../index.ts";
 import { createPace, toBatchEnd, toBatchLine } from "./batch-texts.ts";
 import { Interrupted } from "./exit-codes.ts";
-import { CLEAR_LINE } from "./progress.ts";
 import type { Session } from "./session.ts";
 import { watchFleet } from "./watch-fleet.ts";
 
@@ -66,7 +65,7 @@ async function tellAll(batch: Batch, tell: (outcome: ItemOutcome) => void, signa
 }
 
 async function cancel({ terminal }: Session, batch: Batch, undo: boolean): Promise<Followed> {
-  terminal.err(`fleet: canceling batch ${batch.id}; Ctrl-C again leaves at once\n`);
+  terminal.err(`${terminal.watched ? "\n" : ""}fleet: canceling batch ${batch.id}; Ctrl-C again leaves at once\n`);
   const view = await batch
     .cancel({ undo })
     .then(() => batch.result({ timeoutMs: CANCEL_WAIT_MS }))
@@ -84,8 +83,8 @@ async function show({ terminal, json }: Session, batch: Batch, signal: AbortSign
   try {
     while (!signal.aborted) {
       const view = await batch.status();
-      const line = toBatchLine(view, pace.at(performance.now(), view.counts), watched);
-      if (watched) terminal.err(CLEAR_LINE + line);
+      const line = toBatchLine(view, pace.at(performance.now(), view.counts), watched ? terminal.columns : 0);
+      if (watched) terminal.redraw(line);
       const { counts, size = Number.POSITIVE_INFINITY } = view;
       const reached = Math.floor((PLAIN_STEPS * (counts.succeeded + counts.failed + counts.canceled)) / size);
       if (!watched && reached > step && view.status !== "ended") terminal.err(`fleet: ${line}\n`);
@@ -96,6 +95,6 @@ async function show({ terminal, json }: Session, batch: Batch, signal: AbortSign
   } catch {
     // Only the show ends; what is waited for reports its own errors.
   } finally {
-    if (watched) terminal.err(CLEAR_LINE);
+    if (watched) terminal.redraw("");
   }
 }

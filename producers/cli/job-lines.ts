@@ -1,13 +1,32 @@
 /** Jobs from JSON lines, read as they are accepted: each item's index is its line's, counted from 0, so that a file can be gone on with. */
 import { createReadStream } from "node:fs";
+import { access, constants, stat } from "node:fs/promises";
 import { FleetError } from "../../shared/errors.ts";
 import type { BadJob, BatchJob } from "../index.ts";
+import { reasonOf } from "./local-files.ts";
 
 /** No job is that long. */
 const LINE_BYTES = 4 * 1_048_576;
 const NEWLINE = 0x0a;
 
 export const lineOf = (index: number): number => index + 1;
+
+/** Before anything is begun. Throws `invalid_input` for what is no file that can be read; `-` is stdin. */
+export async function checkJobs(file: string): Promise<void> {
+  if (file === "-") return;
+  try {
+    if ((await stat(file)).isDirectory()) throw unreadable(`${file}: is a folder`);
+    await access(file, constants.R_OK);
+  } catch (cause) {
+    throw cause instanceof FleetError ? cause : unreadable(`${file}: ${reasonOf(cause)}`, cause);
+  }
+}
+
+const unreadable = (text: string, cause?: unknown): FleetError =>
+  new FleetError("invalid_input", `${text}; give a file with one job a line, or - for stdin`, {
+    cause,
+    facts: { fields: ["file"] },
+  });
 
 /** From a file, or from stdin with `-`. Throws `invalid_input` where it can't be read, `interrupt`'s reason when the user leaves. */
 export async function* readJobs(file: string, interrupt: AbortSignal): AsyncGenerator<BatchJob | BadJob> {
@@ -23,10 +42,7 @@ export async function* readJobs(file: string, interrupt: AbortSignal): AsyncGene
   } catch (cause) {
     interrupt.throwIfAborted();
     if (cause instanceof FleetError) throw cause;
-    throw new FleetError("invalid_input", `${file}: must be a file that can be read`, {
-      cause,
-      facts: { fields: ["file"] },
-    });
+    throw unreadable(`${file}: ${reasonOf(cause)}`, cause);
   } finally {
     interrupt.removeEventListener("abort", leave);
   }
@@ -60,6 +76,8 @@ export async function* toLines(input: AsyncIterable<Uint8Array | string>): Async
   if (bytes > 0) yield take();
 }
 
+const WANTED = 'must be a JSON object such as {"kind":"destroy","input":{"sandboxId":"sbx_..."}}';
+
 /** What can't be a job fails as one, so that the others go on; the client checks the rest. Never with what stands in it. */
 function toJob(line: string | null, index: number): BatchJob | BadJob {
   const refuse = (problem: string): BadJob => ({
@@ -68,10 +86,10 @@ function toJob(line: string | null, index: number): BatchJob | BadJob {
   });
   if (line === null) return refuse(`must be at most ${LINE_BYTES} bytes long`);
   try {
-    const job: unknown = JSON.parse(line);
-    if (typeof job !== "object" || job === null || Array.isArray(job)) return refuse("must be a JSON object");
+    const job: unknown = JSON.parse(line.trim()); // a byte order mark counts as white space there
+    if (typeof job !== "object" || job === null || Array.isArray(job)) return refuse(WANTED);
     return { ...job, index } as BatchJob; // checked by the client, field by field
   } catch {
-    return refuse("must be JSON");
+    return refuse(`is no JSON; ${WANTED}`);
   }
 }

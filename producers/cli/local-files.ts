@@ -2,7 +2,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { createReadStream, createWriteStream } from "node:fs";
-import { chmod, mkdir, rename, rm, stat } from "node:fs/promises";
+import { chmod, mkdir, realpath, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { addAbortSignal, Readable, type Writable } from "node:stream";
 import { pipeline } from "node:stream/promises";
@@ -29,16 +29,28 @@ export async function openLocal(
   return { content: createReadStream(path, { signal }), mode: facts.mode & 0o777 };
 }
 
-/** A file appears under its name when it is whole. */
+/** A file appears under its name when it is whole; a link is followed, and what is a pipe or a device stays one. */
 export async function saveFile(path: string, content: AsyncIterable<Uint8Array>, mode: number): Promise<void> {
+  const there = await stat(path).catch(() => null);
+  try {
+    if (there && !there.isFile()) await pipeline(content, createWriteStream(path));
+    else await saveWhole(await realpath(path).catch(() => path), content, mode);
+  } catch (cause) {
+    if (!isFileError(cause)) throw cause;
+    const what = cause.code === "ENOENT" ? `its folder ${dirname(path)} ` : "";
+    throw refuse(`${path}: ${what}${reasonOf(cause)}`, cause);
+  }
+}
+
+async function saveWhole(path: string, content: AsyncIterable<Uint8Array>, mode: number): Promise<void> {
   const part = join(dirname(path), `.${basename(path)}.${process.pid}.part`);
   try {
     await pipeline(content, createWriteStream(part, { mode: 0o600 }));
     await chmod(part, mode & 0o777);
     await rename(part, path);
-  } catch (cause) {
+  } catch (error) {
     await rm(part, { force: true });
-    throw isFileError(cause) ? refuse(`${path}: ${reasonOf(cause)}`, cause) : cause;
+    throw error;
   }
 }
 
@@ -112,8 +124,17 @@ function endOf(tar: ChildProcess, allowed: readonly number[]): Promise<void> {
 const isFileError = (error: unknown): error is NodeJS.ErrnoException =>
   error instanceof Error && "code" in error && "syscall" in error;
 
-const reasonOf = (error: unknown): string =>
-  isFileError(error) && error.code === "ENOENT" ? "is not there" : isFileError(error) ? String(error.code) : "failed";
+const REASONS: Readonly<Record<string, string>> = {
+  ENOENT: "is not there",
+  EACCES: "is not allowed to this user",
+  EPERM: "is not allowed to this user",
+  EISDIR: "is a folder",
+  ENOTDIR: "goes through what is no folder",
+  ENOSPC: "does not fit: no space is left",
+};
+
+export const reasonOf = (error: unknown): string =>
+  isFileError(error) ? (REASONS[error.code ?? ""] ?? String(error.code)) : "failed";
 
 const refuse = (text: string, cause?: unknown) =>
   new FleetError("invalid_input", text, { cause, facts: { fields: ["path"] } });

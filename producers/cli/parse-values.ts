@@ -54,6 +54,15 @@ export const collectEnv =
     return { ...before, [text]: value };
   };
 
+/** Collects one of `choices`, given once for each. (Beside a parser commander's own `choices` only show in the help.) */
+export const collectChoice =
+  <T extends string>(choices: readonly T[]) =>
+  (text: string, before: readonly T[] = []): T[] => {
+    const choice = choices.find((one) => one === text);
+    if (choice === undefined) throw new InvalidArgumentError(`Allowed choices are ${choices.join(", ")}.`);
+    return [...before, choice];
+  };
+
 export const collect = (text: string, before: readonly string[] = []): string[] => [...before, text];
 
 export interface NamedPort {

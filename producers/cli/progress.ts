@@ -1,9 +1,6 @@
 /** One line on a watched stderr that says what the sandboxes are doing. */
 import type { Fleet, Handle, JobName, SandboxState } from "../index.ts";
-import { type Terminal, toPrintable } from "./terminal.ts";
-
-/** Back to the line's begin, and erase it (ECMA-48 EL). */
-export const CLEAR_LINE = "\r\u001b[K";
+import { CLEAR_LINE, type Terminal, toPrintable } from "./terminal.ts";
 
 /** A line on stderr that stays, above one that is redrawn. */
 export const note = ({ err, watched }: Terminal, text: string): void => err(`${watched ? CLEAR_LINE : ""}${text}\n`);
@@ -17,7 +14,7 @@ export function startProgress(
   const [first] = handles;
   if (!first || !terminal.watched) return { [Symbol.asyncDispose]: async () => {} };
   const states = new Map<string, SandboxState | "ended" | "waiting">(handles.map(({ id }) => [id, "waiting"]));
-  const draw = () => terminal.err(CLEAR_LINE + toProgressLine(first, [...states.values()]));
+  const draw = () => terminal.redraw(toProgressLine(first, [...states.values()]));
   const stop = new AbortController();
   draw();
   const done = (async () => {
@@ -31,7 +28,7 @@ export function startProgress(
     async [Symbol.asyncDispose]() {
       stop.abort();
       await done;
-      terminal.err(CLEAR_LINE);
+      terminal.redraw("");
     },
   };
 }
@@ -68,10 +65,10 @@ export async function* startCount(
       if (!shown || performance.now() - drawnAt < REDRAW_MS) continue;
       drawnAt = performance.now();
       const share = total === undefined ? "" : ` of ${toMib(total)}`;
-      terminal.err(`${CLEAR_LINE}${toPrintable(what)}: ${toMib(bytes)}${share} MiB`);
+      terminal.redraw(`${toPrintable(what)}: ${toMib(bytes)}${share} MiB`);
     }
   } finally {
-    if (shown) terminal.err(CLEAR_LINE);
+    if (shown) terminal.redraw("");
   }
 }
 

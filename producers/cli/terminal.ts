@@ -13,6 +13,10 @@ export interface Terminal {
   pour(content: AsyncIterable<Uint8Array>): Promise<void>;
   /** People watch stderr: progress may be shown there. */
   readonly watched: boolean;
+  /** How many fit into a line that is redrawn: a longer one would be left behind in part each time. */
+  readonly columns: number;
+  /** On a watched stderr, in place of the line that was drawn last. */
+  redraw(line: string): void;
   paint(colour: Colour, text: string): string;
   /** What is done, instead of leaving at once, when whoever read has gone. */
   whenBroken(leave: () => void): void;
@@ -22,7 +26,11 @@ export interface Terminal {
 export interface Stream extends NodeJS.EventEmitter {
   write(data: string | Uint8Array): unknown;
   readonly isTTY?: boolean;
+  readonly columns?: number;
 }
+
+/** Back to the line's begin, and erase it (ECMA-48 EL). */
+export const CLEAR_LINE = "\r\u001b[K";
 
 export function createTerminal(
   streams: { stdout: Stream; stderr: Stream },
@@ -39,6 +47,7 @@ export function createTerminal(
     });
   }
   // https://no-color.org: set and not empty.
+  const columns = () => (stderr.columns || 80) - 1; // the cursor stands behind it
   const coloured = stdout.isTTY === true && !env["NO_COLOR"];
   return {
     out: (text) => void stdout.write(text),
@@ -47,6 +56,10 @@ export function createTerminal(
       for await (const piece of content) if (stdout.write(piece) === false) await once(stdout, "drain");
     },
     watched: stderr.isTTY === true && env["TERM"] !== "dumb",
+    get columns() {
+      return columns();
+    },
+    redraw: (line) => void stderr.write(CLEAR_LINE + line.slice(0, columns())),
     whenBroken: (instead) => {
       leave = instead;
     },

@@ -5,7 +5,7 @@ import type { Batch, BatchView, ItemOutcome } from "../../index.ts";
 import { BATCH_HEAD, toBatchEnd, toBatchFacts, toBatchRow } from "../batch-texts.ts";
 import { EXIT, Interrupted, toExitCode } from "../exit-codes.ts";
 import { type Followed, followBatch } from "../follow-batch.ts";
-import { lineOf, readJobs } from "../job-lines.ts";
+import { checkJobs, lineOf, readJobs } from "../job-lines.ts";
 import { note } from "../progress.ts";
 import { type Cli, describeError, formatError, type GlobalOptions, type Session } from "../session.ts";
 import { formatFacts, formatTable, toPrintable } from "../terminal.ts";
@@ -49,6 +49,7 @@ export function addBatch(program: Command, cli: Cli): void {
 
 async function send(session: Session, file: string, options: Options): Promise<number> {
   const { terminal, json, interrupt } = session;
+  await checkJobs(file);
   let id = "";
   const tell = (outcome: ItemOutcome) => {
     if (json) terminal.out(`${JSON.stringify(toLine(id, outcome))}\n`);

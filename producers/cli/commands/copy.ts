@@ -1,5 +1,6 @@
 import type { Command } from "commander";
 import { InvalidArgumentError } from "commander";
+import { FleetError } from "../../../shared/errors.ts";
 import type { Fleet, SandboxId } from "../../index.ts";
 import { nameWithin, type Place, toDirection, toPlace } from "../copy-place.ts";
 import { openLocal, saveFile, saveFolder, within } from "../local-files.ts";
@@ -69,8 +70,15 @@ async function upload(session: Session, from: Place, to: Place, options: Options
     const content = startCount(session, `upload ${path}`, local.content);
     return fleet.upload(input, content, { idempotencyKey, onQuota });
   });
-  session.print(await operations.result(handle, waitTimeout), "");
+  const result = await operations.result(handle, waitTimeout).catch(orFolder(path, "end it in / to copy into it"));
+  session.print(result, "");
 }
+
+/** A worker does not know by which words of this command a folder can be meant. */
+const orFolder = (path: string, wayOut: string) => (error: unknown) => {
+  if (!(error instanceof FleetError) || error.code !== "is_a_directory") throw error;
+  throw new FleetError(error.code, `${path}: is a folder; ${wayOut}`, { cause: error, facts: error.facts });
+};
 
 async function download(session: Session, from: Place, to: Place, options: Options): Promise<void> {
   const { fleet, operations, interrupt: signal } = session;
@@ -80,7 +88,7 @@ async function download(session: Session, from: Place, to: Place, options: Optio
   const handle = await operations.begin(() =>
     fleet.download({ sandboxId, path, format: toFormat(options) }, { onQuota }),
   );
-  const result = await operations.result(handle, waitTimeout);
+  const result = await operations.result(handle, waitTimeout).catch(orFolder(path, "add --recursive"));
   const content = startCount(session, `download ${path}`, handle.content({ signal }), result.bytes);
   if (to.path === "-") return session.terminal.pour(content);
   const target = await within(to.path, path);

@@ -3,6 +3,7 @@ import { type Command, Option } from "commander";
 import { EVENT_TYPES } from "../../../shared/state/events.ts";
 import type { FleetEventType } from "../../index.ts";
 import { toEventLine } from "../describe.ts";
+import { collectChoice } from "../parse-values.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
 import type { Cli, GlobalOptions } from "../session.ts";
 import { formatTable, toPrintable } from "../terminal.ts";
@@ -26,7 +27,6 @@ export function addEvents(program: Command, cli: Cli): void {
     team?: string;
     type?: FleetEventType[];
   };
-  const collectType = (text: string, before: FleetEventType[] = []) => [...before, text as FleetEventType]; // choices check it
   const command = program
     .command("events")
     .description(
@@ -39,7 +39,11 @@ export function addEvents(program: Command, cli: Cli): void {
     .option("--operation <operation>", "of this operation")
     .option("--batch <batch>", "of the operations of this batch")
     .option("--team <team>", "of this team")
-    .addOption(new Option("--type <type>", "of this type; repeatable").choices(EVENT_TYPES).argParser(collectType))
+    .addOption(
+      new Option("--type <type>", "of this type; repeatable")
+        .choices(EVENT_TYPES)
+        .argParser(collectChoice(EVENT_TYPES)),
+    )
     .addHelpText("after", EVENT_EXAMPLES)
     .action(async () => {
       const { json = false, after, once = false, sandbox, type, ...of } = command.optsWithGlobals<Options>();

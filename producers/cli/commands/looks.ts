@@ -3,7 +3,7 @@ import { type Command, Option } from "commander";
 import { SANDBOX_STATES } from "../../../shared/state/records.ts";
 import type { SandboxState } from "../../index.ts";
 import { SANDBOX_HEAD, toOperationFacts, toSandboxFacts, toSandboxRow } from "../describe.ts";
-import { collectPairs } from "../parse-values.ts";
+import { collectChoice, collectPairs } from "../parse-values.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
 import type { Cli, GlobalOptions } from "../session.ts";
 import { formatFacts, formatTable } from "../terminal.ts";
@@ -15,13 +15,14 @@ export function addLs(program: Command, cli: Cli): void {
     metadata?: Record<string, string>;
     quiet?: boolean;
   };
-  const collectState = (text: string, before: SandboxState[] = []) => [...before, text as SandboxState]; // choices check it
   const command = program
     .command("ls")
     .description("List sandboxes that have not ended, oldest first.")
     .option("--team <team>", "of this team")
     .addOption(
-      new Option("--state <state>", "in this state; repeatable").choices(SANDBOX_STATES).argParser(collectState),
+      new Option("--state <state>", "in this state; repeatable")
+        .choices(SANDBOX_STATES)
+        .argParser(collectChoice(SANDBOX_STATES)),
     )
     .option("--metadata <key=value>", "with this metadata; repeatable", collectPairs)
     .option("-q, --quiet", "ids only")

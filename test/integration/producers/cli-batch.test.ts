@@ -59,7 +59,9 @@ test("a file of jobs: bad lines fail alone and are named; the same id again does
   await using rig = createRig(server);
   const file = join(folder, "jobs.jsonl");
   const provision = `{"kind":"provision","input":{"template":"base"}}`;
-  const lines = [provision, "", "not json", `{"kind":"dance","input":{}}`, `{"kind":"provision","input":{}}`, "[1]"];
+  const marked = `\uFEFF${provision}\r`; // as Windows writes it
+  const dance = `{"kind":"dance","input":{},"key":1}`;
+  const lines = [marked, "", "not json", dance, `{"kind":"provision","input":{}}`, "[1]"];
   await writeFile(file, `${lines.join("\n")}\n${provision}`);
   const words = ["batch", file, "--id", "nightly", "--policy", "keep"];
   const people = start(rig, words);
@@ -71,10 +73,12 @@ test("a file of jobs: bad lines fail alone and are named; the same id again does
   expect({ code, out }).toEqual({ code: 1, out: "" });
   const told = linesOf(err).filter((line) => line.startsWith("fleet: line"));
   expect(told.sort()).toEqual([
-    "fleet: line 3: invalid_input: must be JSON",
-    expect.stringMatching(/^fleet: line 4: invalid_input: kind: must be one of .*provision/),
+    expect.stringMatching(/^fleet: line 3: invalid_input: is no JSON; must be a JSON object such as /),
+    expect.stringMatching(
+      /^fleet: line 4: invalid_input: kind: must be one of .*provision.*; key: job has no such field$/,
+    ),
     expect.stringMatching(/^fleet: line 5: invalid_input: template: must be/),
-    "fleet: line 6: invalid_input: must be a JSON object",
+    expect.stringMatching(/^fleet: line 6: invalid_input: must be a JSON object such as /),
     "fleet: line 7: storage_full: local is full",
   ]);
   expect(linesOf(err).at(-1)).toMatch(

@@ -184,6 +184,14 @@ describe("provision", () => {
       /network\.ip: .*"lease"/,
     ],
     ["a missing file", ["provision", "--input", "/nonexistent.json"], /^fleet: invalid_input: --input \/nonexistent/],
+    [
+      "a file of jobs that is missing",
+      ["batch", "/nonexistent.jsonl"],
+      /^fleet: invalid_input: \S+: is not there; give /,
+    ],
+    ["a folder in place of jobs", ["batch", "/"], /^fleet: invalid_input: \/: is a folder; give /],
+    ["a state that there is not", ["ls", "--state", "asleep"], /'--state <state>' .*'asleep'.*running/],
+    ["an event that there is not", ["events", "--type", "dance"], /'--type <type>' .*'dance'.*sandbox\.changed/],
     ["an unknown option", ["provision", "base", "--core", "2"], /^fleet: usage: unknown option '--core'.*--cores/],
   ])("%s is refused with 2 and one line, and nothing is stored", async (_, words, line) => {
     await using rig = createRig(server);

@@ -64,6 +64,16 @@ test.each([
   expect(terminal.watched).toBe(isTTY);
 });
 
+test("a line that is redrawn is cut to the terminal's width, whatever that is now", () => {
+  const { stdout, stderr } = streams(true);
+  const narrow = Object.assign(stderr, { columns: 10 });
+  const terminal = createTerminal({ stdout, stderr }, {}, () => {});
+  terminal.redraw("0123456789");
+  narrow.columns = 20;
+  terminal.redraw("0123456789");
+  expect(stderr.write.mock.calls).toEqual([["\r\u001b[K012345678"], ["\r\u001b[K0123456789"]]);
+});
+
 test("a reader that went ends it quietly; any other trouble with a stream does not", () => {
   const exit = vi.fn();
   const { stdout, stderr } = streams(false);
@@ -92,11 +102,13 @@ test("progress of a batch: a bar where it is redrawn, its pace of late, time lef
   const pace = createPace();
   const at = (now: number, succeeded: number) => pace.at(now, { ...counts, succeeded });
   expect([at(0, 0), at(1_000, 10), at(2_000, 30), at(42_000, 50)].map(Math.round)).toEqual([0, 10, 15, 1]);
-  expect(toBatchLine(view, 4.8, true)).toBe(
+  expect(toBatchLine(view, 4.8, 100)).toBe(
     "[######------------------] 56 of 200 (28%), 4.8/s, 30s left, 4 running, 6 failed",
   );
-  expect(toBatchLine(view, 0, false)).toBe("56 of 200 (28%), 4 running, 6 failed");
-  expect(toBatchLine({ ...(view as object), size: undefined } as never, 2, true)).toBe(
+  expect(toBatchLine(view, 60, 66)).toBe("[##--------] 56 of 200 (28%), 60.0/s, 3s left, 4 running, 6 failed");
+  expect(toBatchLine(view, 60, 60)).toBe("56 of 200 (28%), 60.0/s, 3s left, 4 running, 6 failed");
+  expect(toBatchLine(view, 0, 0)).toBe("56 of 200 (28%), 4 running, 6 failed");
+  expect(toBatchLine({ ...(view as object), size: undefined } as never, 2, 79)).toBe(
     "56 of 200 so far, 2.0/s, 4 running, 6 failed",
   );
 });
