@@ -338,6 +338,10 @@ const WorkerEnv = SharedEnv.extend({
   ...TRACE_SETTINGS,
 });
 
+/** How long what has ended is kept; Redis counts whole seconds. */
+export const retentionSecOf = ({ FLEET_RETENTION_HOURS: hours }: Pick<WorkerConfig, "FLEET_RETENTION_HOURS">): number =>
+  Math.ceil(hours * 3_600);
+
 /** How many addresses a PVE_IP_RANGE has. */
 export const countAddresses = ({ first, last }: { first: string; last: string }): number =>
   toNumber(last) - toNumber(first) + 1;

@@ -2,7 +2,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Worker } from "bullmq";
 import type { Logger } from "pino";
-import type { WorkerConfig } from "../shared/config.ts";
+import { retentionSecOf, type WorkerConfig } from "../shared/config.ts";
 import { FleetError, isAboutAccess, toFleetError } from "../shared/errors.ts";
 import { NodeName } from "../shared/ids.ts";
 import { createQueues, execQueue, nodeQueue, PLACE, WARM } from "../shared/queues.ts";
@@ -87,7 +87,7 @@ export async function startFleetWorkers(config: WorkerConfig, log: Logger): Prom
   stack.defer(() => queues.close());
   const strays = createStrays(redis, keys);
   await strays.origin();
-  const retentionSec = Math.ceil(config.FLEET_RETENTION_HOURS * 3_600);
+  const retentionSec = retentionSecOf(config);
   const channels = new Channels(() =>
     connectRedis(config.REDIS_URL).on("error", (error) => log.warn({ err: error }, "redis connection")),
   );

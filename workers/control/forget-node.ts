@@ -1,4 +1,5 @@
 /** A node that is no more: its sandboxes end as `lost`, and with them what was to be done to them. */
+import { retentionSecOf } from "../../shared/config.ts";
 import { FleetError } from "../../shared/errors.ts";
 import { type NodeName, newFence, OperationId } from "../../shared/ids.ts";
 import { unreserve } from "../../shared/placement/reservation.ts";
@@ -53,8 +54,7 @@ export async function forgetNode(context: WorkerContext, node: NodeName, round: 
 async function lose(context: WorkerContext, record: SandboxRecord): Promise<boolean> {
   const { redis, keys, config } = context;
   const change = { sandbox: { state: "lost" as const }, also: await releaseAll(context, record) };
-  const retentionSec = config.FLEET_RETENTION_HOURS * 3_600;
-  return settleSandbox(redis, keys, record, change, { now: Date.now(), retentionSec });
+  return settleSandbox(redis, keys, record, change, { now: Date.now(), retentionSec: retentionSecOf(config) });
 }
 
 /** What it holds; a migration may have reserved on another node, too. */

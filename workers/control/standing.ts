@@ -2,6 +2,7 @@
  * The records against PVE's list: a sandbox whose container is gone ends as `lost`, what somebody changed behind our back is
  * taken into the record, and what ran when its node went down is started again. The list lags, so each is looked at first.
  */
+import { retentionSecOf } from "../../shared/config.ts";
 import { toFleetError } from "../../shared/errors.ts";
 import { type NodeName, Vmid } from "../../shared/ids.ts";
 import { parseInput } from "../../shared/jobs/index.ts";
@@ -148,8 +149,7 @@ const about = ({ node, vmid, hostname, id, team }: Placed) => ({ node, vmid, nam
 async function apply(context: WorkerContext, record: Placed, change: Settlement, { dryRun, now }: Round) {
   if (dryRun) return true;
   const { redis, keys, config } = context;
-  const retentionSec = config.FLEET_RETENTION_HOURS * 3_600;
-  return settleSandbox(redis, keys, record, change, { now, retentionSec });
+  return settleSandbox(redis, keys, record, change, { now, retentionSec: retentionSecOf(config) });
 }
 
 async function settleGhost(context: WorkerContext, record: Placed, round: Round, why: string): Promise<Finding | null> {

@@ -7,7 +7,9 @@ import { type Bed, containerOf, failure, provisionOne, run, startBed, until } fr
 
 let bed: Bed;
 beforeAll(async () => {
-  bed = await startBed({ pve: { nodes: 3, timings: { resourcesLag: 0 } }, ssh: {} });
+  // No whole number of seconds.
+  const env = { FLEET_RETENTION_HOURS: "1.1" };
+  bed = await startBed({ pve: { nodes: 3, timings: { resourcesLag: 0 } }, ssh: {}, env });
 });
 afterAll(async () => {
   // Each kind of finding is counted.

@@ -9,7 +9,7 @@ import { type Visitor, visitorOf } from "../access.ts";
 import { html } from "./html.ts";
 import { LIVE, layout, type Page, STYLE } from "./layout.ts";
 import { batchTable, overview } from "./overview.ts";
-import { readBatches, readFleet, readSandboxes, SandboxQuery } from "./read.ts";
+import { readFleet, readSandboxes, SandboxQuery } from "./read.ts";
 import { confirmation, operationPage, sandboxList, sandboxPage } from "./sandboxes.ts";
 
 const send = (reply: FastifyReply, page: Page) =>
@@ -34,7 +34,7 @@ export function addPages(app: FastifyInstance, context: WorkerContext): AsyncDis
     return send(reply, { title: "Sandboxes", visitor: visitorOf(request), main, live: true });
   });
   app.get("/batches", async (request, reply) => {
-    const main = batchTable(await readBatches(context));
+    const main = batchTable(await context.batches.list());
     return send(reply, { title: "Batches", visitor: visitorOf(request), main, live: true });
   });
 

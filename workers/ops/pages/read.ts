@@ -2,7 +2,6 @@
 import { z } from "zod";
 import { SandboxId, type Vmid } from "../../../shared/ids.ts";
 import { execQueue, type FleetQueue, nodeQueue, PLACE } from "../../../shared/queues.ts";
-import { createBatchStore } from "../../../shared/state/batches.ts";
 import type { Inventory } from "../../../shared/state/inventory.ts";
 import { createNodeStateStore, toObstacles } from "../../../shared/state/nodes.ts";
 import type { BatchRecord, SandboxRecord, SandboxState } from "../../../shared/state/records.ts";
@@ -103,7 +102,7 @@ export async function readFleet(context: WorkerContext): Promise<FleetView> {
       tallySandboxes(context),
       redis.zcard(keys.open),
       redis.zrange(keys.open, "0", "0", "WITHSCORES"),
-      readBatches(context),
+      context.batches.list(),
       checkReadiness(context),
       readQuarantine(context),
     ]);
@@ -218,10 +217,6 @@ function findTroubles(
     });
   return found;
 }
-
-/** Newest first. */
-export const readBatches = ({ redis, keys, config }: WorkerContext): Promise<BatchRecord[]> =>
-  createBatchStore(redis, keys, { retentionSec: Math.ceil(config.FLEET_RETENTION_HOURS * 3_600) }).list();
 
 function currentOf({ inventory }: WorkerContext): Inventory | null {
   try {
