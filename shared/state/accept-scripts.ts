@@ -1,6 +1,6 @@
 /** The steps that accept operations. Scripts as in `prelude.ts`. */
 import { JOB_LUA } from "./job-lua.ts";
-import { withQuotas } from "./prelude.ts";
+import { withPrelude } from "./prelude.ts";
 
 /** Accepts a request in one step; `return`s as ACCEPT. */
 const ACCEPT_ONE = `
@@ -166,7 +166,7 @@ end
 
 /** Accepts, and what may go at once has its job with this step; only those for `place`, which have a priority, are left to who asked. */
 const withAccept = (body: string) =>
-  withQuotas(`${JOB_LUA}${ACCEPT_ONE}
+  withPrelude(`${JOB_LUA}${ACCEPT_ONE}
 local function acceptWithJob(r)
   local reply = accept(r)
   local outcome, id, sandbox, parked, queue, _, team = unpack(reply)
@@ -253,7 +253,7 @@ return {#due == page and 1 or 0, out}
  * ARGV: batch, JSON of [request, [[operation, sandbox, index]…]]… → for each a text: what ACCEPT says of it, without the
  * ids. Items with the same input share a request.
  */
-export const ACCEPT_ITEMS = withQuotas(`${ACCEPT_ONE}
+export const ACCEPT_ITEMS = withPrelude(`${ACCEPT_ONE}
 local batch, out, accepted = ARGV[2], {}, 0
 local open, stop = unpack(redis.call('HMGET', batchKey(batch), 'open', 'stop'))
 local groups, indexes = cjson.decode(ARGV[3]), {}

@@ -23,8 +23,8 @@ export interface AcceptRequest {
   team: TeamId;
   /** Refuse sandboxes of other teams. */
   scope: TeamId | undefined;
-  /** Without its secrets. */
-  input: unknown;
+  /** Parsed, without its secrets. */
+  input: Readonly<Record<string, unknown>>;
   /** What was sealed apart from it; tells requests apart like the rest of the input. */
   secrets: unknown;
   idempotencyKey: string | undefined;
@@ -262,7 +262,7 @@ export function toAcceptArgs(request: ItemGroup["request"], now: number, keyring
     trace: request.trace,
     hashes,
     uses: spec.uses === true,
-    once: spec.onceUnless !== undefined && AnyFields.safeParse(request.input).data?.[spec.onceUnless] !== true,
+    once: spec.onceUnless !== undefined && request.input[spec.onceUnless] !== true,
     instance: request.newSandbox?.instanceId,
     ttl: toAskedTtl(request),
     now,
@@ -291,7 +291,6 @@ export function toEndRequest(action: TtlAction, now: number) {
   return { ...args, hashes: [], operationSet: [...args.operationSet, ...encodeFields({ inputHash: "" }).set] };
 }
 
-const AnyFields = z.record(z.string(), z.unknown());
 const AskedTtl = z.object({ ttlSeconds: z.number().nullable() });
 
 /** Held against the workers' maximum; undefined: none is asked for. */
@@ -304,9 +303,8 @@ function toAskedTtl({ kind, input, inheritsTtl }: ItemGroup["request"]): number 
 /** What it counts for; undefined: nothing. */
 function toQuotaClass({ kind, input, onQuota }: ItemGroup["request"]): QuotaClass | undefined {
   const { frees, quotas = "others" }: JobSpec = jobs[kind];
-  const values = frees === undefined ? {} : (AnyFields.safeParse(input).data ?? {});
   const isFreeing =
-    frees === true || Object.entries(frees ?? {}).some(([field, ones]) => ones.some((one) => one === values[field]));
+    frees === true || Object.entries(frees ?? {}).some(([field, ones]) => ones.some((one) => one === input[field]));
   return isFreeing || onQuota === "ignore" ? undefined : quotas;
 }
 

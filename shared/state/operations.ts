@@ -6,6 +6,7 @@ import { ExposedService, METADATA_LIMIT, TtlAction } from "../jobs/fields.ts";
 import { LOCK_MS } from "../queues.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript, runScripts, type Script } from "../redis/script.ts";
+import { remember } from "../remember.ts";
 import {
   type Accepted,
   type AcceptRequest,
@@ -374,7 +375,7 @@ export function toClaim(fence: string, [outcome, operation, sandbox, ...rest]: r
         outcome,
         writer: { id: record.id, fence, revision: record.revision },
         operation: sent === 1 ? { ...record, step: undefined } : record,
-        sandbox: decodeSandbox(toHash(sandbox)),
+        sandbox: knownSandbox(JSON.stringify(sandbox)),
         sealed: { operation: own, sandbox: owner },
         sent: sent === 1,
       };
@@ -401,6 +402,11 @@ export function decodeSandbox(hash: Readonly<Record<string, string>>): SandboxRe
     .map(([, json]) => ExposedService.parse(JSON.parse(json)));
   return { ...decodeHash(SandboxRecord, hash, `sandbox ${hash["id"]}`), services };
 }
+
+/** Commands of one sandbox come one after the other, and find it as it was. */
+const knownSandbox = remember((reply): Readonly<SandboxRecord> => decodeSandbox(toHash(JSON.parse(reply))), {
+  most: 256,
+});
 
 function toWriteArgs(write: Write) {
   return {

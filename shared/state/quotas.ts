@@ -4,7 +4,7 @@ import { OperationId, TeamId } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript, type Script } from "../redis/script.ts";
 import type { Keys } from "./keys.ts";
-import { withPrelude, withQuotas } from "./prelude.ts";
+import { withPrelude } from "./prelude.ts";
 import { QUOTA_NAMES, type QuotaName } from "./quota-names.ts";
 
 /** Whose limits: of a team, or of every team that has none of its own. */
@@ -36,7 +36,7 @@ return json
 `);
 
 /** ARGV: team → JSON. */
-const LOOK = withQuotas(`
+const LOOK = withPrelude(`
 local team, used, waiting = ARGV[2], {}, 0
 for _, quota in ipairs({${QUOTA_NAMES.map((name) => `'${name}'`).join(",")}}) do used[quota] = usedOf(team, quota) end
 for _, class in ipairs(CLASSES) do waiting = waiting + redis.call('ZCARD', quotaLine(class, team)) end
@@ -44,14 +44,14 @@ return cjson.encode({limits = limitsOf(team) or {}, used = used, waiting = waiti
 `);
 
 /** ARGV: team → how many had room, then those of them that may go now. */
-const ADMIT = withQuotas(`
+const ADMIT = withPrelude(`
 local out, admitted = admit(ARGV[2], {})
 table.insert(out, 1, admitted)
 return out
 `);
 
 /** Forgets what counts and has no record any more: somebody removed it by hand. ARGV: team → how many. */
-const MEND = withQuotas(`
+const MEND = withPrelude(`
 local team, mended, left = ARGV[2], 0, 0
 local function stands(id)
   local status = redis.call('HGET', opKey(id), 'status')

@@ -8,7 +8,7 @@ import { NodeName, OperationId, SandboxId, TeamId, Vmid } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
 import { runScript, type Script } from "../redis/script.ts";
 import type { Keys } from "./keys.ts";
-import { withPrelude, withQuotas } from "./prelude.ts";
+import { withPrelude } from "./prelude.ts";
 
 /** Who has leased the VMID of a stray while it is removed, so that no provision gets it meanwhile. */
 export const STRAY = "stray";
@@ -36,7 +36,7 @@ return redis.call('GET', P..':origin')
  * Gives a container to the provision of its stamp, if that has none and has asked for none as far as Redis knows.
  * A run that is at it loses its claim. ARGV: operation, sandbox, node, vmid, now → 1 or 0.
  */
-const ADOPT = withQuotas(`
+const ADOPT = withPrelude(`
 local id, sandbox, node, vmid, now = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local key, sk, leases = opKey(id), sbxKey(sandbox), P..':vmids'
 local status, kind, owned = unpack(redis.call('HMGET', key, 'status', 'kind', 'sandbox'))

@@ -2,7 +2,7 @@
 import { METADATA_LIMIT } from "../jobs/fields.ts";
 import { luaList } from "./base-lua.ts";
 import { SHELL_OUTPUT_SEC } from "./output.ts";
-import { withPrelude, withQuotas } from "./prelude.ts";
+import { withPrelude } from "./prelude.ts";
 import { ENDED_FIELDS } from "./records.ts";
 
 /** Adds to a write what follows from the sandbox as it stands, so that two at once lose nothing; false: too much metadata. */
@@ -105,7 +105,7 @@ const TOLD_BYTES = 16_384;
  * The end of an operation and its event, in one step → [outcome, released operation…].
  * ARGV as WRITE, with write.status, write.event and write.output (the rest of the live output) besides.
  */
-export const END = withQuotas(`${PATCH}
+export const END = withPrelude(`${PATCH}
 local id, fence, now, ttl = ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 local w = cjson.decode(ARGV[4])
 local key = opKey(id)

@@ -7,6 +7,7 @@ import { FleetError } from "../../shared/errors.ts";
 import { OperationId, type SandboxId } from "../../shared/ids.ts";
 import type { JobName } from "../../shared/jobs/index.ts";
 import { defineScript } from "../../shared/redis/script.ts";
+import type { AcceptRequest } from "../../shared/state/accept.ts";
 import { isEnded, type SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
 import { askOperation } from "../run/ask-operation.ts";
@@ -62,7 +63,7 @@ export async function destroySandbox(context: WorkerContext, sandbox: SandboxRec
 export async function ask(
   context: WorkerContext,
   sandbox: SandboxRecord,
-  { kind, input, idempotencyKey, why }: Reason & { kind: JobName; input: unknown },
+  { kind, input, idempotencyKey, why }: Reason & { kind: JobName; input: AcceptRequest["input"] },
 ): Promise<boolean> {
   if (await isUnderWay(context, sandbox.id, { kind, input })) return true;
   try {
@@ -79,7 +80,7 @@ export async function ask(
 async function isUnderWay(
   { redis, keys, store }: WorkerContext,
   sandbox: SandboxId,
-  { kind, input }: { kind: JobName; input: unknown },
+  { kind, input }: { kind: JobName; input: AcceptRequest["input"] },
 ): Promise<boolean> {
   const changes = await redis.lrange(keys.changes(sandbox), 0, -1);
   const operations = await Promise.all(changes.map((id) => store.load(OperationId.parse(id))));

@@ -20,7 +20,10 @@ export interface Asked {
 
 export function readAsked(run: Run<"exec">, live: LiveOutput): Asked {
   const { secrets } = run.context;
-  const [owner, own] = [secrets.open(run.sandbox.id, run.sealed.sandbox), secrets.open(run.id, run.sealed.operation)];
+  const [owner, own] = [
+    secrets.openSandbox(run.sandbox.id, run.sealed.sandbox),
+    secrets.open(run.id, run.sealed.operation),
+  ];
   const { cwd, user } = run.input;
   // Nobody can say it but our own script, before it begins the command.
   const as = user === undefined ? undefined : { user, mark: `fleet-${randomBytes(12).toString("hex")}` };

@@ -85,7 +85,7 @@ async function callExecd(run: Run<"exec">, asked: Asked): Promise<ExecOutcome> {
       throw new FleetError("no_address", "the sandbox has no address", { facts: { sandbox: run.sandbox.id } });
     const call = { address, token, guard: run.check };
     try {
-      await sendBefore(run, before, { ...call, signal });
+      if (before.length > 0) await sendBefore(run, before, { ...call, signal });
       const ready = idempotent ? undefined : run.begin("sent");
       const guest = `${run.sandbox.id} ${run.sandbox.stateAt}`;
       const asked = { ...call, ready, script, timeoutMs, keepBytes, signal, guest, onOutput: hear };

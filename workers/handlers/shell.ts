@@ -70,7 +70,7 @@ async function open(run: Run<"shell">, as: As | undefined, screen: Screen): Prom
     );
   }
   const { place } = await ownContainer(run); // the number alone could be another's by now
-  const { env } = secrets.open(run.sandbox.id, run.sealed.sandbox);
+  const { env } = secrets.openSandbox(run.sandbox.id, run.sealed.sandbox);
   const { command = "exec /bin/bash -l", cols, rows, term } = run.input;
   const script = toScriptAs(command, { env: { TERM: term, ...env } }, as);
   const terminal = await ssh.open(

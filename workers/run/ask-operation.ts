@@ -9,7 +9,7 @@ import { addJob } from "./add-jobs.ts";
 interface Asked {
   sandbox: Pick<SandboxRecord, "id" | "team">;
   kind: JobName;
-  input: unknown;
+  input: AcceptRequest["input"];
   idempotencyKey: string;
 }
 

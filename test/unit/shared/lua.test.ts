@@ -2,6 +2,7 @@
 import { globSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
+import { parseDefinitions, pick } from "../../../shared/state/prelude.ts";
 
 const ROOT = fileURLToPath(new URL("../../../", import.meta.url));
 const WORDS = new Set("function if elseif and or not return while until in".split(" "));
@@ -32,4 +33,18 @@ test("every function that a script calls is there", () => {
   );
   expect(texts.length).toBeGreaterThan(20);
   expect(unknown).toEqual([]);
+});
+
+test("a script carries what it comes to of the shared functions, in their order, and nothing else", () => {
+  const texts = [
+    "local P = ARGV[1]\n",
+    "local seen, count\n",
+    "local function key(id) return P..id end\n",
+    "local function other() return key('x') end\n",
+    "local function use(id)\n  local one = key(id)\n  seen = one\nend\n",
+  ];
+  const definitions = parseDefinitions(["\n", "-- What follows is other.\n", ...texts].join(""));
+  expect(definitions.map(({ text }) => text)).toEqual(texts);
+  expect(pick(definitions, "use(ARGV[2])")).toBe([0, 1, 2, 4].map((at) => texts[at]).join(""));
+  expect(pick(definitions, "return user")).toBe("");
 });

@@ -14,6 +14,7 @@ import {
   TeamId,
   Vmid,
 } from "../../../shared/ids.ts";
+import { remember } from "../../../shared/remember.ts";
 import { decodeHash, encodeFields, toHash } from "../../../shared/state/codec.ts";
 import { checkCursor } from "../../../shared/state/events.ts";
 import { hasConfigEnv } from "../../../shared/state/inventory.ts";
@@ -140,4 +141,16 @@ test("cursors: of an event, the beginning or the end, and nothing else", () => {
 test("a container's env can be configured from PVE 9.1 on", () => {
   const versions = { "7.4": false, "8.4.1": false, "9.0.3": false, "9.1": true, "9.2.11": true, "10.0": true };
   for (const [version, can] of Object.entries(versions)) expect(hasConfigEnv(version), version).toBe(can);
+});
+
+test("what was made of the latest texts is made once, and older ones are forgotten", () => {
+  const made: string[] = [];
+  const make = remember((text) => ({ at: made.push(text) }), { most: 2 });
+  const first = make("a");
+  expect(make("a")).toBe(first);
+  make("b");
+  make("c");
+  make("c");
+  make("a");
+  expect(made).toEqual(["a", "b", "c", "a"]);
 });
