@@ -237,9 +237,15 @@ function createQueueWorkers(context: WorkerContext, live: LiveRuns) {
       if (!workers.has(PLACE)) await assertPlaceLimit(context);
       if (!closed) ensure(PLACE, 1);
       if (!closed) ensure(WARM, CLAIMS_AT_ONCE, { claimsAhead: true });
-      // Nodes that have left the cluster stay served, also after a restart: what waits in their queues must end too.
+      // Nodes that have left the cluster stay served, also after a restart, until they are cleared: what waits in their queues must end too.
       if (nodes.length > 0) await context.redis.sadd(context.keys.nodes, ...nodes.map(({ name }) => name));
       const names = (await context.redis.smembers(context.keys.nodes)).map((name) => NodeName.parse(name));
+      const served = new Set([PLACE, WARM, ...names.flatMap((name) => [nodeQueue(name), execQueue(name)])]);
+      for (const [queue, worker] of workers) {
+        if (served.has(queue)) continue;
+        workers.delete(queue);
+        await worker.close(); // nothing of it runs
+      }
       const fresh = names.filter((name) => !workers.has(nodeQueue(name)));
       await Promise.all(fresh.map((name) => assertNodeLimits(context, name)));
       for (const name of closed ? [] : fresh) {

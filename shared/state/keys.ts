@@ -61,8 +61,10 @@ export interface Keys {
   readonly restarts: string;
   /** Sorted set: sandboxes that somebody else stopped, or their node before it went down, by when. See `boots.ts`. */
   readonly halted: string;
-  /** Names of all nodes that ever had queues. */
+  /** Names of all nodes that have queues: those of the cluster, and those that left it until they are cleared. */
   readonly nodes: string;
+  /** Sorted set: nodes that operators said are no more, by when; see `clear-nodes.ts`. */
+  readonly nodesForgotten: string;
   /** Hash: limits of a team, or of `*`. */
   readonly quotas: string;
   /** Teams of which operations wait for a quota. */
@@ -185,6 +187,7 @@ export function createKeys(prefix: string): Keys {
     restarts: key("restarts"),
     halted: key("halted"),
     nodes: key("nodes"),
+    nodesForgotten: key("nodes-forgotten"),
     quotas: key("quotas"),
     quotaWaiting: key("quota-waiting"),
     teams: key("teams"),

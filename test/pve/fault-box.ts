@@ -122,6 +122,12 @@ export class FaultBox implements Faults {
     this.onHit(`node ${name} rebooted`);
   }
 
+  expel(name: string): void {
+    if (this.#world.node(name).containers.size > 0) throw new Error(`node ${name} has guests`);
+    this.#world.nodes.delete(name);
+    this.onHit(`node ${name} left the cluster`);
+  }
+
   quorum(present: boolean): void {
     this.#world.quorum = present;
     this.onHit(present ? "quorum is back" : "quorum lost");

@@ -48,6 +48,8 @@ export interface Faults {
   shutDown(name: string): Promise<void>;
   /** Powers a node off and on: its containers are stopped, those with `onboot` too. `agoMs`: it has been up for so long by now. */
   reboot(name: string, agoMs?: number): void;
+  /** `pvecm delnode` of one without guests: the cluster knows it no more. */
+  expel(name: string): void;
   quorum(present: boolean): void;
   /** A node's clock goes wrong by so many seconds. */
   clock(node: string, aheadSec: number): void;

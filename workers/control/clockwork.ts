@@ -12,6 +12,7 @@ import { retireWebhooks } from "../webhooks/retire.ts";
 import { admitWaiting } from "./admit.ts";
 import { closeAbandoned, settleBatches } from "./batches.ts";
 import { settleBranches } from "./branches.ts";
+import { clearForgottenNodes } from "./clear-nodes.ts";
 import { runErrands } from "./errands.ts";
 import { startEvery } from "./every.ts";
 import { evictFromBadNodes } from "./evict.ts";
@@ -68,6 +69,7 @@ const TASKS = {
       const { redis, keys, config, log } = context;
       await context.quotas.mend();
       await closeAbandoned(context);
+      await clearForgottenNodes(context);
       await publishSettings(redis, keys, config);
       await assertLimits(context);
       await createApiKeyStore(redis, keys).forgetExpired(Date.now() - config.FLEET_RETENTION_HOURS * 3_600_000);

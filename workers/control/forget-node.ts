@@ -45,7 +45,12 @@ export async function forgetNode(context: WorkerContext, node: NodeName, round: 
     const operation = isTaskHolder(holder) ? null : await store.load(holder);
     if (operation === null || operation.endedAt !== undefined) await slots.reap(name, holder);
   }
-  await redis.multi().hdel(keys.boots, node).hdel(keys.nodesSeen, node).exec();
+  await redis
+    .multi()
+    .hdel(keys.boots, node)
+    .hdel(keys.nodesSeen, node)
+    .zadd(keys.nodesForgotten, Date.now(), node)
+    .exec();
   metrics.reconciled("lost", findings.filter(({ done }) => done === "taken in").length);
   log.warn({ node, sandboxes: findings.length }, "node is forgotten: its sandboxes are lost");
   return findings;

@@ -1,9 +1,10 @@
 /** What somebody did behind our back is taken into the records; what ran when its node went down is started again. */
 import { afterAll, beforeAll, expect, test } from "vitest";
 import type { Finding } from "../../../producers/index.ts";
+import { clearForgottenNodes } from "../../../workers/control/clear-nodes.ts";
 import { Client } from "../../pve/client.ts";
 import { command } from "../command.ts";
-import { type Bed, containerOf, failure, provisionOne, run, startBed, until } from "./harness.ts";
+import { type Bed, containerOf, failure, provisionOne, run, startBed, until, within } from "./harness.ts";
 
 let bed: Bed;
 beforeAll(async () => {
@@ -205,4 +206,38 @@ test("a node is forgotten only when it is no more: its sandboxes are lost, with 
   for (const one of [vmid, moved.vmid]) bed.pve.faults.vanish(one);
   bed.pve.faults.node("pve2", "online");
   await run(bed.fleet, "destroy", { sandboxId: other.sandboxId });
+});
+
+test("of a node that was forgotten and has left the cluster nothing is kept, once nobody can ask about it", async () => {
+  const { context } = bed.workers ?? expect.fail();
+  const { sandboxId } = await provisionOne(bed.fleet, { node: "pve3" });
+  await run(bed.fleet, "exec", { sandboxId, command: "true" });
+  await bed.fleet.nodes.set("pve3", { labels: ["gpu"] });
+  await bed.fleet.nodes.cordon("pve3", { by: "the test" });
+  bed.pve.faults.node("pve3", "unreachable");
+  await bed.fleet.nodes.forget("pve3");
+  for (const { vmid, node } of bed.pve.containers()) if (node === "pve3") bed.pve.faults.vanish(vmid);
+  const isKnown = async (online: boolean) =>
+    (await context.inventory.refresh(within())).nodes.some((one) => one.name === "pve3" && one.online === online);
+  await until(() => isKnown(false), "a reading");
+  const inDays = Date.now() + 172_800_000;
+  await clearForgottenNodes(context, inDays);
+  expect(await bed.redis.sismember(bed.keys.nodes, "pve3")).toBe(1); // still of the cluster
+  bed.pve.faults.expel("pve3");
+  await until(async () => !(await isKnown(false)), "its end");
+  await clearForgottenNodes(context);
+  expect(await bed.redis.sismember(bed.keys.nodes, "pve3")).toBe(1); // what was lost there may be asked about
+  expect(await run(bed.fleet, "destroy", { sandboxId })).toMatchObject({ destroyed: true });
+  await until(async () => {
+    await clearForgottenNodes(context, inDays);
+    return (await bed.redis.exists(bed.keys.nodesForgotten)) === 0;
+  }, "the end of its last job");
+  const left: string[] = [];
+  for (const key of await bed.redis.keys(`${bed.keys.prefix}:*`)) {
+    const isHash = (await bed.redis.type(key)) === "hash" && !/:(op|sbx):/.test(key);
+    const fields = isHash ? await bed.redis.hkeys(key) : [];
+    if ([key, ...fields].some((text) => text.includes("pve3")) && (await bed.redis.ttl(key)) < 0) left.push(key);
+  }
+  expect(left).toEqual([]);
+  expect(await bed.redis.sismember(bed.keys.nodes, "pve3")).toBe(0);
 });
