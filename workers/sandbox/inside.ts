@@ -132,7 +132,11 @@ function overSsh(shell: NodeShell, { node, vmid }: Place, { signal, guard }: Cal
 const BACKLOG_LIMIT = 33_554_432;
 
 /** Cuts chunks that come whenever they come into lines that are handed on one after the other. */
-export function createLines(onLine: Script["onLine"]) {
+export function createLines(onLine: Script["onLine"]): {
+  readonly failed: AbortSignal;
+  add(chunk: Buffer): void;
+  done(): Promise<void>;
+} {
   const failed = new AbortController();
   let last: Promise<void> = Promise.resolve();
   let rest = "";
