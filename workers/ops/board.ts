@@ -14,6 +14,8 @@ import { type Glance, JobData, loadGlances, toShort, toTitle } from "./glance.ts
 export const BOARD = { viewer: "/board", operator: "/operate" } as const;
 
 const REFRESH_MS = 5_000;
+/** Its page asks Google for a font, which ours may not. */
+const FOREIGN_FONTS = /<link [^>]*fonts\.googleapis\.com[^>]*>/;
 /** The board groups names by what is before it. */
 const DELIMITER = ":";
 
@@ -70,6 +72,10 @@ async function addBoard(app: FastifyInstance, context: WorkerContext, { path, ac
   await app.register(async (part) => {
     part.addHook("onRequest", async (request, reply) => {
       if (acts && visitorOf(request).role !== "operator") return reply.redirect(BOARD.viewer);
+    });
+    part.addHook("onSend", async (_request, reply, payload) => {
+      const isPage = typeof payload === "string" && String(reply.getHeader("content-type")).startsWith("text/html");
+      return isPage ? payload.replace(FOREIGN_FONTS, "") : payload;
     });
     await part.register(serverAdapter.registerPlugin(), { prefix: path });
   });

@@ -146,6 +146,17 @@ test.each(LOOKS)("%s: every page is whole, readable and no wider than the screen
   expect(paper).toBe(options.dark ? "rgb(18, 22, 28)" : "rgb(255, 255, 255)");
 });
 
+test("the board is whole, and asks nobody else for anything", async () => {
+  await using context = await open("vera");
+  const page = await context.newPage();
+  const said: string[] = [];
+  page.on("console", (message) => message.type() === "error" && said.push(message.text()));
+  page.on("request", (request) => request.url().startsWith(ops.url) || said.push(request.url()));
+  await page.goto(`${ops.url}/board`);
+  await page.getByText("place").first().waitFor();
+  expect(said).toEqual([]);
+});
+
 describe("with thousands of sandboxes", () => {
   test("the list is paged, filtered and searched", async () => {
     await using context = await open("vera");
