@@ -169,7 +169,8 @@ type SeenSource = Source & { problem: string | null };
 /** A source on a node that is left out can't be used either, as if that node were offline. */
 function asSeen(source: Source, obstacles: ReadonlyMap<string, string>): SeenSource {
   const obstacle = obstacles.get(source.node);
-  if (obstacle === undefined) return { ...source, problem: source.online ? null : "the template's node is offline" };
+  if (obstacle === undefined)
+    return { ...source, problem: source.online ? null : "the template's node is offline, or can't read it" };
   return { ...source, online: false, problem: `the template's node ${source.node}: ${obstacle}` };
 }
 

@@ -5,6 +5,7 @@
 import { FleetError, toFleetError } from "../../shared/errors.ts";
 import { POOL_TEAM, SnapshotId } from "../../shared/ids.ts";
 import type { ExposedService } from "../../shared/jobs/fields.ts";
+import { GIB } from "../../shared/placement/capacity.ts";
 import { reserve } from "../../shared/placement/reservation.ts";
 import { encodeFields } from "../../shared/state/codec.ts";
 import type { Finding } from "../../shared/state/errands.ts";
@@ -30,7 +31,6 @@ import { readStray, type Stray, unleased } from "./strays.ts";
 const AT_ONCE = 3;
 /** One whose time passed while nobody knew of it is not destroyed the moment it is known again. */
 const TTL_AT_LEAST_MS = 60_000;
-const GIB = 1_073_741_824;
 
 export async function rebuild(context: WorkerContext, round: Round): Promise<Finding[]> {
   const found = await unleased(context, listCandidates(round.guests, context));

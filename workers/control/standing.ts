@@ -6,6 +6,7 @@ import { retentionSecOf } from "../../shared/config.ts";
 import { toFleetError } from "../../shared/errors.ts";
 import { type NodeName, Vmid } from "../../shared/ids.ts";
 import { parseInput } from "../../shared/jobs/index.ts";
+import { GIB, MIB } from "../../shared/placement/capacity.ts";
 import { loadReservation, type Reservation, reserve, unreserve } from "../../shared/placement/reservation.ts";
 import type { Finding } from "../../shared/state/errands.ts";
 import type { Command } from "../../shared/state/operations.ts";
@@ -26,8 +27,6 @@ import type { Round } from "./round.ts";
 
 /** Containers at once on a node. */
 const AT_ONCE = 3;
-const MIB = 1_048_576;
-const GIB = 1_073_741_824;
 
 type Placed = SandboxRecord & Place;
 

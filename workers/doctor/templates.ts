@@ -46,13 +46,15 @@ function faultsOf(
   replica: Replica,
   { nodes, version, allowsPrivileged }: Pick<Inventory, "nodes" | "version"> & { allowsPrivileged: boolean },
 ): Finding[] {
-  if (!replica.online) return []; // its node's own finding says so
   const check = "templates";
   const which = `${replica.name} (${replica.vmid} on ${replica.node})`;
+  const node = nodes.find(({ name }) => name === replica.node);
+  if (!replica.online)
+    return node?.online === true
+      ? [problem(check, `${which} can't be read there`, `See what its node says: pct config ${replica.vmid}`)]
+      : []; // its node's own finding says so
   const faults: Finding[] = [];
-  const type = nodes
-    .find(({ name }) => name === replica.node)
-    ?.storages.find(({ name }) => name === replica.storage)?.type;
+  const type = node?.storages.find(({ name }) => name === replica.storage)?.type;
   // A storage that is not seen at all is the rights' finding.
   if (type !== undefined && !canLink(type))
     faults.push(

@@ -1,5 +1,6 @@
 import { FleetError } from "../../shared/errors.ts";
 import { newSnapshotId, SnapshotId } from "../../shared/ids.ts";
+import { GIB } from "../../shared/placement/capacity.ts";
 import { encodeFields } from "../../shared/state/codec.ts";
 import type { SnapshotRecord } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
@@ -73,7 +74,6 @@ const isOwn =
   ({ description }: { description?: string | undefined }) =>
     description?.startsWith(`${id} `);
 
-const GIB = 1_073_741_824;
 const TAKE = "snapshot";
 
 const nameOf = (run: Run<"snapshot">) => run.input.name ?? `s-${run.id.slice(3)}`;

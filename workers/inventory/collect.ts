@@ -2,6 +2,7 @@
 import { createHash } from "node:crypto";
 import { FleetError } from "../../shared/errors.ts";
 import type { NodeName, Vmid } from "../../shared/ids.ts";
+import { MIB } from "../../shared/placement/capacity.ts";
 import type { AdoptableContainer, Inventory, NodeInventory, Replica, Storage } from "../../shared/state/inventory.ts";
 import type { Call, ClusterResource, LxcConfig, PveApi } from "../pve/api.ts";
 import { parseMount, parseSizeMib, parseTags, storageOf } from "../pve/config-format.ts";
@@ -69,6 +70,7 @@ export function createCollector(
       const replicas = await Promise.all(
         guests.map((one) => replicaOf(one, { nodes, vmids, before, readConfig, isLocked })),
       );
+      call.signal.throwIfAborted(); // it may have been the reason why nodes did not tell
       const containers = guests.flatMap((one) => toAdoptable(one, owned, prefixes));
       return {
         at: now(),
@@ -112,8 +114,8 @@ async function replicaOf(guest: ClusterResource, reading: Reading): Promise<Repl
     if (!(error instanceof FleetError)) throw error;
     // The list lags: what it still shows may be gone, or out of our rights.
     if (error.code === "container_missing" || error.code === "forbidden") return null;
-    if (error.code === "node_unreachable") return asLastSeen({ ...guest, node, vmid }, known, reading.vmids);
-    throw error;
+    // Whatever ails this node, such as a pmxcfs that is down there: the others are read all the same.
+    return asLastSeen({ ...guest, node, vmid }, known, reading.vmids);
   }
 }
 
@@ -158,21 +160,19 @@ function createCache<T>(now: () => number) {
   };
 }
 
-/** The node's DNS search domain; "" where there is none, it can't be asked, or the token may not. */
+/** The node's DNS search domain; "" where there is none or the token may not ask, undefined where the node does not tell. */
 async function searchOf(
   pve: PveApi,
   cache: { get(key: string, read: () => Promise<string>): Promise<string> },
   node: NodeName,
   call: Call,
-) {
-  return cache.get(node, async () => {
-    try {
-      return (await pve.nodeDns(node, call)).search ?? "";
-    } catch (error) {
-      if (error instanceof FleetError && ["forbidden", "node_unreachable"].includes(error.code)) return "";
-      throw error;
-    }
-  });
+): Promise<string | undefined> {
+  try {
+    return await cache.get(node, async () => (await pve.nodeDns(node, call)).search ?? "");
+  } catch (error) {
+    if (!(error instanceof FleetError)) throw error;
+    return error.code === "forbidden" ? "" : undefined;
+  }
 }
 
 async function toNode(
@@ -186,7 +186,7 @@ async function toNode(
   }: {
     vmids: { first: number; last: number };
     owned: ReadonlySet<number>;
-    search: (node: NodeName) => Promise<string>;
+    search: (node: NodeName) => Promise<string | undefined>;
     before: readonly NodeInventory[];
   },
 ): Promise<NodeInventory> {
@@ -204,7 +204,7 @@ async function toNode(
       !owned.has(one.vmid ?? 0) &&
       one.status === "running",
   );
-  const dnsSearch = online ? await search(name) : (last?.dnsSearch ?? "");
+  const dnsSearch = (online ? await search(name) : undefined) ?? last?.dnsSearch ?? "";
   const cgroup = resource["cgroup-mode"] ?? last?.cgroup;
   return {
     name,
@@ -280,7 +280,7 @@ export function toReplica(
     shared,
     unprivileged: config.unprivileged === true,
     hookscript: config.hookscript !== undefined,
-    diskBytes: rootfs?.size === undefined ? 0 : parseSizeMib(rootfs.size) * 1_048_576,
+    diskBytes: rootfs?.size === undefined ? 0 : parseSizeMib(rootfs.size) * MIB,
     configHash: hashConfig(config),
     memoryMib: config.memory ?? 512,
     online: true,

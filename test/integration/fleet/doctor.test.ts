@@ -358,6 +358,10 @@ describe("the cluster", () => {
       ["warning", expect.stringContaining("can't clone linked")],
       ["problem", expect.stringContaining("no hookscript")],
     ]);
+    const ioError = { kind: "refuse", status: 500, text: "unable to open file: Input/output error" } as const;
+    bare.faults.request({ ...ioError, method: "GET", path: "/lxc/\\d+/config", times: 100 });
+    const unread = (await look(env)).filter(({ check }) => check === "templates");
+    expect(unread.map(({ text }) => text)).toContainEqual(expect.stringMatching(/^poor \(\d+ on pve1\) can't be read/));
   });
 
   test("SSH: a host key that is not the pinned one; a guard for other VMIDs", async () => {

@@ -267,7 +267,7 @@ describe("a template whose node is down", () => {
   const CEPH = storage({ name: "ceph", type: "rbd", shared: true });
 
   it("is there: the request waits", () => {
-    expect(choose(down())).toEqual({ wait: "aside", reason: "b: the template's node is offline" });
+    expect(choose(down())).toEqual({ wait: "aside", reason: "b: the template's node is offline, or can't read it" });
     expect(refusal(down(), { template: "other" }).code).toBe("template_not_found");
   });
 
