@@ -18,6 +18,8 @@ export interface Terminal {
   /** On a watched stderr, in place of the line that was drawn last. */
   redraw(line: string): void;
   paint(colour: Colour, text: string): string;
+  /** A terminal that is raw moves the cursor down at a line feed, and no more. */
+  setRaw(raw: boolean): void;
   /** What is done, instead of leaving at once, when whoever read has gone. */
   whenBroken(leave: () => void): void;
 }
@@ -47,11 +49,12 @@ export function createTerminal(
     });
   }
   // https://no-color.org: set and not empty.
+  let raw = false;
   const columns = () => (stderr.columns || 80) - 1; // the cursor stands behind it
   const coloured = stdout.isTTY === true && !env["NO_COLOR"];
   return {
     out: (text) => void stdout.write(text),
-    err: (text) => void stderr.write(text),
+    err: (text) => void stderr.write(raw ? text.replaceAll(/\r?\n/g, "\r\n") : text),
     async pour(content) {
       for await (const piece of content) if (stdout.write(piece) === false) await once(stdout, "drain");
     },
@@ -60,6 +63,9 @@ export function createTerminal(
       return columns();
     },
     redraw: (line) => void stderr.write(CLEAR_LINE + line.slice(0, columns())),
+    setRaw: (now) => {
+      raw = now;
+    },
     whenBroken: (instead) => {
       leave = instead;
     },

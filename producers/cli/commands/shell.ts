@@ -1,4 +1,5 @@
 /** A terminal in a sandbox, on the terminal here. */
+import { execFileSync } from "node:child_process";
 import type { Command } from "commander";
 import { FleetError } from "../../../shared/errors.ts";
 import type { ShellHandle } from "../../index.ts";
@@ -7,6 +8,8 @@ import { quoteCommand } from "../quote-command.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
 import type { Cli, GlobalOptions, Session } from "../session.ts";
 import { createEscape } from "../shell-escape.ts";
+import type { Terminal } from "../terminal.ts";
+import { createTerminalModes } from "../terminal-modes.ts";
 import { show } from "./exec.ts";
 import { onQuotaOption, withoutUndefined } from "./shared-options.ts";
 
@@ -95,14 +98,21 @@ async function attach(session: Session, handle: ShellHandle, cli: Cli): Promise<
     const { cols, rows } = sizeHere();
     handle.resize(cols, rows).catch(ignore);
   };
-  const restore = () => void stdin.setRawMode(false);
+  const modes = createTerminalModes();
+  const restore = () => {
+    terminal.out(modes.undo());
+    terminal.setRaw(false);
+    stdin.setRawMode(false);
+  };
   process.on("exit", restore);
   stdin.setRawMode(true);
+  passLineFeeds(terminal);
   stdin.on("data", onData).on("end", onEnd).resume();
   stdout.on("resize", onResize);
   async function* noted() {
     for await (const chunk of handle.output({ signal: stop.signal })) {
       begun = true;
+      if (chunk.stream === "stdout") modes.see(chunk.text);
       yield chunk;
     }
   }
@@ -111,7 +121,8 @@ async function attach(session: Session, handle: ShellHandle, cli: Cli): Promise<
   try {
     const { exitCode, ended } = await operations.quietResult(handle);
     await shown;
-    if (ended !== "exit") terminal.err("\r\nfleet: the shell was hung up\r\n");
+    restore();
+    if (ended !== "exit") terminal.err("\nfleet: the shell was hung up\n");
     return ended === "vanished" ? EXIT.failed : exitCode;
   } catch (error) {
     throw left ? new Interrupted("canceled the operation") : error;
@@ -122,5 +133,15 @@ async function attach(session: Session, handle: ShellHandle, cli: Cli): Promise<
     stdout.off("resize", onResize);
     restore();
     process.off("exit", restore);
+  }
+}
+
+/** Node's raw mode turns each line feed into two characters (libuv sets ONLCR), and what runs there moves the cursor by them. */
+function passLineFeeds(terminal: Terminal): void {
+  try {
+    execFileSync("stty", ["-opost"], { stdio: ["inherit", "ignore", "ignore"] });
+    terminal.setRaw(true);
+  } catch {
+    // No stty: it stays as Node makes it.
   }
 }

@@ -77,7 +77,7 @@ describe("fleet shell", () => {
     cli.type("seq 1 100000; exit 7\r");
     expect(await cli.ended).toBe(7);
     expect(cli.seen()).toContain("\n100000\r");
-    expect(cli.seen()).toMatch(/ icanon .* echo /s);
+    expect(cli.seen()).toMatch(/\nopost .* icanon .* echo /s);
     expect(
       bed.pve
         .toolCalls()
@@ -86,12 +86,13 @@ describe("fleet shell", () => {
     ).not.toContain("seq");
   });
 
-  test("runs a command in place of a shell; Enter ~ . hangs up", async () => {
-    const cli = startCli(["--", "sh", "-c", `echo ready; exec ${NAP}1`]);
-    await cli.shows("ready");
+  test("runs a command in place of a shell, each byte as it is; Enter ~ . hangs up and leaves its screen", async () => {
+    const cli = startCli(["--", "sh", "-c", `stty -opost; printf "\\033[?1049hup\ndown ready"; exec ${NAP}1`]);
+    await cli.shows("\u001b[?1049hup\ndown ready");
     expect(processes(`${NAP}1`)).toHaveLength(1);
     cli.type("\r~.");
     expect(await cli.ended).toBe(129);
+    expect(cli.seen()).toContain("\u001b[?1049l\r\nfleet: the shell was hung up");
     await until(() => processes(`${NAP}1`).length === 0, "the end of the command");
   });
 
