@@ -1,6 +1,14 @@
 import { FleetError, type FleetErrorCode } from "../../shared/errors.ts";
 
-export const EXIT = { ok: 0, failed: 1, usage: 2, timeout: 124, interrupted: 130, brokenPipe: 141 } as const;
+export const EXIT = {
+  ok: 0,
+  failed: 1,
+  usage: 2,
+  timeout: 124,
+  interrupted: 130,
+  killed: 137,
+  brokenPipe: 141,
+} as const;
 
 export const EXIT_HELP = `Exit codes:
   0    all went well
@@ -8,7 +16,7 @@ export const EXIT_HELP = `Exit codes:
   2    wrong usage, bad input or missing configuration; nothing was begun
   124  time ran out
   130  ended by Ctrl-C
-  exec ends with the exit code of its command.`;
+  exec ends with the exit code of its command, 137 where a signal ended it.`;
 
 /** Thrown where the user ended it; its operations are dealt with by then. */
 export class Interrupted extends Error {

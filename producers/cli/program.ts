@@ -1,4 +1,5 @@
 /** The commands, wired. */
+import { createRequire } from "node:module";
 import { Command, CommanderError } from "commander";
 import { addAdopt } from "./commands/adopt.ts";
 import { addBatch } from "./commands/batch.ts";
@@ -47,6 +48,9 @@ Examples:
   fleet ls --state running
   fleet destroy 20001`;
 
+/** By the package's own name: the file lies elsewhere once it is built. */
+const versionOf = (): string => createRequire(import.meta.url)("sandbox-fleet/package.json").version;
+
 /** Exported for tests. */
 export function createProgram(cli: Cli): Command {
   const program = new Command("fleet")
@@ -89,13 +93,19 @@ export function createProgram(cli: Cli): Command {
   addProxy(program, cli);
   addLogin(program, cli);
   addDoctor(program, cli);
+  program
+    .command("version")
+    .description("Print the version of this client; so does fleet --version.")
+    .action(() => cli.terminal.out(`${versionOf()}\n`));
   return program;
 }
 
 /** Runs one command line; returns its exit code. */
 export async function runProgram(cli: Cli, words: readonly string[]): Promise<number> {
+  // Not as an option of the program, which it would be of each command as well: some have one of that name.
+  const asked = words[0] === "--version" ? ["version"] : [...words];
   try {
-    await createProgram(cli).parseAsync([...words], { from: "user" });
+    await createProgram(cli).parseAsync(asked, { from: "user" });
     return cli.code;
   } catch (error) {
     if (!(error instanceof CommanderError)) throw error;
@@ -106,7 +116,10 @@ export async function runProgram(cli: Cli, words: readonly string[]): Promise<nu
 }
 
 function formatUsage(error: CommanderError, json: boolean): string {
-  const text = error.message.replace(/^error: /, "").replaceAll("\n", " ");
+  const text = error.message
+    .replace(/^error: /, "")
+    .replaceAll("\n", " ")
+    .replace(/\.$/, "");
   if (json) return `${JSON.stringify({ error: { code: "usage", message: text, facts: {} } })}\n`;
   return `fleet: usage: ${text}; see --help\n`;
 }

@@ -33,6 +33,10 @@ export async function readStdin(terminal: Terminal, interrupt: AbortSignal): Pro
 }
 
 const tooLong = () =>
-  new FleetError("invalid_input", `stdin: has more than ${STDIN_BYTES} bytes; copy them into the sandbox first`, {
-    facts: { fields: ["stdin"] },
-  });
+  new FleetError(
+    "invalid_input",
+    `stdin: has more than ${STDIN_BYTES} bytes; copy them into the sandbox first (fleet cp)`,
+    {
+      facts: { fields: ["stdin"] },
+    },
+  );

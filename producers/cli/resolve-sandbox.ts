@@ -14,9 +14,13 @@ export async function resolveSandbox(
   );
   const [first, ...others] = found;
   if (!first) {
-    throw new FleetError("sandbox_not_found", `there is no sandbox with the id, VMID or hostname ${text}`, {
-      facts: { sandbox: text },
-    });
+    throw new FleetError(
+      "sandbox_not_found",
+      `there is no sandbox with the id, VMID or hostname ${text || "''"}; see fleet ls`,
+      {
+        facts: { sandbox: text },
+      },
+    );
   }
   if (others.length > 0) {
     const ids = found.map((sandbox) => sandbox.id);

@@ -41,7 +41,7 @@ export function createCli(base: Pick<Cli, "terminal" | "env" | "exit">): Cli {
         cli.code = (await runSession(cli, json, work)) ?? EXIT.ok;
       } catch (error) {
         cli.code = toExitCode(error);
-        cli.terminal.err(formatError(error, json));
+        cli.terminal.err(formatError(nameRedis(error, cli.env), json));
       }
     },
   };
@@ -66,6 +66,13 @@ async function runSession(
   } catch (error) {
     throw signal.aborted && !(error instanceof Interrupted) ? signal.reason : error;
   }
+}
+
+/** Which one does not answer, without what may be secret. */
+function nameRedis(error: unknown, { REDIS_URL: url = "" }: Cli["env"]): unknown {
+  if (!(error instanceof FleetError) || error.code !== "redis_unavailable") return error;
+  const shown = url.replace(/\/\/[^/]*@/, "//").replace(/\?.*$/s, "");
+  return new FleetError(error.code, `${error.text}; REDIS_URL is ${shown}`, { cause: error, facts: error.facts });
 }
 
 /** One line, or one JSON value. */

@@ -11,6 +11,8 @@ export interface Terminal {
   err(text: string): void;
   /** Bytes on stdout, no faster than they are read there. */
   pour(content: AsyncIterable<Uint8Array>): Promise<void>;
+  /** Resolves once whoever reads stdout is not far behind: what waits for him is kept in memory. */
+  room(): Promise<void>;
   /** People watch stderr: progress may be shown there. */
   readonly watched: boolean;
   /** How many fit into a line that is redrawn: a longer one would be left behind in part each time. */
@@ -28,11 +30,15 @@ export interface Terminal {
 export interface Stream extends NodeJS.EventEmitter {
   write(data: string | Uint8Array): unknown;
   readonly isTTY?: boolean;
+  readonly writableLength?: number;
   readonly columns?: number;
 }
 
 /** Back to the line's begin, and erase it (ECMA-48 EL). */
 export const CLEAR_LINE = "\r\u001b[K";
+
+/** A reader that is slow for a while misses nothing, and one that stops takes no more than that. */
+const WAITING_BYTES = 64 * 1_048_576;
 
 export function createTerminal(
   streams: { stdout: Stream; stderr: Stream },
@@ -57,6 +63,9 @@ export function createTerminal(
     err: (text) => void stderr.write(raw ? text.replaceAll(/\r?\n/g, "\r\n") : text),
     async pour(content) {
       for await (const piece of content) if (stdout.write(piece) === false) await once(stdout, "drain");
+    },
+    async room() {
+      if ((stdout.writableLength ?? 0) > WAITING_BYTES) await once(stdout, "drain");
     },
     watched: stderr.isTTY === true && env["TERM"] !== "dumb",
     get columns() {

@@ -19,7 +19,7 @@ export const exec: Handler<"exec"> = {
     if (run.operation.step?.name === "sent" && !run.input.idempotent) {
       throw new FleetError(
         "exec_interrupted",
-        "the worker died while the command ran; it is not run again unless idempotent is set",
+        "its worker died or lost Redis while the command ran; it is not run again unless idempotent is set",
         {
           facts: { sandbox: run.sandbox.id },
         },

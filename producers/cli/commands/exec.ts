@@ -1,4 +1,4 @@
-import type { Command } from "commander";
+import { type Command, CommanderError } from "commander";
 import { FleetError, unreachable } from "../../../shared/errors.ts";
 import type { ExecHandle, OutputChunk } from "../../index.ts";
 import { EXIT } from "../exit-codes.ts";
@@ -26,13 +26,21 @@ interface Options extends GlobalOptions {
 const EXAMPLES = `
 SANDBOX is a sandbox id, or its VMID or hostname. One COMMAND word is shell text for /bin/bash -c; several are one
 command with its arguments, each passed on as it is. Input, output and exit code are the command's, as if it ran here;
-Ctrl-C ends it there, too.
+Ctrl-C ends it there, too. Where some of its output is missing that is said, and the exit code is 1 in place of 0.
+Output is lines of text: the sandbox's exec daemon drops blank ones, \\r, and what is no UTF-8. fleet cp copies files as they are.
 
 Examples:
   fleet exec sbx_... -- ls -la /workspace
   fleet exec 20001 'cd /workspace && npm test | tail -5'
   tar c src | fleet exec 20001 --user dev --cwd /workspace -- tar x
   fleet exec cmux-20001 --timeout 10m --env CI=1 --env TOKEN -- make test`;
+
+/** What looks like an option of ours is mostly the command's own. */
+export function afterDashes(error: CommanderError): never {
+  if (error.code !== "commander.unknownOption") throw error;
+  const text = `${error.message}; options of the command itself come after --, as in: SANDBOX -- ls -la`;
+  throw new CommanderError(error.exitCode, error.code, text);
+}
 
 export function addExec(program: Command, cli: Cli): void {
   const command = program
@@ -52,6 +60,7 @@ export function addExec(program: Command, cli: Cli): void {
     .option("--idempotency-key <key>", "the same key with the same input never runs twice")
     .addOption(onQuotaOption("refuse"))
     .addHelpText("after", EXAMPLES)
+    .exitOverride(afterDashes)
     .action(async (sandbox: string, words: string[]) => {
       const options = command.optsWithGlobals<Options>();
       await cli.run(options, (session) => exec({ ...session, cli }, sandbox, words, options));
@@ -84,7 +93,7 @@ async function exec(
   if (json) {
     const result = await operations.result(handle);
     session.print(result, "");
-    return result.exitCode;
+    return toExit(terminal, result.exitCode);
   }
   // As a command here that writes to nobody any more: it ends.
   terminal.whenBroken(() => {
@@ -97,17 +106,25 @@ async function exec(
 
 const LEAVING_MS = 2_000;
 
-/** Shows the output as it comes; nothing of it is missing when the result is told. */
+/** The daemon tells of a command that a signal ended, not of which one: as if it were SIGKILL, mostly for want of memory. */
+function toExit(terminal: Terminal, exitCode: number): number {
+  if (exitCode >= 0) return exitCode;
+  terminal.err("fleet: a signal ended the command\n");
+  return EXIT.killed;
+}
+
+/** Shows the output as it comes; what of it is missing when the result is told has been said. */
 async function stream({ operations, terminal }: Session, handle: ExecHandle): Promise<number> {
   const stop = new AbortController();
   const shown = show(terminal, handle.output({ signal: stop.signal })).catch((error: unknown) => {
     if (!stop.signal.aborted) throw error;
+    return false;
   });
   shown.catch(() => {}); // the result tells it first
   try {
     const { exitCode } = await operations.quietResult(handle);
-    await shown;
-    return exitCode;
+    const isWhole = await shown;
+    return toExit(terminal, exitCode === 0 && isWhole === false ? EXIT.failed : exitCode);
   } catch (error) {
     const patience = setTimeout(() => stop.abort(), LEAVING_MS);
     await shown.catch(() => {});
@@ -116,16 +133,20 @@ async function stream({ operations, terminal }: Session, handle: ExecHandle): Pr
   }
 }
 
-export async function show(terminal: Terminal, chunks: AsyncIterable<OutputChunk>): Promise<void> {
+/** Whether all of it could be shown. */
+export async function show(terminal: Terminal, chunks: AsyncIterable<OutputChunk>): Promise<boolean> {
+  let isWhole = true;
   for await (const chunk of chunks) {
     switch (chunk.stream) {
       case "stdout":
         terminal.out(chunk.text);
+        await terminal.room();
         break;
       case "stderr":
         terminal.err(chunk.text);
         break;
       case "gap":
+        isWhole = false;
         terminal.err(`fleet: ${chunk.bytes} bytes of output are missing here: it came too fast\n`);
         break;
       case "restarted":
@@ -135,4 +156,5 @@ export async function show(terminal: Terminal, chunks: AsyncIterable<OutputChunk
         throw unreachable(chunk);
     }
   }
+  return isWhole;
 }

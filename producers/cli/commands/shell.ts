@@ -10,7 +10,7 @@ import type { Cli, GlobalOptions, Session } from "../session.ts";
 import { createEscape } from "../shell-escape.ts";
 import type { Terminal } from "../terminal.ts";
 import { createTerminalModes } from "../terminal-modes.ts";
-import { show } from "./exec.ts";
+import { afterDashes, show } from "./exec.ts";
 import { onQuotaOption, withoutUndefined } from "./shared-options.ts";
 
 interface Options extends GlobalOptions {
@@ -37,6 +37,7 @@ export function addShell(program: Command, cli: Cli): void {
     .option("-u, --user <name>", "who it runs as; root when absent")
     .addOption(onQuotaOption("refuse"))
     .addHelpText("after", HELP)
+    .exitOverride(afterDashes)
     .action(async (sandbox: string, words: string[]) => {
       const options = command.optsWithGlobals<Options>();
       await cli.run(options, (session) => openShell({ ...session, cli }, sandbox, words, options));

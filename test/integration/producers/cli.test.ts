@@ -192,6 +192,11 @@ describe("provision", () => {
     ["a folder in place of jobs", ["batch", "/"], /^fleet: invalid_input: \/: is a folder; give /],
     ["a state that there is not", ["ls", "--state", "asleep"], /'--state <state>' .*'asleep'.*running/],
     ["an event that there is not", ["events", "--type", "dance"], /'--type <type>' .*'dance'.*sandbox\.changed/],
+    [
+      "a command's own option",
+      ["exec", "20000", "ls", "-la"],
+      /^fleet: usage: unknown option '-la'; .* after --.* see --help$/m,
+    ],
     ["an unknown option", ["provision", "base", "--core", "2"], /^fleet: usage: unknown option '--core'.*--cores/],
   ])("%s is refused with 2 and one line, and nothing is stored", async (_, words, line) => {
     await using rig = createRig(server);
@@ -245,9 +250,9 @@ describe("exec", () => {
     expect(String((await once(child.stdout, "data"))[0])).toBe("one\n");
     await worker.print(8, "stderr", "two\n");
     await worker.print(108, "stdout", "end\n");
-    await rig.store.end(worker.writer, { status: "succeeded", result: { ...exited, exitCode: 3 } }, { output: [] });
+    await rig.store.end(worker.writer, { status: "succeeded", result: exited }, { output: [] });
     expect(await ended).toEqual({
-      code: 3,
+      code: 1, // in place of 0, as it is not whole
       out: "one\nend\n",
       err: "two\nfleet: 96 bytes of output are missing here: it came too fast\n",
     });
@@ -275,6 +280,9 @@ describe("exec", () => {
     const { code, out } = await ran;
     expect(code).toBe(124);
     expect(JSON.parse(out)).toEqual({ ...exited, exitCode: 124 });
+    const killed = command(rig, ["exec", sandboxId, "-n", "kill -9 $$"]);
+    await answer(rig, { ...exited, exitCode: -1 });
+    expect(await killed).toEqual({ code: 137, out: "", err: "fleet: a signal ended the command\n" });
   });
 
   test("the fleet's own failure is one line on stderr", async () => {
