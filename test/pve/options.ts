@@ -43,6 +43,8 @@ export interface StorageSpec {
   sizeGib?: number;
   /** What it is for, as PVE has it ("backup,vztmpl"); all that its type can do by default. */
   content?: string;
+  /** `prune-backups keep-last=N`, of each guest; all are kept when absent. */
+  keepBackups?: number;
   /** Taken by something else than containers. */
   usedGib?: number;
 }

@@ -24,6 +24,7 @@ export interface Backup {
   sizeBytes: number;
   createdAt: number;
   notes: string;
+  protected: boolean;
 }
 
 /** What each kind of storage can do (PVE::Storage's plugins); `base` says who counts a base volume's clones: not LVM-thin, nor btrfs. */
@@ -70,6 +71,7 @@ export class Storage {
   readonly otherBytes: number;
   readonly volumes = new Map<string, Volume>();
   readonly backups = new Map<string, Backup>();
+  readonly keepBackups: number | undefined;
   readonly content: string;
   #used = 0;
   /** How many linked clones a base volume has. */
@@ -80,6 +82,7 @@ export class Storage {
     this.type = spec.type;
     this.shared = spec.shared ?? false;
     this.content = spec.content ?? CONTENT[spec.type];
+    this.keepBackups = spec.keepBackups;
     this.totalBytes = (spec.sizeGib ?? 200) * GIB;
     this.otherBytes = (spec.usedGib ?? 0) * GIB;
   }

@@ -199,6 +199,7 @@ async function dropArchives(run: Run<"replicate">, { call, writing }: { call: Ca
   if (archive === undefined) return false;
   const found = await findArchives(run, call);
   for (const volid of found) {
+    await pve.unprotect(run.input.node, archive.storage, volid, writing);
     const upid = await pve.deleteVolume(run.input.node, archive.storage, volid, writing);
     if (upid !== null) await tasks.wait(upid, { signal: call.signal, kind: "delete_volume" });
   }

@@ -68,10 +68,11 @@ export interface PveApi {
   createLxc(node: NodeName, params: CreateParams, call: Call): Promise<Upid>;
   /** Ids of what a storage holds, such as `local:vztmpl/debian-12.tar.zst`. */
   volumes(node: NodeName, storage: string, content: "vztmpl" | "backup", call: Call): Promise<string[]>;
-  /** Saves a container to a storage; its notes are what tells whose the archive is. No other archive is pruned for it. */
+  /** Saves a container to a storage, protected; its notes are what tells whose the archive is. No other archive is pruned for it. */
   backup(node: NodeName, params: { vmid: Vmid; storage: string; notes: string }, call: Call): Promise<Upid>;
   /** Archives of a container. */
   backups(node: NodeName, storage: string, vmid: Vmid, call: Call): Promise<replies.Volume[]>;
+  unprotect(node: NodeName, storage: string, volid: string, call: Call): Promise<void>;
   /** Waits some seconds for its end; else returns its task. */
   deleteVolume(node: NodeName, storage: string, volid: string, call: Call): Promise<Upid | null>;
   readonly tasks: TasksApi;
@@ -127,7 +128,9 @@ export function createPveApi(http: PveHttp): PveApi {
       return found.map(({ volid }) => volid);
     },
     backup: async (node, { vmid, storage, notes }, call) => {
-      const params = { vmid, storage, "notes-template": notes, mode: "stop", compress: "zstd", remove: false };
+      // Only a protected one is not held against the storage's retention (PVE::VZDump), and no backup job prunes it meanwhile.
+      const kept = { remove: false, protected: true };
+      const params = { vmid, storage, "notes-template": notes, mode: "stop", compress: "zstd", ...kept };
       const request = { method: "POST", path: `${nodePath(node)}/vzdump`, node, params } as const;
       const answer = await send(request, z.union([Upid, z.literal("OK")]), call);
       if (answer !== "OK") return answer;
@@ -139,6 +142,10 @@ export function createPveApi(http: PveHttp): PveApi {
     backups: (node, storage, vmid, call) => {
       const path = `${nodePath(node)}/storage/${encodeSegment(storage)}/content`;
       return send({ method: "GET", path, node, params: { content: "backup", vmid } }, replies.Volume.array(), call);
+    },
+    unprotect: async (node, storage, volid, call) => {
+      const path = `${nodePath(node)}/storage/${encodeSegment(storage)}/content/${encodeSegment(volid)}`;
+      await send({ method: "PUT", path, node, params: { protected: false } }, z.null(), call);
     },
     deleteVolume: (node, storage, volid, call) => {
       const path = `${nodePath(node)}/storage/${encodeSegment(storage)}/content/${encodeSegment(volid)}`;

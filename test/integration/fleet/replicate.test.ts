@@ -1,6 +1,7 @@
 /** Replicas of templates on other nodes: made when asked for, cloned from like their original, gone when nobody needs them. */
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { Template } from "../../../shared/state/templates.ts";
+import { Client } from "../../pve/client.ts";
 import type { StorageSpec } from "../../pve/options.ts";
 import { command } from "../command.ts";
 import { type Bed, containerOf, failure, provisionOne, run, startBed, until } from "./harness.ts";
@@ -8,8 +9,8 @@ import type { WorkerProcess } from "./worker-process.ts";
 
 const local: StorageSpec = { name: "local-lvm", type: "lvmthin" };
 const ceph: StorageSpec = { name: "ceph", type: "rbd", shared: true };
-/** For archives alone. */
-const nas: StorageSpec = { name: "nas", type: "dir", shared: true, content: "backup" };
+/** For archives alone, one of each guest. */
+const nas: StorageSpec = { name: "nas", type: "dir", shared: true, content: "backup", keepBackups: 1 };
 
 let bed: Bed;
 let worker: WorkerProcess;
@@ -79,6 +80,12 @@ test("refused before anything is touched: where there is one, and where no stora
 });
 
 test("where only archives can be shared, one is saved, restored and deleted; nothing of it is left after a crash or a cancel", async () => {
+  await using human = new Client(bed.pve);
+  await human.data("POST", "/nodes/pve1/vzdump", { vmid: 9_001, storage: "nas" });
+  await until(() => bed.pve.tasks().some(({ type, endedAt }) => type === "vzdump" && endedAt), "a human's archive");
+  const kept = () => human.data("GET", "/nodes/pve1/storage/nas/content", { content: "backup" });
+  const before = await kept();
+  expect(before).toHaveLength(1);
   const archives = () => bed.pve.tasks().filter(({ type }) => type === "imgdel").length;
   const begun = bed.pve.tasks().length;
   const saving = () => bed.pve.tasks().some(({ type, endedAt }) => type === "vzdump" && !endedAt);
@@ -102,6 +109,7 @@ test("where only archives can be shared, one is saved, restored and deleted; not
     .map(({ type }) => type);
   expect(types.filter((type) => /^vzdump|^vzrestore$/.test(type)).slice(-2)).toEqual(["vzdump", "vzrestore"]);
   expect(archives()).toBe(2);
+  expect(await kept()).toEqual(before);
   expect(containerOf(bed, 9_001)?.lock).toBeUndefined();
   const { sandboxId, vmid } = await provisionOne(bed.fleet, { node: "pve4" });
   expect(bed.pve.log().find(({ params }) => params["newid"] === String(vmid))?.path).toContain(`/${made.vmid}/`);

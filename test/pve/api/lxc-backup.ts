@@ -1,5 +1,5 @@
 /** vzdump of one container, and what is done with its archive but the restore, which is a create. */
-import { check } from "../access.ts";
+import { check, has } from "../access.ts";
 import type { Container } from "../container.ts";
 import { refuse } from "../refusal.ts";
 import { type Call, type Route, route, vmidOf } from "../router.ts";
@@ -30,6 +30,12 @@ export const backupRoutes: Route[] = [
       },
     },
     vzdump,
+  ),
+  route(
+    "PUT",
+    "/nodes/{node}/storage/{storage}/content/{volume...}",
+    { daemon: true, rules: { node: NODE, storage: STORAGE, volume: text, notes: text, protected: flag } },
+    update,
   ),
   route(
     "DELETE",
@@ -63,14 +69,16 @@ async function dump(call: Call, task: Task, vmid: number): Promise<void> {
   if (container !== undefined) check(world, by, `/vms/${vmid}`, "VM.Backup");
   try {
     if (container === undefined) throw new Error(`unable to find VM '${vmid}'`);
+    checkRetention(call, storage, vmid);
     task.log(`INFO: Starting Backup of VM ${vmid} (lxc)`);
     await locked(world, task, container, async () => {
       container.checkLock();
       container.config.set("lock", "backup");
     });
     await task.spend(world.takes(world.timings.backup), node.load);
-    const backup = save(container, storage, params["notes-template"]);
+    const backup = save(container, storage, params);
     task.log(`INFO: creating vzdump archive '${backup.volid}'`);
+    if (params["remove"] !== "0") prune(storage, vmid);
     container.config.set("lock", undefined);
   } catch (error) {
     if (!(error instanceof Error)) throw error;
@@ -83,7 +91,36 @@ async function dump(call: Call, task: Task, vmid: number): Promise<void> {
   }
 }
 
-function save(container: Container, storage: Storage, notes = ""): Backup {
+const backupsOf = (storage: Storage, vmid: number) =>
+  [...storage.backups.values()].filter(({ of }) => of.vmid === vmid);
+
+/** PVE::VZDump::exec_backup_task; whoever may not change the storage has five protected archives of a guest at most. */
+function checkRetention({ world, by, params }: Call, storage: Storage, vmid: number): void {
+  const { name, keepBackups: limit = 0 } = storage;
+  const all = backupsOf(storage, vmid);
+  const count = all.filter((one) => one.protected).length;
+  if (params["protected"] === "1") {
+    const most = has(world, by, `/storage/${name}`, "Datastore.Allocate") ? Number.POSITIVE_INFINITY : 5;
+    if (count < most) return;
+    throw new Error(`The number of protected backups per guest is limited to ${most} on storage '${name}'`);
+  }
+  if (limit > 0 && params["remove"] === "0" && all.length - count >= limit) {
+    const ways = "Either increase the limit or delete old backups.";
+    throw new Error(
+      `There is a max backup limit of ${limit} enforced by the target storage or the vzdump parameters. ${ways}`,
+    );
+  }
+}
+
+function prune(storage: Storage, vmid: number): void {
+  const { keepBackups: limit = 0 } = storage;
+  if (limit === 0) return;
+  const loose = backupsOf(storage, vmid).filter((one) => !one.protected);
+  for (const { volid } of loose.slice(0, -limit)) storage.backups.delete(volid);
+}
+
+function save(container: Container, storage: Storage, params: Call["params"]): Backup {
+  const notes = params["notes-template"] ?? "";
   const digits = (value: number) => String(value).padStart(2, "0");
   const at = new Date();
   const day = [at.getFullYear(), at.getMonth() + 1, at.getDate()].map(digits).join("_");
@@ -95,25 +132,44 @@ function save(container: Container, storage: Storage, notes = ""): Backup {
     sizeBytes: GIB / 2,
     createdAt: at.getTime(),
     notes: notes.replaceAll("{{vmid}}", String(container.vmid)).replaceAll("{{guestname}}", container.name),
+    protected: params["protected"] === "1",
   };
   backup.values.delete("lock");
   storage.backups.set(backup.volid, backup);
   return backup;
 }
 
-/** With a delay PVE waits so long for the task's end, and answers nothing then. */
-async function remove(call: Call): Promise<string | null> {
-  const { world, node, by, params, arrivedAt } = call;
+/** As PVE::Storage::check_volume_access allows. */
+function archiveOf({ world, node, by, params }: Call): { storage: Storage; volid: string; vmid: string } {
   const storage = node.storages.get(params["storage"] ?? "");
   if (storage === undefined) throw refuse(`storage '${params["storage"]}' does not exist`);
   const name = params["volume"] ?? "";
   const volid = name.startsWith(`${storage.name}:`) ? name : `${storage.name}:${name}`;
-  const backup = storage.backups.get(volid);
   const vmid = /vzdump-lxc-(\d+)-/.exec(volid)?.[1] ?? "0";
   check(world, by, `/storage/${storage.name}`, "Datastore.AllocateSpace");
   check(world, by, `/vms/${vmid}`, "VM.Backup");
+  return { storage, volid, vmid };
+}
+
+function update(call: Call): null {
+  const { storage, volid } = archiveOf(call);
+  const backup = storage.backups.get(volid);
+  if (backup === undefined) throw refuse(`volume '${volid}' does not exist`);
+  const { notes, protected: kept } = call.params;
+  if (notes !== undefined) backup.notes = notes;
+  if (kept !== undefined) backup.protected = kept === "1";
+  return null;
+}
+
+/** With a delay PVE waits so long for the task's end, and answers nothing then. */
+async function remove(call: Call): Promise<string | null> {
+  const { world, node, by, params, arrivedAt } = call;
+  const { storage, volid, vmid } = archiveOf(call);
+  const backup = storage.backups.get(volid);
   const task = world.fork({ type: "imgdel", id: `${vmid}@${storage.name}`, node, by, arrivedAt }, async (own) => {
     if (backup === undefined) throw new Error(`volume '${volid}' does not exist`);
+    if (backup.protected)
+      throw new Error(`cannot remove protected volume '${volid.split(":")[1]}' on '${storage.name}'`);
     storage.backups.delete(volid);
     own.log(`Removed volume '${volid}'`);
   });

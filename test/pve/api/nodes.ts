@@ -248,12 +248,13 @@ function content(call: Call): unknown[] {
       parent: volume.parent?.slice(storage.name.length + 1) ?? null,
     });
   }
-  for (const { volid, of, sizeBytes: size, createdAt, notes } of storage.backups.values()) {
+  for (const { volid, of, sizeBytes: size, createdAt, notes, protected: isProtected } of storage.backups.values()) {
     if ((wanted ?? "backup") !== "backup" || (vmid !== undefined && of.vmid !== Number(vmid))) continue;
     // PVE::Storage::check_volume_access: who may not read one does not see it.
     const sees = (path: string, right: string) => has(call.world, call.by, path, right);
     if (!sees(`/storage/${storage.name}`, "Datastore.AllocateSpace") || !sees(`/vms/${of.vmid}`, "VM.Backup")) continue;
-    const about = { volid, vmid: of.vmid, content: "backup", subtype: "lxc", format: "tar.zst" };
+    const kept = isProtected ? { protected: 1 } : {};
+    const about = { volid, vmid: of.vmid, content: "backup", subtype: "lxc", format: "tar.zst", ...kept };
     // Of several lines the first.
     shown.push({ ...about, size, ctime: Math.floor(createdAt / 1000), ...(notes && { notes: notes.split("\n")[0] }) });
   }
