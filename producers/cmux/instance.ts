@@ -216,15 +216,15 @@ export class CmuxInstance {
 const LONGEST_OUTPUT = 1_048_576;
 
 export async function execIn(
-  { fleet }: InstanceContext,
+  { fleet, done }: InstanceContext,
   sandboxId: SandboxId,
   command: string,
   timeoutMs: number | undefined,
 ): Promise<ExecResult> {
   const time = timeoutMs === undefined ? {} : { timeoutMs };
   // Today's client keeps all: diffs of a repository are read this way.
-  const handle = await fleet.exec({ sandboxId, command, outputLimitBytes: LONGEST_OUTPUT, ...time });
-  const { exitCode, stdout, stderr, truncated } = await handle.result();
+  const asked = fleet.exec({ sandboxId, command, outputLimitBytes: LONGEST_OUTPUT, ...time });
+  const { exitCode, stdout, stderr, truncated } = await done(asked);
   const cut = truncated ? { truncated } : {};
   return { exit_code: exitCode, stdout: stdout.trimEnd(), stderr: stderr.trimEnd(), ...cut };
 }

@@ -229,6 +229,7 @@ test("a template is saved, started from and deleted; one whose maker never heard
 
   await using hasty = createClient({ waitMs: 1 });
   await failure(hasty.createTemplateFromContainer(box.id), "timeout");
+  await failure(hasty.execInContainer(box.vmid, "sleep 0.2"), "timeout");
   const templates = () => bed.fleet.sandboxes.list({ state: "template" });
   const lost = await until(
     async () => (await templates()).find(({ vmid }) => vmid !== saved.templateVmid),
