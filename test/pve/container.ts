@@ -53,7 +53,7 @@ export class Container {
     this.uid = uid;
     this.node = node;
     this.traits = traits;
-    this.fileLock = new FileLock(vmid);
+    this.fileLock = new FileLock(`/run/lock/lxc/pve-config-${vmid}.lock`);
   }
 
   get running(): boolean {

@@ -4,14 +4,14 @@ interface Waiter {
   grant: () => void;
 }
 
-/** The flock on a container's config file: start, stop, shutdown, destroy and config changes hold it while they work. */
+/** A flock. That on a container's config file start, stop, shutdown, destroy and config changes hold while they work. */
 export class FileLock {
   readonly #path: string;
   #held = false;
   readonly #waiting: Waiter[] = [];
 
-  constructor(vmid: number) {
-    this.#path = `/run/lock/lxc/pve-config-${vmid}.lock`;
+  constructor(path: string) {
+    this.#path = path;
   }
 
   /** Runs `body` under the lock; `onWait` is called when somebody else holds it, `onGot` when it then came free. */

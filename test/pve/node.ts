@@ -1,6 +1,7 @@
 import { now } from "./clock.ts";
 import type { Container } from "./container.ts";
 import type { NodeState } from "./faults.ts";
+import { FileLock } from "./file-lock.ts";
 import { NodeLoad } from "./node-load.ts";
 import type { NodeSpec } from "./options.ts";
 import type { Storage } from "./storage.ts";
@@ -24,6 +25,7 @@ export class PveNode {
   readonly containers = new Map<number, Container>();
   /** In the order of their beginning. */
   readonly running = new Set<Task>();
+  readonly dumpLock = new FileLock("/var/run/vzdump.lock");
   /** In the order of their end. */
   readonly ended: Task[] = [];
   /** What `ostemplate` may name. */

@@ -117,6 +117,8 @@ export interface Timings {
   authDelay: number;
   /** How long a change waits for the container's file lock. */
   lockTimeout: number;
+  /** How long a minute of `lockwait` is to vzdump. */
+  lockMinute: number;
   /** Until "595 No route to host". */
   unreachableDelay: number;
   /** Until "596 Connection timed out". */
@@ -152,6 +154,7 @@ export const TIMINGS: Timings = {
   timeScale: 1,
   authDelay: 3000,
   lockTimeout: 10_000,
+  lockMinute: 60_000,
   unreachableDelay: 3000,
   hungTimeout: 30_000,
   taskAbort: 5000,

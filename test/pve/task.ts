@@ -166,6 +166,9 @@ async function unlessAborted(promise: Promise<void>, signal: AbortSignal): Promi
   }
 }
 
+/** Its process has exited without a word of how. */
+export const exited = (): Error => new Interrupted("interrupt");
+
 export function isInterrupted(error: unknown): error is Error & { how: Interruption } {
   return error instanceof Interrupted;
 }

@@ -130,7 +130,9 @@ export function createPveApi(http: PveHttp): PveApi {
     backup: async (node, { vmid, storage, notes }, call) => {
       // Only a protected one is not held against the storage's retention (PVE::VZDump), and no backup job prunes it meanwhile.
       const kept = { remove: false, protected: true };
-      const params = { vmid, storage, "notes-template": notes, mode: "stop", compress: "zstd", ...kept };
+      // A node saves one guest after the other: behind a nightly backup this would hold the template from clones for hours.
+      const patience = { lockwait: 1 };
+      const params = { vmid, storage, "notes-template": notes, mode: "stop", compress: "zstd", ...kept, ...patience };
       const request = { method: "POST", path: `${nodePath(node)}/vzdump`, node, params } as const;
       const answer = await send(request, z.union([Upid, z.literal("OK")]), call);
       if (answer !== "OK") return answer;

@@ -34,6 +34,7 @@ const TEXT_RULES: readonly TextRule[] = [
     "pve_overloaded",
     /cfs-lock '(?<lock>[^']+)'|got lock request timeout|'(?<lock2>[^']+)'-locked command timed out/,
   ),
+  rule("source_locked", /can't acquire lock '\/var\/run\/vzdump\.lock'/, { facts: { lock: "vzdump" } }),
   rule("container_locked", /can't (?:lock file|acquire lock) '[^']*'/, {
     onClone: "source_locked",
     facts: { lock: "file" },

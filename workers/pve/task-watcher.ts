@@ -54,10 +54,13 @@ const EXPLAIN_MS = 5_000;
 
 /** Some tasks tell in their log alone why they failed. */
 async function explained(tasks: TasksApi, upid: Upid, error: unknown, signal: AbortSignal): Promise<unknown> {
-  if (!(error instanceof FleetError) || error.code !== "task_failed" || !saysNothing(error.text)) return error;
+  if (!(error instanceof FleetError)) return error;
+  // It exits without a status where it could not have its node's lock (PVE::API2::VZDump).
+  const exits = error.code === "task_lost" && parseUpid(upid).type === "vzdump";
+  if (!exits && (error.code !== "task_failed" || !saysNothing(error.text))) return error;
   try {
     const reason = reasonIn(await tasks.log(upid, { limit: 0 }, { signal, deadlineMs: EXPLAIN_MS }));
-    return reason === undefined ? error : taskError(`${error.text}: ${reason}`, upid);
+    return reason === undefined ? error : taskError(exits ? reason : `${error.text}: ${reason}`, upid);
   } catch {
     return error; // which is true all the same
   }

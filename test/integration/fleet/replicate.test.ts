@@ -4,7 +4,7 @@ import { Template } from "../../../shared/state/templates.ts";
 import { Client } from "../../pve/client.ts";
 import type { StorageSpec } from "../../pve/options.ts";
 import { command } from "../command.ts";
-import { type Bed, containerOf, failure, provisionOne, run, startBed, until } from "./harness.ts";
+import { type Bed, containerOf, failure, firstFailure, provisionOne, run, startBed, until } from "./harness.ts";
 import type { WorkerProcess } from "./worker-process.ts";
 
 const local: StorageSpec = { name: "local-lvm", type: "lvmthin" };
@@ -29,7 +29,7 @@ beforeAll(async () => {
         { name: "cmux-base", node: "pve1" },
         { name: "with-data", node: "pve1", config: { mp0: "local-lvm:base-9002-disk-1,mp=/data,size=1G" } },
       ],
-      timings: { cloneFull: 10_000, backup: 8_000, restore: 8_000 },
+      timings: { cloneFull: 10_000, backup: 8_000, restore: 8_000, lockMinute: 200 },
     },
   });
   worker = await bed.startProcess();
@@ -115,6 +115,22 @@ test("where only archives can be shared, one is saved, restored and deleted; not
   expect(bed.pve.log().find(({ params }) => params["newid"] === String(vmid))?.path).toContain(`/${made.vmid}/`);
   await run(bed.fleet, "destroy", { sandboxId });
   await run(bed.fleet, "destroy", { sandboxId: made.replicaId });
+});
+
+test("behind another backup of its node it waits its turn without keeping anybody from the template", async () => {
+  await using human = new Client(bed.pve);
+  const { sandboxId, vmid } = await provisionOne(bed.fleet, { node: "pve1" });
+  const night = bed.pve.faults.task({ type: "vzdump", vmid, hold: true });
+  await human.data("POST", "/nodes/pve1/vzdump", { vmid, storage: "nas" });
+  const handle = await bed.fleet.replicate({ template: "cmux-base", node: "pve4" });
+  expect(await firstFailure(handle)).toBe("source_locked");
+  await provisionOne(bed.fleet, { node: "pve1" }).then((one) =>
+    run(bed.fleet, "destroy", { sandboxId: one.sandboxId }),
+  );
+  night.release();
+  const { replicaId } = await handle.result({ timeoutMs: 60_000 });
+  await run(bed.fleet, "destroy", { sandboxId: replicaId });
+  await run(bed.fleet, "destroy", { sandboxId });
 });
 
 test("one from which nothing was cloned for long goes by itself", async () => {

@@ -1,11 +1,12 @@
 /** vzdump of one container, and what is done with its archive but the restore, which is a create. */
 import { check, has } from "../access.ts";
+import { now } from "../clock.ts";
 import type { Container } from "../container.ts";
 import { refuse } from "../refusal.ts";
 import { type Call, type Route, route, vmidOf } from "../router.ts";
 import { NODE, optional, STORAGE } from "../schema/lxc.ts";
 import { type Backup, GIB, type Storage } from "../storage.ts";
-import type { Task } from "../task.ts";
+import { exited, isInterrupted, type Task } from "../task.ts";
 import { locked } from "./lxc-power.ts";
 
 const flag = { type: "boolean" } as const;
@@ -24,6 +25,7 @@ export const backupRoutes: Route[] = [
         mode: { type: "string", values: ["snapshot", "suspend", "stop"] },
         compress: { type: "string", values: ["0", "1", "gzip", "lzo", "zstd"] },
         remove: flag,
+        lockwait: { type: "integer", min: 0 },
         "notes-template": { type: "string", maxLength: 1024 },
         protected: flag,
         quiet: flag,
@@ -55,7 +57,33 @@ function vzdump(call: Call): string {
   const elsewhere = (world.containers.get(vmid)?.node ?? node.name) !== node.name;
   if (elsewhere) return "OK";
   check(world, by, `/storage/${params["storage"] ?? "local"}`, "Datastore.AllocateSpace");
-  return world.fork({ type: "vzdump", id: vmid, node, by, arrivedAt }, (task) => dump(call, task, vmid)).upid;
+  return world.fork({ type: "vzdump", id: vmid, node, by, arrivedAt }, (task) =>
+    alone(call, task, () => dump(call, task, vmid)),
+  ).upid;
+}
+
+/** PVE::VZDump::getlock: one a node at a time. */
+async function alone({ world, node, params }: Call, task: Task, body: () => Promise<void>): Promise<void> {
+  let got = false;
+  const begin = () => {
+    got = true;
+    return body();
+  };
+  try {
+    await node.dumpLock.hold(begin, {
+      timeoutMs: Number(params["lockwait"] ?? 180) * world.timings.lockMinute,
+      signal: task.signal,
+      onWait: () => task.log("INFO: trying to get global lock - waiting..."),
+      onGot: () => {
+        task.log("INFO: got global lock");
+        task.clock = now();
+      },
+    });
+  } catch (error) {
+    if (got || isInterrupted(error)) throw error;
+    task.log("ERROR: can't acquire lock '/var/run/vzdump.lock' - got timeout");
+    throw exited();
+  }
 }
 
 async function dump(call: Call, task: Task, vmid: number): Promise<void> {

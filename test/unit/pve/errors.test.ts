@@ -359,6 +359,7 @@ describe("ends of tasks", () => {
     ["vzstart", "201", "command 'systemctl start pve-container@201' failed: exit code 1", "start_failed"],
     ["vzstart", "9001", "you can't start a CT if it's a template", "task_failed"],
     ["vzstop", "440", "can't lock file '/run/lock/lxc/pve-config-440.lock' - got timeout", "container_locked"],
+    ["vzdump", "9001", "can't acquire lock '/var/run/vzdump.lock' - got timeout", "source_locked", { lock: "vzdump" }],
     ["vzshutdown", "440", "container did not stop", "shutdown_refused"],
     ["vzshutdown", "440", "unexpected status", "task_lost"],
     ["vzshutdown", "440", "unable to read tail (got 0 bytes)", "task_lost"],
