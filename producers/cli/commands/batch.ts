@@ -9,7 +9,7 @@ import { checkJobs, lineOf, readJobs } from "../job-lines.ts";
 import { note } from "../progress.ts";
 import { type Cli, describeError, formatError, type GlobalOptions, type Session } from "../session.ts";
 import { formatFacts, formatTable, toPrintable } from "../terminal.ts";
-import { addWaiting, onQuotaOption, policyOption, type WaitOptions } from "./shared-options.ts";
+import { addWaiting, batchIdOption, onQuotaOption, policyOption, type WaitOptions } from "./shared-options.ts";
 
 const HELP = `
 FILE holds one job a line: {"kind":"provision","input":{"template":"cmux-base"}}; kinds and inputs are those of the client.
@@ -32,7 +32,7 @@ export function addBatch(program: Command, cli: Cli): void {
     .summary("send many jobs, one a line, under one id")
     .description("Send many jobs under one id, wait until all have ended, and say how.")
     .argument("<file>", "JSON lines, or - for stdin")
-    .option("--id <id>", "its id, of your choice; the same again goes on with it")
+    .addOption(batchIdOption())
     .addOption(policyOption());
   addWaiting(batch, "only have them accepted; see fleet batch get")
     .addOption(onQuotaOption("wait"))
@@ -51,9 +51,11 @@ async function send(session: Session, file: string, options: Options): Promise<n
   const { terminal, json, interrupt } = session;
   await checkJobs(file);
   let id = "";
+  // Those that were canceled may be thousands, for one reason: the last line counts them.
   const tell = (outcome: ItemOutcome) => {
     if (json) terminal.out(`${JSON.stringify(toLine(id, outcome))}\n`);
-    else if (!outcome.ok) note(terminal, `fleet: line ${lineOf(outcome.index)}: ${toReason(outcome.error)}`);
+    else if (!outcome.ok && outcome.error.code !== "canceled")
+      note(terminal, `fleet: line ${lineOf(outcome.index)}: ${toReason(outcome.error)}`);
   };
   const left = new AbortController(); // whoever stops early leaves an idle stdin behind
   const jobs = readJobs(file, AbortSignal.any([interrupt, left.signal]));
@@ -69,7 +71,7 @@ async function send(session: Session, file: string, options: Options): Promise<n
 export function conclude({ terminal, json, print }: Session, { view, error }: Followed, wait: boolean): number {
   if (error !== undefined) {
     terminal.err(formatError(error, json));
-    if (view && !json && !(error instanceof Interrupted)) {
+    if (view && view.status !== "ended" && !json && !(error instanceof Interrupted)) {
       const how = view.status === "open" ? "is not whole yet; the same again with" : "goes on, see fleet batch get";
       terminal.err(`fleet: batch ${view.id} ${how} ${view.status === "open" ? `--id ${view.id} goes on` : view.id}\n`);
     }

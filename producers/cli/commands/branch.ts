@@ -6,10 +6,10 @@ import { resolveSandbox } from "../resolve-sandbox.ts";
 import type { Cli } from "../session.ts";
 import { SANDBOX } from "./changes.ts";
 import { provisionMany } from "./provision.ts";
-import { addWaitOptions, policyOption, type WaitOptions } from "./shared-options.ts";
+import { addWaitOptions, batchIdOption, policyOption, type WaitOptions } from "./shared-options.ts";
 
 export function addBranch(program: Command, cli: Cli): void {
-  type Options = WaitOptions & { count: number; policy?: BatchPolicy };
+  type Options = WaitOptions & { count: number; id?: string; policy?: BatchPolicy };
   const command = addWaitOptions(program.command("branch"))
     .summary("make copies of a sandbox as it stands")
     .description(
@@ -19,6 +19,7 @@ export function addBranch(program: Command, cli: Cli): void {
     )
     .argument("<sandbox>", SANDBOX)
     .requiredOption("-n, --count <count>", "how many, 1 to 100", parseNumber)
+    .addOption(batchIdOption())
     .addOption(policyOption())
     .addHelpText("after", "\nExample:\n  fleet branch 20001 --count 8 --policy undo")
     .action(async (sandbox: string) => {

@@ -1,6 +1,5 @@
 import { type Command, Option } from "commander";
 import { FleetError } from "../../../shared/errors.ts";
-import type { BatchPolicy } from "../../../shared/state/records.ts";
 import type { Batch, BatchOptions, ItemOutcome, JobInput, JobOutput } from "../../index.ts";
 import { formatDuration, NONE } from "../describe.ts";
 import { EXIT, toExitCode } from "../exit-codes.ts";
@@ -23,6 +22,7 @@ import { conclude } from "./batch.ts";
 import {
   addResourceOptions,
   addWaitOptions,
+  batchIdOption,
   idleActionOption,
   policyOption,
   toSubmitOptions,
@@ -30,7 +30,8 @@ import {
   type WaitOptions,
 } from "./shared-options.ts";
 
-type Options = ProvisionOptions & WaitOptions & { input?: string; count?: number; policy?: BatchPolicy };
+type BatchChoices = Pick<BatchOptions, "id" | "policy">;
+type Options = ProvisionOptions & WaitOptions & BatchChoices & { input?: string; count?: number };
 
 const EXAMPLES = `
 TEMPLATE is a template's name or tag, its VMID, or a snapshot id snap_...
@@ -50,6 +51,7 @@ export function addProvision(program: Command, cli: Cli): void {
     .argument("[template]", "what to clone", parseTemplate)
     .option("--template <template>", "the same as an option", parseTemplate)
     .option("--count <n>", "how many, as one batch: see fleet batch; what a quota has no room for waits", parseCount)
+    .addOption(batchIdOption())
     .addOption(policyOption())
     .option("--input <file>", "everything as JSON from a file, or from stdin with -; options go over it");
   addPlacementOptions(command);
@@ -137,9 +139,20 @@ async function provision(session: Session, template: string | number | undefined
       facts: { fields: ["template"] },
     });
   }
+  if (options.count === undefined) refuseBatchChoices(options);
   return options.count === undefined
     ? provisionOne(session, input, options)
     : provisionMany(session, options.count, options, (how, count) => session.fleet.batch({ ...input, count }, how));
+}
+
+/** Of one, what was meant can only be guessed. */
+function refuseBatchChoices({ id, policy }: BatchChoices): void {
+  const [field] = Object.entries({ id, policy }).find(([, value]) => value !== undefined) ?? [];
+  if (field === undefined) return;
+  const wayOut = field === "id" ? "; for one there is --idempotency-key" : "";
+  throw new FleetError("invalid_input", `--${field}: is about a batch, so it needs --count${wayOut}`, {
+    facts: { fields: [field] },
+  });
 }
 
 /** What is known of one that was only accepted. */
@@ -166,7 +179,7 @@ async function provisionOne(session: Session, input: JobInput<"provision">, opti
 export async function provisionMany(
   session: Session,
   count: number,
-  options: WaitOptions & { policy?: BatchPolicy },
+  options: WaitOptions & BatchChoices,
   begin: (how: BatchOptions, count: number) => Promise<Batch>,
 ): Promise<number> {
   const { terminal, json, print } = session;
@@ -183,7 +196,7 @@ export async function provisionMany(
       if (outcome.ok) {
         const value = outcome.result as JobOutput<"provision">; // a batch of nothing else
         made.push({ value, tookMs: performance.now() - from });
-      } else {
+      } else if (json || outcome.error.code !== "canceled") {
         const known = failures.get(outcome.error.code);
         failures.set(outcome.error.code, { error: known?.error ?? outcome.error, count: (known?.count ?? 0) + 1 });
       }

@@ -38,6 +38,9 @@ export const ttlActionOption = (): Option =>
 export const onQuotaOption = (otherwise: string): Option =>
   new Option("--on-quota <what>", `where the team has used up a quota (${otherwise})`).choices(["refuse", "wait"]);
 
+export const batchIdOption = (): Option =>
+  new Option("--id <id>", "the batch's id, of your choice; the same again goes on with it");
+
 export const policyOption = (): Option =>
   new Option("--policy <policy>", "what a failed one means for the others (keep)").choices(BATCH_POLICIES);
 

@@ -1,7 +1,9 @@
 /** Where webhooks go, and what became of them. */
 import type { Command } from "commander";
 import { formatDuration, formatTime, NONE } from "../describe.ts";
+import { EXIT } from "../exit-codes.ts";
 import { parseDurationMs } from "../parse-values.ts";
+import { note } from "../progress.ts";
 import type { Cli, GlobalOptions } from "../session.ts";
 import { formatTable, toPrintable } from "../terminal.ts";
 
@@ -78,10 +80,16 @@ function addRetry(webhooks: Command, cli: Cli): void {
     .argument("<target>", "name of the target")
     .argument("[message...]", "ids, as fleet webhooks dead shows them")
     .action(async (target: string, ids: string[]) => {
-      await cli.run(command.optsWithGlobals<GlobalOptions>(), async ({ fleet, print }) => {
-        const count = await fleet.webhooks.retry(target, ids.length === 0 ? undefined : ids);
+      await cli.run(command.optsWithGlobals<GlobalOptions>(), async ({ fleet, terminal, print }) => {
+        const asked = new Set(ids).size;
+        const count = await fleet.webhooks.retry(target, asked === 0 ? undefined : ids);
         print({ target, retried: count }, `${count} sent again\n`);
-        return undefined;
+        if (count >= asked) return EXIT.ok;
+        note(
+          terminal,
+          `fleet: ${asked - count} of ${asked} are no dead messages of ${toPrintable(target)}; see fleet webhooks dead`,
+        );
+        return EXIT.failed;
       });
     });
 }

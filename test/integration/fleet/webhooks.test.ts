@@ -222,6 +222,9 @@ test("the command shows, tries and sends again, with Redis alone", async () => {
   expect(unknown).toMatchObject({ code: 1, err: expect.stringMatching(/webhook_not_found.*there are busy, down/) });
   isUp = true;
   expect(await cli("webhooks", "retry", "down", letter.id)).toMatchObject({ code: 0, out: "1 sent again\n" });
+  expect((await cli("webhooks", "retry", "down", letter.id)).err).toMatch(
+    /^fleet: 1 of 1 are no dead messages of down;/,
+  );
   const [first, again] = await delivered("/down", operation, 2);
   expect(again?.headers["webhook-id"]).toBe(first?.headers["webhook-id"]);
   expect((await cli("webhooks", "test", "down")).out).toMatch(/^down answered 200 after /);

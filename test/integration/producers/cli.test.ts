@@ -197,6 +197,11 @@ describe("provision", () => {
       ["exec", "20000", "ls", "-la"],
       /^fleet: usage: unknown option '-la'; .* after --.* see --help$/m,
     ],
+    [
+      "a batch's id for one",
+      ["provision", "base", "--id", "x"],
+      /^fleet: invalid_input: --id: .*--count; .*--idempotency-key$/m,
+    ],
     ["an unknown option", ["provision", "base", "--core", "2"], /^fleet: usage: unknown option '--core'.*--cores/],
   ])("%s is refused with 2 and one line, and nothing is stored", async (_, words, line) => {
     await using rig = createRig(server);
