@@ -154,24 +154,18 @@ export async function startClockwork(
   if (works) beat().catch(tellBeat);
   const pulse = works ? startEvery(BEAT_MS, beat, tellBeat) : undefined;
 
-  let looking: Promise<void> = Promise.resolve();
   const look = async () => {
     await context.nodes.readObstacles(); // the message of a change may have been lost
     await inventory.update(INVENTORY_MS, AbortSignal.any([stop.signal, AbortSignal.timeout(30_000)]));
     if (works && (await queue.getJobSchedulersCount()) < Object.keys(TASKS).length) await schedule();
   };
-  const timer = setInterval(() => {
-    looking = looking.then(look).catch((error: unknown) => {
-      if (!stop.signal.aborted) log.warn({ err: error }, "could not read the cluster");
-    });
-  }, LOOK_MS);
+  const looking = startEvery(LOOK_MS, look, (error) => log.warn({ err: error }, "could not read the cluster"));
 
   return {
     async [Symbol.asyncDispose]() {
-      clearInterval(timer);
+      looking[Symbol.dispose]();
       pulse?.[Symbol.dispose]();
       stop.abort(new Error("closing"));
-      await looking;
       await worker.close();
       await queue.close();
     },

@@ -7,7 +7,7 @@ import type { WorkerContext } from "../context.ts";
  */
 export async function forEachRecord<T extends { id: string }>(
   { log }: Pick<WorkerContext, "log">,
-  records: readonly T[],
+  records: Iterable<T>,
   work: (record: T) => Promise<void>,
 ): Promise<void> {
   for (const record of records) {

@@ -1,5 +1,5 @@
 /** Slots whose holder has gone: given back once PVE shows that nothing of it runs any more. */
-import { FleetError } from "../../shared/errors.ts";
+import { FleetError, toFleetError } from "../../shared/errors.ts";
 import type { NodeName } from "../../shared/ids.ts";
 import type { Inventory } from "../../shared/state/inventory.ts";
 import { isEnded } from "../../shared/state/records.ts";
@@ -9,11 +9,23 @@ import { Upid } from "../pve/upid.ts";
 import { isOurs, isRunning, LIST_LIMIT } from "./adopt-node.ts";
 
 export async function reapSlots(context: WorkerContext, signal: AbortSignal): Promise<void> {
+  const silent = new Set<NodeName | null>();
   for (const { name, node } of slotsOf(context.inventory.current())) {
     for (const holder of await context.slots.expired(name)) {
-      if (!(await hasEnded(context, holder, node, signal))) continue;
-      context.log.warn({ slot: name, holder }, "slot of an ended operation or task given back");
-      await context.slots.reap(name, holder);
+      if (silent.has(node)) break;
+      try {
+        if (!(await hasEnded(context, holder, node, signal))) continue;
+        context.log.warn({ slot: name, holder }, "slot of an ended operation or task given back");
+        await context.slots.reap(name, holder);
+      } catch (error) {
+        signal.throwIfAborted();
+        const { code, facts } = toFleetError(error);
+        context.log.debug(
+          { ...facts, slot: name, holder, code },
+          "could not see yet whether a slot's holder has ended",
+        );
+        silent.add(node); // it must not keep those of the others
+      }
     }
   }
 }

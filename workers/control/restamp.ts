@@ -10,6 +10,7 @@ import { isGone, isProvisional, type SandboxRecord } from "../../shared/state/re
 import type { WorkerContext } from "../context.ts";
 import { hasMac, type Place, placeOf } from "../sandbox/look.ts";
 import { addStamp, DESCRIPTION_LIMIT, parseStamp, replaceStamp, type Stamp, toFacts } from "../sandbox/stamp.ts";
+import { forEachRecord } from "./for-each-record.ts";
 
 /** In one round; the next begins seconds later. Any of them, so that some that can't be written keep up no others. */
 const PAGE = 200;
@@ -23,7 +24,14 @@ export async function restamp(context: WorkerContext, signal: AbortSignal): Prom
   if ((await redis.exists(keys.restamp, keys.restamping)) === 0) return 0;
   await redis.multi().sunionstore(keys.restamp, keys.restamp, keys.restamping).del(keys.restamping).exec();
   const ids = await redis.srandmember(keys.restamp, PAGE);
-  const due = await Promise.all(ids.map(async (id) => ({ id, sandbox: await store.loadSandbox(SandboxId.parse(id)) })));
+  const due: { id: string; sandbox: SandboxRecord | null }[] = [];
+  const read = async ({ id }: { id: string }) =>
+    void due.push({ id, sandbox: await store.loadSandbox(SandboxId.parse(id)) });
+  await forEachRecord(
+    context,
+    ids.map((id) => ({ id })),
+    read,
+  );
   let written = 0;
   const byNode = Map.groupBy(due, ({ sandbox }) => sandbox?.node);
   const lanes = [...byNode.values()].flatMap((some) => {

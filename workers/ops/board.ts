@@ -8,6 +8,7 @@ import type { OpsRole } from "../../shared/logins.ts";
 import { CONTROL, execQueue, nodeQueue, PLACE, WARM } from "../../shared/queues.ts";
 import { loadTargets } from "../../shared/state/webhooks.ts";
 import type { WorkerContext } from "../context.ts";
+import { startEvery } from "../control/every.ts";
 import { visitorOf } from "./access.ts";
 import { type Glance, JobData, loadGlances, toShort, toTitle } from "./glance.ts";
 
@@ -48,10 +49,7 @@ export async function addBoards(app: FastifyInstance, context: WorkerContext): P
     for (const add of show) for (const [group, queue] of all) add(group, queue);
   };
   await showAll();
-  const timer = setInterval(() => {
-    showAll().catch((error: unknown) => log.debug({ err: error }, "could not look for new queues"));
-  }, REFRESH_MS);
-  return { [Symbol.dispose]: () => clearInterval(timer) };
+  return startEvery(REFRESH_MS, showAll, (error) => log.debug({ err: error }, "could not look for new queues"));
 }
 
 async function addBoard(app: FastifyInstance, context: WorkerContext, { path, acts }: { path: string; acts: boolean }) {

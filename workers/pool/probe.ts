@@ -2,6 +2,7 @@
 import { toFleetError } from "../../shared/errors.ts";
 import { isEnded, type SandboxRecord } from "../../shared/state/records.ts";
 import type { WorkerContext } from "../context.ts";
+import { forEachRecord } from "../control/for-each-record.ts";
 import { placeOf } from "../sandbox/look.ts";
 import { parseStamp, type Stamp } from "../sandbox/stamp.ts";
 
@@ -13,12 +14,17 @@ const ANSWER_MS = 3_000;
 /** `lost`: it may be somebody's of whom Redis knows nothing any more: nobody can use it. */
 export type Finding = "ready" | "silent" | "owned" | "lost";
 
-export async function loadMembers({ pools, store }: WorkerContext): Promise<SandboxRecord[]> {
-  const ids = await pools.members();
-  const records: (SandboxRecord | null)[] = [];
-  for (let at = 0; at < ids.length; at += LANES)
-    records.push(...(await Promise.all(ids.slice(at, at + LANES).map((id) => store.loadSandbox(id)))));
-  return records.filter((one) => one !== null);
+export async function loadMembers(context: Pick<WorkerContext, "pools" | "store" | "log">): Promise<SandboxRecord[]> {
+  const ids = await context.pools.members();
+  const records: SandboxRecord[] = [];
+  const rest = ids.map((id) => ({ id })).values();
+  const lane = () =>
+    forEachRecord(context, rest, async ({ id }) => {
+      const record = await context.store.loadSandbox(id);
+      if (record) records.push(record);
+    });
+  await Promise.all(Array.from({ length: LANES }, lane));
+  return records;
 }
 
 /** Looks at warm members, and writes down who may be claimed. Returns what was found, by id. */

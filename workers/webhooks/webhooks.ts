@@ -16,6 +16,7 @@ import { openEventReader } from "../../shared/state/event-reader.ts";
 import { publishTargets, webhookGroup } from "../../shared/state/webhooks.ts";
 import { toEventJob, type WebhookJob } from "../../shared/webhooks.ts";
 import type { WorkerContext } from "../context.ts";
+import { startEvery } from "../control/every.ts";
 import { deliver, toRetryMs } from "./deliver.ts";
 import { createAgent, LANES } from "./reach.ts";
 
@@ -45,10 +46,9 @@ export async function startWebhooks(context: WorkerContext): Promise<AsyncDispos
   };
   for (const target of targets) stack.use(startDelivery(context, target));
   await publish();
-  const timer = setInterval(() => {
-    publish().catch((error: unknown) => log.debug({ err: error }, "could not tell the webhooks' targets"));
-  }, PUBLISH_MS);
-  stack.defer(() => clearInterval(timer));
+  stack.use(
+    startEvery(PUBLISH_MS, publish, (error) => log.debug({ err: error }, "could not tell the webhooks' targets")),
+  );
   for (const target of targets) stack.use(await startFollowing(context, target));
   return stack.move();
 }

@@ -8,8 +8,10 @@ import type { WorkerContext } from "../../../workers/context.ts";
 import { settleAborts } from "../../../workers/control/aborts.ts";
 import { expireSandboxes } from "../../../workers/control/expire.ts";
 import { withLock } from "../../../workers/control/lock.ts";
+import { restamp } from "../../../workers/control/restamp.ts";
 import { sweepOperations } from "../../../workers/control/sweep.ts";
 import { createLogger } from "../../../workers/log.ts";
+import { loadMembers } from "../../../workers/pool/probe.ts";
 import { type RedisServer, startRedis } from "../../redis.ts";
 import { createRig, type Rig } from "../producers/rig.ts";
 import { until } from "./until.ts";
@@ -76,6 +78,17 @@ test("a TTL of a sandbox without record is forgotten, one with a bad record stop
   expect(await rig.redis.zscore(rig.keys.expiries, unknown)).toBeNull();
   expect(await rig.redis.zscore(rig.keys.expiries, bad)).toBe("301000");
   await rig.redis.del(rig.keys.expiries);
+});
+
+test("a record that can't be read keeps no stamps from being written, and no pool from being tended", async () => {
+  const [bad, good, unknown] = [await rig.running(), await rig.running(), newSandboxId()];
+  await damage(rig.keys.sandbox(bad), "createdAt");
+  await rig.redis.sadd(rig.keys.restamp, bad, unknown);
+  await restamp(context, NEVER);
+  expect(await rig.redis.smembers(rig.keys.restamp)).toEqual([bad]);
+  const pools = { members: async () => [bad, good, unknown] } as unknown as WorkerContext["pools"]; // nothing else is asked
+  expect(await loadMembers({ ...context, pools })).toMatchObject([{ id: good }]);
+  await rig.redis.del(rig.keys.restamp);
 });
 
 /** A provision whose job waits for its next try. */
