@@ -151,7 +151,7 @@ function toTarget(parts: Parts, kind: JobName, input: Readonly<Record<string, un
       facts: { fields: ["team"] },
     });
   }
-  const begin = { team, state: "placing" as const, createdAt: parts.now() };
+  const begin = { state: "placing" as const, createdAt: parts.now() };
   switch (kind) {
     case "provision": {
       const {

@@ -40,8 +40,8 @@ export interface AcceptRequest {
   source?: SandboxId;
   /** See `currentTrace`. */
   trace?: string | undefined;
-  /** For kinds that make a sandbox: the record to begin with, without its ids. */
-  newSandbox: Fields<z.output<typeof SandboxRecord>> | undefined;
+  /** For kinds that make a sandbox: the record to begin with, without its ids and its team, which may be another sandbox's. */
+  newSandbox: Omit<Fields<z.output<typeof SandboxRecord>>, "team"> | undefined;
 }
 
 /**

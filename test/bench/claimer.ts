@@ -33,7 +33,7 @@ async function claimOne(): Promise<void> {
     secrets: undefined,
     idempotencyKey: undefined,
     batch: false,
-    newSandbox: { team, template, state: "placing", createdAt: Date.now() },
+    newSandbox: { template, state: "placing", createdAt: Date.now() },
   });
   const claimed = await store.claim(id, newFence());
   if (claimed.outcome !== "claimed") throw new Error(`${id} is ${claimed.outcome}`);

@@ -29,7 +29,7 @@ async function opened(policy: BatchPolicy = "keep"): Promise<BatchId> {
 }
 
 function provisionItem(index: number, template = "base") {
-  const newSandbox = { team, template, state: "placing" as const, createdAt: 1 };
+  const newSandbox = { template, state: "placing" as const, createdAt: 1 };
   const kind = "provision" as const;
   const request = { kind, team, scope: undefined, input: { template }, secrets: undefined, batch: true, newSandbox };
   return { request, items: [{ id: newOperationId(), sandbox: newSandboxId(), index }] };

@@ -133,7 +133,7 @@ async function makeMember(
     idempotencyKey: `pool ${template} ${since} ${fills + at}`,
     batch: true,
     onQuota: "ignore",
-    newSandbox: { team: POOL_TEAM, state: "placing", createdAt: Date.now(), template, pool: template },
+    newSandbox: { state: "placing", createdAt: Date.now(), template, pool: template },
   });
   const operation = await store.load(accepted.id);
   if (operation && accepted.needsJob) await addJob(context, operation);

@@ -40,7 +40,7 @@ export async function wantReplica(run: Run<"provision">, request: PlacementReque
     idempotencyKey: undefined,
     batch: true,
     onQuota: "ignore",
-    newSandbox: { team, state: "placing", node, template: String(template), createdAt: Date.now() },
+    newSandbox: { state: "placing", node, template: String(template), createdAt: Date.now() },
   });
   log.info({ ...wish, operation: accepted.id, for: operation.id }, "the placer asks for a replica");
   const replica = accepted.needsJob ? await store.load(accepted.id) : null;

@@ -112,6 +112,13 @@ describe("of a running sandbox", () => {
     await failure(blue.destroy({ sandboxId: made.templateId }), "sandbox_not_found");
   });
 
+  test("is that team's also where an operator of all teams makes it", async () => {
+    const { templateId } = await run(bed.fleet, "template", { sandboxId: box.sandboxId, name: "by-operator" });
+    expect(await bed.fleet.sandboxes.get(templateId)).toMatchObject({ team: "red" });
+    const copy = await provisionOne(team, { template: templateId });
+    for (const sandboxId of [copy.sandboxId, templateId]) await run(team, "destroy", { sandboxId });
+  });
+
   test("takes nothing but a provision and a destroy", async () => {
     const sandboxId = made.templateId;
     await failure(run(team, "exec", { sandboxId, command: "true" }), "is_template");
