@@ -40,6 +40,7 @@ export const exec = defineJob({
     idempotent: z.boolean().default(false),
   }),
   output: z.object({
+    /** 124 when its time was up; -1 where a signal ended its bash, and the exec daemon says no more than that. */
     exitCode: z.number().int(),
     stdout: z.string(),
     stderr: z.string(),

@@ -4,6 +4,7 @@ import { Agent, buildConnector, Client, type Dispatcher, request } from "undici"
 import { FleetError } from "../../shared/errors.ts";
 import { EXECD_PORT } from "../../shared/jobs/fields.ts";
 import { createReply, type ExecOutcome } from "./exec-reply.ts";
+import { toKill, toMark } from "./leftovers.ts";
 import { createSpares, isUnused } from "./spares.ts";
 
 /** The variable through which PVE 9.1 and later hand the token in. */
@@ -14,6 +15,9 @@ export interface ExecCall {
   token: string;
   /** One shell text for /bin/bash -c. */
   script: string;
+  /** What it begins can be ended by this name (letters, digits, `_` and `.`), and is when its time is up; see `leftovers.ts`. */
+  name?: string | undefined;
+  /** 0: for as long as it takes. It ends with 124 when that is over. */
   timeoutMs: number;
   /** Bytes to keep of each stream. */
   keepBytes: number;
@@ -25,15 +29,17 @@ export interface ExecCall {
   /** Nothing is sent before it is done; what it throws comes through, unless there is no connection either. */
   ready?: Promise<unknown> | undefined;
   /** Called right before the request is written to its connection; what it throws comes through, and nothing is sent. */
-  guard?: () => void;
+  guard?: (() => void) | undefined;
 }
 
 export interface Execd extends AsyncDisposable {
   /**
    * Runs a command. Throws `execd_unreachable` when it was certainly not started, `execd_unauthorized` on a 401,
-   * `exec_interrupted` when the connection broke in the middle.
+   * `exec_interrupted` when the connection broke in the middle, `timeout` when the daemon does not answer any more.
    */
   exec(call: ExecCall): Promise<ExecOutcome>;
+  /** Ends what a command of that name left running. Throws as `exec`. */
+  kill(call: Pick<ExecCall, "address" | "token" | "signal" | "guard"> & { name: string }): Promise<void>;
   /** Whether the daemon is up and takes our token: part of a probe, at a tenth of its time, since nothing is run. */
   answers(call: { address: string; token: string; signal: AbortSignal }): Promise<boolean>;
   /** Whether the daemon is up and refuses callers without our token: `open` means it takes everybody. */
@@ -45,6 +51,15 @@ export interface Execd extends AsyncDisposable {
 }
 
 const PROBE_MS = 3_000;
+/**
+ * Over a command's own time: execd ends its bash then, and answers once nobody holds its output any more; later, what holds it
+ * is ended, too; and later still there is nobody who answers, as in a frozen guest.
+ */
+const OVERDUE_MS = 500;
+const SILENT_MS = 10_000;
+const KILL_MS = 3_000;
+/** As `timeout(1)` says it, and execd. */
+const OUT_OF_TIME = 124;
 
 /** A guest that comes up answers a connect at once or not at all. */
 export const CONNECT_MS = 3_000;
@@ -71,34 +86,42 @@ export function createExecd(): Execd {
     return reply.statusCode;
   };
 
-  return {
-    async exec(call) {
-      call.ready?.catch(() => {}); // without a connection nobody asks for it
-      call.signal.throwIfAborted();
-      const { address, guest: name } = call;
-      const guest = name === undefined ? undefined : { name, address, port: EXECD_PORT };
-      // A command gets a connection of its own: a reset on a used one could mean both that it ran and that it never did.
-      const client = new Client(originOf(address), {
-        pipelining: 1,
-        connect: connectMeanwhile(call.ready, guest && spares.take(guest)),
-        bodyTimeout: 0,
-        headersTimeout: 30_000,
-      });
-      busy.add(client);
-      const close = () => void client.destroy(OVER).finally(() => busy.delete(client));
-      try {
-        const outcome = await execOn(client, call);
-        // Whoever waits for the outcome need not wait for these.
-        setImmediate(() => {
-          close();
-          if (guest) spares.add(guest);
-        });
-        return outcome;
-      } catch (error) {
+  const exec = async (call: ExecCall): Promise<ExecOutcome> => {
+    call.ready?.catch(() => {}); // without a connection nobody asks for it
+    call.signal.throwIfAborted();
+    const { address, guest: name } = call;
+    const guest = name === undefined ? undefined : { name, address, port: EXECD_PORT };
+    // A command gets a connection of its own: a reset on a used one could mean both that it ran and that it never did.
+    const client = new Client(originOf(address), {
+      pipelining: 1,
+      connect: connectMeanwhile(call.ready, guest && spares.take(guest)),
+      // execd says nothing before the command does.
+      bodyTimeout: 0,
+      headersTimeout: 0,
+    });
+    busy.add(client);
+    const close = () => void client.destroy(OVER).finally(() => busy.delete(client));
+    try {
+      const { name, ...rest } = call;
+      const outcome = await execOn(client, call, () => void (name && kill({ ...rest, name }).catch(() => {})));
+      // Whoever waits for the outcome need not wait for these.
+      setImmediate(() => {
         close();
-        throw error;
-      }
-    },
+        if (guest) spares.add(guest);
+      });
+      return outcome;
+    } catch (error) {
+      close();
+      throw error;
+    }
+  };
+  const kill: Execd["kill"] = async ({ name, ...call }) => {
+    await exec({ ...call, script: toKill(name), timeoutMs: KILL_MS, keepBytes: 0 });
+  };
+
+  return {
+    exec,
+    kill,
 
     async answers({ address, token, signal }) {
       try {
@@ -179,14 +202,16 @@ const toPost = (token: string | null, body: Post["body"]) => ({
 });
 
 /** Without undici's stream of a reply, which costs a short command as much as all else that is done about it here. */
-function execOn(client: Client, call: ExecCall): Promise<ExecOutcome> {
-  const { address, token, script, timeoutMs, signal } = call;
+function execOn(client: Client, call: ExecCall, onOverdue: () => void): Promise<ExecOutcome> {
+  const { address, token, name, timeoutMs, signal } = call;
+  const script = name === undefined ? call.script : `${toMark(name)}${call.script}`;
   const { promise, resolve, reject } = Promise.withResolvers<ExecOutcome>();
   const reply = createReply(call);
   const gate = createGate(call.guard);
+  let isOverdue = false;
   /** Nothing comes after the outcome, and the end of the reply may take a while longer. */
   const settle = (outcome: ExecOutcome | undefined) => {
-    if (outcome) resolve(outcome);
+    if (outcome) resolve(isOverdue ? { ...outcome, exitCode: OUT_OF_TIME } : outcome);
   };
   const fail = (error: unknown) => {
     if (error instanceof FleetError) reject(error);
@@ -194,6 +219,17 @@ function execOn(client: Client, call: ExecCall): Promise<ExecOutcome> {
   };
   const onAbort = () => reject(signal.reason);
   signal.addEventListener("abort", onAbort, { once: true });
+  const overdue = () => {
+    isOverdue = true;
+    onOverdue();
+  };
+  const timers =
+    timeoutMs === 0
+      ? []
+      : [
+          setTimeout(overdue, timeoutMs + OVERDUE_MS),
+          setTimeout(() => reject(silent(address, timeoutMs)), timeoutMs + SILENT_MS),
+        ];
   client.dispatch(
     { path: "/exec", method: "POST", ...toPost(token, { command: script, timeout_ms: timeoutMs }) },
     {
@@ -227,7 +263,10 @@ function execOn(client: Client, call: ExecCall): Promise<ExecOutcome> {
       onResponseError: (_, error) => fail(error),
     },
   );
-  return promise.finally(() => signal.removeEventListener("abort", onAbort));
+  return promise.finally(() => {
+    for (const timer of timers) clearTimeout(timer);
+    signal.removeEventListener("abort", onAbort);
+  });
 }
 
 /** Runs the guard when the connection stands and the request is about to be written; tells whether it was. */
@@ -274,6 +313,12 @@ const interrupted = (cause: unknown) =>
   new FleetError("exec_interrupted", "the connection to the exec daemon broke; whether the command ended is unknown", {
     cause,
   });
+
+const silent = (address: string, timeoutMs: number) =>
+  new FleetError(
+    "timeout",
+    `the exec daemon at ${address} has not answered, and the command's ${timeoutMs} ms are long over`,
+  );
 
 const unreachable = (address: string, cause: unknown) =>
   new FleetError("execd_unreachable", `the exec daemon at ${address} can't be reached`, { cause });

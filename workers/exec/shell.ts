@@ -1,5 +1,6 @@
 /** Shell text for /bin/bash -c in a sandbox: a command in its folder and environment, as another user, with its input. */
 import { quoteWord } from "../../shared/shell-quote.ts";
+import { MARK_BYTES } from "./leftovers.ts";
 
 /** What cmux's backend sets before each command. */
 const BASE_ENV = { HOME: "/root", XDG_RUNTIME_DIR: "/run/user/0" };
@@ -42,8 +43,8 @@ export interface Delivery {
   clean: string | undefined;
 }
 
-/** Linux takes no longer argument (MAX_ARG_STRLEN: 128 KiB with its NUL). */
-const LONGEST_BYTES = 131_071;
+/** Linux takes no longer argument (MAX_ARG_STRLEN: 128 KiB with its NUL), and execd's client marks it. */
+const LONGEST_BYTES = 131_071 - MARK_BYTES;
 /** In base64 well below that; each decodes by itself, as 3 divides it. */
 const PIECE_BYTES = 90_000;
 

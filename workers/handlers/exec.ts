@@ -6,8 +6,10 @@ import { spanned } from "../../shared/trace.ts";
 import { type Asked, readAsked } from "../exec/asked.ts";
 import type { ExecOutcome } from "../exec/exec-reply.ts";
 import type { ExecCall } from "../exec/execd.ts";
+import { endLeftovers } from "../exec/leftovers.ts";
 import { createLiveOutput, type LiveOutput } from "../exec/live-output.ts";
 import { toDelivery, toScriptAs } from "../exec/shell.ts";
+import type { Call } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import { ownContainer, refuseTemplate } from "../sandbox/look.ts";
 import { readAddress } from "../sandbox/ready.ts";
@@ -25,6 +27,8 @@ export const exec: Handler<"exec"> = {
         },
       );
     }
+    // As an earlier run left it, whose worker died.
+    if (run.input.idempotent && run.operation.claims > 1) await endCommand(run, run.call);
     const begun = performance.now();
     const live = createLiveOutput(run.addOutput);
     try {
@@ -41,15 +45,26 @@ export const exec: Handler<"exec"> = {
       throw error;
     }
   },
+
+  /** Whatever it ended by, nothing of it runs on. */
+  async undo(run) {
+    const isSent = run.operation.step?.name === "sent" || (run.input.idempotent && run.sandbox.state === "running");
+    if (isSent) await endCommand(run, run.undoing());
+    return { undone: [] };
+  },
 };
+
+async function endCommand(run: Run, call: Call): Promise<void> {
+  const { address } = run.sandbox;
+  const { execToken: token } = run.context.secrets.openSandbox(run.sandbox.id, run.sealed.sandbox);
+  if (address !== undefined && token !== undefined) await endLeftovers(run, { address, token, name: run.id }, call);
+}
 
 /** A result that holds all of one stream says all that a watcher would have seen, unless something is written already. */
 function needsLiveOutput({ operation }: Run, live: LiveOutput, result: JobOutput<"exec">): boolean {
   const bothStreams = result.stdout !== "" && result.stderr !== "";
   return live.written || bothStreams || result.truncated || operation.output !== undefined;
 }
-
-const DAEMON_GRACE_MS = 10_000;
 
 /** A sandbox that moved takes its operations along; one that is not up can't do anything. */
 export function stayWithNode(run: Run): void {
@@ -78,8 +93,7 @@ async function callExecd(run: Run<"exec">, asked: Asked): Promise<ExecOutcome> {
   const { command, timeoutMs, outputLimitBytes: keepBytes, idempotent } = run.input;
   const { place, as, stdin, hear } = asked;
   const { before, script, clean } = toDelivery(command, place, { as, stdin, name: `.fleet-${run.id}` });
-  // execd ends the command itself; this is for a daemon that does not answer any more, such as that of a frozen guest.
-  const signal = AbortSignal.any([run.signal, AbortSignal.timeout(timeoutMs + DAEMON_GRACE_MS)]);
+  const { signal } = run;
   for (let fresh = false; ; fresh = true) {
     if (address === null)
       throw new FleetError("no_address", "the sandbox has no address", { facts: { sandbox: run.sandbox.id } });
@@ -88,7 +102,7 @@ async function callExecd(run: Run<"exec">, asked: Asked): Promise<ExecOutcome> {
       if (before.length > 0) await sendBefore(run, before, { ...call, signal });
       const ready = idempotent ? undefined : run.begin("sent");
       const guest = `${run.sandbox.id} ${run.sandbox.stateAt}`;
-      const asked = { ...call, ready, script, timeoutMs, keepBytes, signal, guest, onOutput: hear };
+      const asked = { ...call, ready, script, name: run.id, timeoutMs, keepBytes, signal, guest, onOutput: hear };
       return await spanned("command", {}, () => execd.exec(asked));
     } catch (error) {
       if (clean !== undefined) await tidy(run, clean, call);

@@ -7,6 +7,7 @@ import type { Command, Write } from "../../shared/state/operations.ts";
 import { isBefore, type SandboxRecord, serviceField } from "../../shared/state/records.ts";
 import { slotOf } from "../../shared/state/slots.ts";
 import { resolveUrl } from "../../shared/urls.ts";
+import { endLeftovers, nameOf } from "../exec/leftovers.ts";
 import { toScript } from "../exec/shell.ts";
 import { leaveBadNode } from "../placement/leave-node.ts";
 import { place } from "../placement/place.ts";
@@ -154,14 +155,18 @@ async function runSetup(run: Run<"provision">, { address, token }: { address: st
   const { env } = await run.context.secrets.get(run.sandbox.id);
   const begun = /^setup (\d+)$/.exec(run.operation.step?.name ?? "")?.[1];
   await run.timed("setup", async () => {
-    // A later run goes on with the command that was cut short: closing the connection has killed it.
+    // A later run goes on with the command that was cut short, of which something may still be there.
     for (const [index, command] of run.input.setup.entries()) {
       if (index < Number(begun ?? 0)) continue;
+      const name = nameOf(run.id, index);
+      if (index === Number(begun)) await endLeftovers(run, { address, token, name });
       await run.begin(`setup ${index}`);
       const outcome = await run.context.execd.exec({
         address,
         token,
-        script: toScript(command, env ? { env } : {}),
+        // What it leaves in the background would hold the reply back by its output, which nobody reads.
+        script: `exec >/dev/null 2>&1\n${toScript(command, env ? { env } : {})}`,
+        name,
         timeoutMs: 0,
         keepBytes: 0,
         signal: run.signal,

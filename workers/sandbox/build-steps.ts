@@ -3,6 +3,7 @@ import { FleetError } from "../../shared/errors.ts";
 import { quoteWord } from "../../shared/shell-quote.ts";
 import type { StreamName } from "../../shared/state/output.ts";
 import type { SecretValues } from "../../shared/state/secrets.ts";
+import { endLeftovers, nameOf } from "../exec/leftovers.ts";
 import { createLiveOutput } from "../exec/live-output.ts";
 import { toScript } from "../exec/shell.ts";
 import type { Run } from "../run/run.ts";
@@ -30,13 +31,15 @@ export async function fill(run: Run<"build">, way: Way, token: string | null): P
   try {
     for (const [index, { name, scripts }] of items.entries()) {
       if (index < (run.operation.done ?? 0)) continue;
+      const command = nameOf(run.id, index);
+      if (index === run.operation.done && token !== null) await endLeftovers(run, { address, token, name: command });
       await run.begin(name, { operation: { done: index } });
       live.add("stdout", `==> ${name}\n`);
       await run.timed(name.replace(/ .*/, ""), async () => {
         for (const script of scripts) {
           const begun = performance.now();
           const timeoutMs = timeoutSeconds * 1_000;
-          const exitCode = await runScript(run, { way, address, token, script, timeoutMs, hear: live.add });
+          const exitCode = await runScript(run, { way, address, token, script, command, timeoutMs, hear: live.add });
           const isLate = performance.now() - begun >= timeoutMs;
           if (exitCode !== 0) throw failed({ step: name, index, exitCode, ...(isLate ? { timeoutSeconds } : {}) });
         }
@@ -84,21 +87,26 @@ interface Call {
   address: string;
   token: string | null;
   script: string;
+  /** See `ExecCall.name`. */
+  command: string;
   timeoutMs: number;
   hear: (stream: StreamName, chunk: string | Buffer) => void;
 }
 
-async function runScript(run: Run<"build">, { way, address, token, script, timeoutMs, hear }: Call): Promise<number> {
+async function runScript(
+  run: Run<"build">,
+  { way, address, token, script, command, timeoutMs, hear }: Call,
+): Promise<number> {
   const { execd, shell } = run.context;
   const { node, vmid } = containerOf(run).place;
   if (way === "execd") {
-    const call = { address, token: token ?? "", script, timeoutMs, keepBytes: 0, signal: run.signal };
+    const call = { address, token: token ?? "", script, name: command, timeoutMs, keepBytes: 0, signal: run.signal };
     return (await execd.exec({ ...call, guard: run.check, onOutput: hear })).exitCode;
   }
   if (shell === null) throw noWay(run);
-  const command = { verb: "exec", vmid, script, timeoutMs } as const;
+  const line = { verb: "exec", vmid, script, timeoutMs } as const;
   const call = { signal: run.signal, guard: run.check, keepBytes: 0, onOutput: hear };
-  return (await shell.run(node, command, call)).code ?? 137;
+  return (await shell.run(node, line, call)).code ?? 137;
 }
 
 /** As asked for; else templates of the fleet have the exec daemon, and archives have not. */

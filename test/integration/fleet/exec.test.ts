@@ -24,16 +24,20 @@ import {
 
 let bed: Bed;
 let box: Awaited<ReturnType<typeof provisionOne>>;
+/** Begun first, since it takes as long as it must. */
+let silent: ReturnType<typeof exec>;
 beforeAll(async () => {
   bed = await startBed({
     pve: { nodes: 1, templates: [{ name: "cmux-base" }, { name: "mute", guest: { execd: false } }] },
   });
   box = await provisionOne(bed.fleet, { env: { FROM: "provision", BOTH: "provision" } });
+  silent = exec("sleep 31; echo at last", { timeoutMs: 60_000 });
+  silent.catch(() => {}); // the test of it tells
 });
 afterAll(() => bed.close());
 
 const exec = (command: string, more: object = {}) =>
-  bed.fleet.exec({ sandboxId: box.sandboxId, command, ...more }).then((handle) => handle.result({ timeoutMs: 60_000 }));
+  bed.fleet.exec({ sandboxId: box.sandboxId, command, ...more }).then((handle) => handle.result({ timeoutMs: 90_000 }));
 const rootOf = (vmid: number) => containerOf(bed, vmid)?.root ?? "";
 
 test("a shell without SSH to the nodes says what is missing, and what works", async () => {
@@ -191,9 +195,20 @@ describe("live output", () => {
   });
 });
 
-test("a command out of its time ends with 124", async () => {
-  const result = await exec("echo begun; sleep 60", { timeoutMs: 200 });
-  expect(result).toMatchObject({ exitCode: 124, stdout: "begun\n" });
+test("a command out of its time ends with 124, with all that it has begun", async () => {
+  const command = "(while :; do sleep 60; done) & echo $!; setsid sleep 61 & echo $!; sleep 62 | cat";
+  const result = await exec(command, { timeoutMs: 200 });
+  expect(result).toMatchObject({ exitCode: 124, stdout: expect.stringMatching(/^\d+\n\d+\n$/) });
+  for (const pid of result.stdout.trim().split("\n")) expect(existsSync(`/proc/${pid}/cwd`)).toBe(false);
+});
+
+test("who ended by itself, and left its output to another, is out of its time as well", async () => {
+  expect(await exec("sleep 60 & echo done", { timeoutMs: 200 })).toMatchObject({ exitCode: 124, stdout: "done\n" });
+  expect(await exec("sleep 60 >/dev/null 2>&1 & echo done", { timeoutMs: 60_000 })).toMatchObject({ exitCode: 0 });
+});
+
+test("a command may be silent for longer than anybody waits for an answer's head", async () => {
+  expect(await silent).toMatchObject({ exitCode: 0, stdout: "at last\n" });
 });
 
 test("a command sent before the sandbox runs is answered when it does", async () => {
@@ -303,7 +318,7 @@ test.each(["is heard of", "is written down only, as when the wake-up is lost"])(
     const pidFile = join(rootOf(box.vmid), "pid");
     const handle = await bed.fleet.exec({
       sandboxId: box.sandboxId,
-      command: "rm -f pid; echo $$ > pid; sleep 60; touch survived",
+      command: "rm -f pid; (while :; do sleep 60; done) & echo $! > pid; sleep 61; touch survived",
     });
     await until(async () => (await handle.status()).step === "sent", "the command to be sent");
     await until(() => existsSync(pidFile) && readFileSync(pidFile, "utf8").endsWith("\n"), "the command to begin");

@@ -94,14 +94,48 @@ describe("guests", () => {
     expect((await fetch(`http://${address}:39375/exec`)).status).toBe(405);
   });
 
-  it("kills the whole group when the request is closed", async () => {
+  it("says nothing, not even its head, before the command does", async () => {
+    const { address } = await guest(pve, client);
+    let answered = false;
+    const reply = post(address, { command: "touch begun; until [ -e go ]; do sleep 0.01; done; echo x" }).finally(
+      () => {
+        answered = true;
+      },
+    );
+    await lines(await post(address, { command: "until [ -e begun ]; do sleep 0.01; done" }));
+    expect(answered).toBe(false);
+    await post(address, { command: "touch go" });
+    expect(await lines(await reply)).toEqual([
+      { type: "stdout", data: "x" },
+      { type: "exit", code: 0 },
+    ]);
+  });
+
+  it("kills bash alone, when the request is closed and when its time is up; the reply waits for who has its output", async () => {
     const { address } = await guest(pve, client);
     const cut = new AbortController();
-    const response = await post(address, { command: "sleep 1000 & echo $!; wait" }, { signal: cut.signal });
+    const command = "echo $$; sleep 1000 & echo $!; wait";
+    const response = await post(address, { command }, { signal: cut.signal });
     const reader = response.body?.getReader();
-    const first = new TextDecoder().decode((await reader?.read())?.value);
+    const decoder = new TextDecoder();
+    let text = "";
+    while (text.split("\n").length < 3) text += decoder.decode((await reader?.read())?.value, { stream: true });
+    const [bash, child] = text.split("\n", 2).map((line) => Number((JSON.parse(line) as Line).data));
     cut.abort();
-    await gone(Number((JSON.parse(first) as Line).data));
+    await gone(bash ?? 0);
+    const holding = `trap '' TERM; until [ -e let-go ]; do sleep 0.01; done & echo begun; exit 3`;
+    const held = post(address, { command: holding, timeout_ms: 5_000 });
+    expect(
+      await lines(
+        await post(address, { command: `kill -0 ${child} && kill ${child} && echo was there; touch let-go` }),
+      ),
+    ).toEqual([
+      { type: "stdout", data: "was there" },
+      { type: "exit", code: 0 },
+    ]);
+    expect((await lines(await held)).at(-1)).toEqual({ type: "exit", code: 3 });
+    const late = await lines(await post(address, { command: "sleep 0.4; echo late", timeout_ms: 50 }));
+    expect(late.at(-1)).toEqual({ type: "exit", code: 124 });
   });
 
   it("kills background processes that left their session when the container stops", async () => {

@@ -60,8 +60,8 @@ async function exec(setup: ExecdSetup, request: IncomingMessage, response: Serve
   setup.onCommand();
   const gone = new AbortController();
   response.once("close", () => gone.abort());
+  // As Go's server has it, the head goes out with the first line: a silent command says nothing at all until it ends.
   response.writeHead(200, { "Content-Type": "application/jsonlines", "Cache-Control": "no-store" });
-  response.flushHeaders();
   await runCommand(inWorkspace(asked.command, setup.workspace), setup.shell, {
     timeoutMs: asked.timeoutMs,
     sink: toSink(response),
