@@ -6,6 +6,7 @@ import { batchNotFound, type ItemEnd, toItemEnd } from "../shared/state/batches.
 import type { BatchPolicy, BatchRecord, EndedOperation } from "../shared/state/records.ts";
 import { type BatchWatch, type EndWatch, loadEnded, toTimerMs, toUnknown, type Wait } from "./end-watch.ts";
 import { toResult } from "./handle.ts";
+import { linkSignals } from "./link-signals.ts";
 import type { Parts } from "./parts.ts";
 
 /** Items by status; `total` is their sum at every moment. */
@@ -118,21 +119,22 @@ async function waitForEnd(
   { timeoutMs = Number.POSITIVE_INFINITY, signal }: Wait,
 ): Promise<BatchView> {
   const timerMs = toTimerMs(timeoutMs);
-  const late = timerMs === undefined ? undefined : AbortSignal.timeout(timerMs);
-  const stop = AbortSignal.any([signal, late].filter((one) => one !== undefined));
+  using stop = linkSignals(signal);
   using changes = watch.watchBatch(id);
+  const late = () => {
+    const text = `batch ${id} has not ended within ${timeoutMs} ms; it goes on`;
+    stop.abort(new FleetError("timeout", text, { facts: { batch: id, goesOn: true } }));
+  };
+  const timer = timerMs === undefined ? undefined : setTimeout(late, timerMs);
   try {
     while (true) {
-      stop.throwIfAborted();
-      const record = await throughOutages(load, changes, stop);
+      stop.signal.throwIfAborted();
+      const record = await throughOutages(load, changes, stop.signal);
       if (record.endedAt !== undefined) return toBatchView(record);
-      await changes.next(LOOK_MS, stop);
+      await changes.next(LOOK_MS, stop.signal);
     }
-  } catch (error) {
-    if (late?.aborted !== true || signal?.aborted === true) throw error;
-    throw new FleetError("timeout", `batch ${id} has not ended within ${timeoutMs} ms; it goes on`, {
-      facts: { batch: id, goesOn: true },
-    });
+  } finally {
+    clearTimeout(timer);
   }
 }
 
@@ -155,8 +157,7 @@ function results(
   signal: AbortSignal | undefined,
 ): AsyncIterableIterator<ItemOutcome> {
   const stop = new AbortController();
-  const either = AbortSignal.any([stop.signal, ...(signal ? [signal] : [])]);
-  const outcomes = follow(parts, watch, of, either);
+  const outcomes = follow(parts, watch, of, [stop.signal, signal]);
   return {
     next: () => outcomes.next(),
     async return() {
@@ -174,8 +175,10 @@ async function* follow(
   parts: Parts,
   watch: EndWatch,
   { id, load }: { id: BatchId; load(): Promise<BatchRecord> },
-  signal: AbortSignal,
+  ends: readonly (AbortSignal | undefined)[],
 ): AsyncGenerator<ItemOutcome, undefined> {
+  using stop = linkSignals(...ends);
+  const { signal } = stop;
   using changes = watch.watchBatch(id);
   const ask = <T>(request: () => Promise<T>) => throughOutages(request, changes, signal);
   const told = new Set<number>();

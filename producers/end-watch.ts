@@ -3,7 +3,6 @@
  * The record is the truth; messages say when to look, or to who asked for the operation what stands there now; a slow
  * re-read makes up for those that are lost.
  */
-import { setTimeout as pause } from "node:timers/promises";
 import { z } from "zod";
 import { type Deferred, defer } from "../shared/deferred.ts";
 import { FleetError } from "../shared/errors.ts";
@@ -108,15 +107,14 @@ export class EndWatch {
     this.#listen();
     return {
       async next(withinMs, signal) {
-        const stop = AbortSignal.any([signal, closing]);
-        if (!changed) {
-          const woken = new Promise<void>((resolve) => {
-            wake = resolve;
-          });
-          const patience = new AbortController();
-          const either = AbortSignal.any([stop, patience.signal]);
-          await Promise.race([woken, pause(withinMs, undefined, { signal: either }).catch(() => {})]);
-          patience.abort();
+        if (!changed && !closing.aborted && !signal.aborted) {
+          const woken = defer<void>();
+          wake = () => woken.resolve();
+          const timer = setTimeout(wake, withinMs);
+          signal.addEventListener("abort", wake, { once: true });
+          await woken.promise;
+          clearTimeout(timer);
+          signal.removeEventListener("abort", wake);
         }
         changed = false;
         if (closing.aborted) throw closedError();
@@ -131,6 +129,7 @@ export class EndWatch {
 
   close(): void {
     this.#closing.abort();
+    for (const id of this.#watchers.keys()) this.#wakeWatchers(id);
     for (const waiter of [...this.#waiting.values()].flatMap((waiters) => [...waiters])) waiter.reject(closedError());
     this.#leave();
   }

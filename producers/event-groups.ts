@@ -9,6 +9,7 @@ import { consumeEvents } from "../shared/state/consume-events.ts";
 import { createEventGroupStore, type DeadEvent, type GroupFacts, groupUnknown } from "../shared/state/event-groups.ts";
 import { openEventReader } from "../shared/state/event-reader.ts";
 import { EVENT_TYPES, type FleetEvent, type FleetEventType } from "../shared/state/events.ts";
+import { linkSignals } from "./link-signals.ts";
 import type { Parts } from "./parts.ts";
 
 export interface ConsumeOptions {
@@ -76,7 +77,8 @@ export async function consume(
   const name = toFullName(group, parts.team);
   const { claimAfterMs, attempts, consumer, sandbox, types } = parseOrRefuse("consume", Options, options);
   const team = toTeam(parts.team, options.team);
-  const stop = AbortSignal.any([closing, ...(options.signal ? [options.signal] : [])]);
+  using linked = linkSignals(closing, options.signal);
+  const { signal: stop } = linked;
   const store = createEventGroupStore(parts.link.request, parts.keys);
   await store.open(name, options.after ?? "$");
   const reader = openEventReader(parts.link.openBlocking(), parts.keys);

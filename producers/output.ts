@@ -7,6 +7,7 @@ import { jobs } from "../shared/jobs/index.ts";
 import { readOutput, type StoredEntry, type StreamName, toOutputMark } from "../shared/state/output.ts";
 import type { EndedOperation } from "../shared/state/records.ts";
 import type { EndWatch, Wait } from "./end-watch.ts";
+import { linkSignals } from "./link-signals.ts";
 import type { Parts } from "./parts.ts";
 
 /** What was printed, or what happened to it. */
@@ -26,8 +27,11 @@ const REDIS_AWAY_MS = 500;
 /** See `Watchable.output`. */
 export function watchOutput(parts: Parts, ends: EndWatch, id: string, wait: Wait): AsyncIterableIterator<OutputChunk> {
   const stop = new AbortController();
-  const signal = wait.signal ? AbortSignal.any([stop.signal, wait.signal]) : stop.signal;
-  const chunks = follow(parts, () => ends.wait(id, { ...wait, signal }), id, stop);
+  const end = async () => {
+    using either = linkSignals(stop.signal, wait.signal);
+    return await ends.wait(id, { ...wait, signal: either.signal });
+  };
+  const chunks = follow(parts, end, id, stop);
   return {
     next: () => chunks.next(),
     async return() {

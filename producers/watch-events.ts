@@ -13,6 +13,7 @@ import {
 } from "../shared/state/events.ts";
 import { EventFilter, toTeam } from "./event-groups.ts";
 import { closedError } from "./link.ts";
+import { linkSignals } from "./link-signals.ts";
 import type { Parts } from "./parts.ts";
 
 export interface EventOptions {
@@ -43,10 +44,9 @@ export function watchEvents(
 ): AsyncIterableIterator<FleetEvent> {
   if (closing.aborted) throw closedError();
   const stop = new AbortController();
-  const signal = AbortSignal.any([stop.signal, closing, ...(options.signal ? [options.signal] : [])]);
   const span = toSpan(parts, options);
   span.catch(() => {}); // thrown by the first step
-  const events = follow(parts, span, toFilter(parts, options), signal);
+  const events = follow(parts, span, toFilter(parts, options), [stop.signal, closing, options.signal]);
   return {
     next: () => events.next(),
     async return() {
@@ -79,8 +79,10 @@ async function* follow(
   parts: Parts,
   span: Promise<Span>,
   wanted: (event: FleetEvent) => boolean,
-  signal: AbortSignal,
+  ends: readonly (AbortSignal | undefined)[],
 ): AsyncGenerator<FleetEvent, undefined> {
+  using stop = linkSignals(...ends);
+  const { signal } = stop;
   const begun = await span.catch((error: unknown) => {
     if (!signal.aborted) throw error;
   });

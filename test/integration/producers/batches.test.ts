@@ -1,3 +1,4 @@
+import { getEventListeners } from "node:events";
 /** What a producer has of a batch: one id, exact counts, each item's end once, and the same again after a crash. */
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { BatchJob, ItemOutcome } from "../../../producers/index.ts";
@@ -270,8 +271,9 @@ test("results survive an earlier state of Redis: none is missed, none told twice
   expect(await all(results)).toMatchObject([{ index: 2 }]);
 });
 
-test("a wait ends with its time limit, its signal or its client", async () => {
+test("a wait ends with its time limit, its signal or its client, and lets go of the signal", async () => {
   await using rig = createRig(server);
+  const exec = await rig.fleet.exec({ sandboxId: await rig.running(), command: "ls" });
   const batch = await rig.fleet.batch({ count: 1, template: "base" });
   expect(await caught(batch.result({ timeoutMs: 30 }))).toMatchObject({ code: "timeout", facts: { goesOn: true } });
   expect(await caught(batch.result({ timeoutMs: -1 }))).toMatchObject({ code: "invalid_input" });
@@ -286,6 +288,16 @@ test("a wait ends with its time limit, its signal or its client", async () => {
   stop.abort(new Error("enough"));
   for (const one of [waiting, ...long]) expect(await one).toMatchObject({ message: "enough" });
   expect(await listing).toEqual([]);
+  // A process may have one signal for everything.
+  const shared = new AbortController();
+  const { signal } = shared;
+  for (const iterator of [batch.results({ signal }), rig.fleet.events({ signal }), exec.output({ signal })]) {
+    const step = iterator.next();
+    await iterator.return?.();
+    await step;
+  }
+  await caught(batch.result({ signal, timeoutMs: 1 }));
+  expect(getEventListeners(signal, "abort")).toEqual([]);
   const open = batch.results();
   const pending = open.next();
   await open.return?.();
