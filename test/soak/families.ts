@@ -16,7 +16,7 @@ export function toFamily(key: string, prefix: string): string {
   const isQueue = first === "place" || first === "control" || first === "warm" || /^(node|exec|webhook)-/.test(first);
   if (!isQueue) return second === undefined ? first : `${first}:…`;
   if (second === undefined) return "job index";
-  return /^op_|^repeat$|^\d/.test(second) ? `a job${third === undefined ? "" : `'s ${third}`}` : `jobs ${second}`;
+  return /^(op|evt)_|^repeat$|^\d/.test(second) ? `a job${third === undefined ? "" : `'s ${third}`}` : `jobs ${second}`;
 }
 
 export async function readSample(redis: RedisConnection, prefix: string): Promise<Sample> {

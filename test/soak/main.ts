@@ -1,6 +1,9 @@
 /** `npm run soak`: a load under which retention passes many times over; what is kept must not grow. */
 import { randomBytes } from "node:crypto";
+import { once } from "node:events";
 import { readFileSync } from "node:fs";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { setTimeout as pause } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { createFleet } from "../../producers/index.ts";
@@ -10,6 +13,7 @@ import { until } from "../integration/fleet/until.ts";
 import { startWorkerProcess } from "../integration/fleet/worker-process.ts";
 import { startPve } from "../pve/index.ts";
 import { startRedis } from "../redis.ts";
+import { startSshNodes } from "../ssh/nodes.ts";
 import { growth, isFlat, readSample, type Sample } from "./families.ts";
 import { startTraffic } from "./traffic.ts";
 
@@ -57,6 +61,8 @@ async function soak(): Promise<number> {
     vmid: 9_000 + copy,
   }));
   const pve = stack.use(await startPve({ nodes: 2, templates, timings: { timeScale: 0.02, apiScale: 0 } }));
+  const ssh = stack.use(await startSshNodes(pve, {}));
+  const receiver = await startReceiver(stack);
   const prefix = `{soak-${randomBytes(4).toString("hex")}}`;
   const secretKey = randomBytes(32).toString("hex");
   const redis = stack.adopt(connectRedis(server.url), closeRedis);
@@ -75,6 +81,8 @@ async function soak(): Promise<number> {
       PVE_PUBLIC_DOMAIN: "sandbox.test",
       SANDBOX_CIDRS: "127.0.0.0/8",
       NODE_OPTIONS: HEAP,
+      FLEET_WEBHOOKS: JSON.stringify([receiver]),
+      ...ssh.env,
     }),
   );
   const fleet = stack.use(createFleet({ redis: server.url, prefix, secretKey }));
@@ -105,6 +113,21 @@ async function soak(): Promise<number> {
   const error = await failed;
   if (error) throw error;
   return report(samples, traffic.operations());
+}
+
+/** A target that takes every message. */
+async function startReceiver(stack: AsyncDisposableStack) {
+  const server = createServer(
+    (request, response) => void request.resume().on("end", () => response.writeHead(204).end()),
+  );
+  await once(server.listen(0, "127.0.0.1"), "listening");
+  stack.defer(() => {
+    server.closeAllConnections();
+    server.close();
+  });
+  const { port } = server.address() as AddressInfo; // of a server that listens on a port
+  const secrets = [`whsec_${randomBytes(32).toString("base64")}`];
+  return { name: "soak", url: `http://127.0.0.1:${port}/`, secrets, allowPrivate: ["127.0.0.0/8"] };
 }
 
 /** As if the fleet had run for long: the stream is at its bound. Numbered as the fleet numbers them. */

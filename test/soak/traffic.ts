@@ -1,4 +1,4 @@
-/** Callers of ever new teams who use all that is kept for a while: most kinds of operations, names, pools, branches, batches, files, events. */
+/** Callers of ever new teams who use all that is kept for a while: most kinds of operations, names, pools, branches, batches, files, events, keys. */
 import { setTimeout as pause } from "node:timers/promises";
 import { type Fleet, FleetError } from "../../producers/index.ts";
 import { SandboxId, type ServiceName } from "../../shared/ids.ts";
@@ -18,7 +18,7 @@ export function startTraffic(fleet: Fleet, callers: number, signal: AbortSignal)
     operations += 1;
     return (await asked).result(WAIT);
   };
-  async function visit(name: string, warm: boolean): Promise<void> {
+  async function visit(name: string, { warm, long }: { warm: boolean; long: boolean }): Promise<void> {
     const handle = fleet.provision(
       {
         template: "cmux-base",
@@ -54,6 +54,16 @@ export function startTraffic(fleet: Fleet, callers: number, signal: AbortSignal)
       if (!copy.ok) throw copy.error;
       all.push(copy.sandboxId);
     }
+    const { id: key } = await fleet.keys.create({ team: name, name: "ci", ttlSeconds: 60 });
+    if (warm) await fleet.keys.revoke(key);
+    if (long) {
+      const shell = await fleet.shell({ sandboxId });
+      await shell.write("exit\r");
+      await done(Promise.resolve(shell));
+      const { templateId } = await done(fleet.template({ sandboxId, name }));
+      const copy = await done(fleet.provision({ template: templateId, team: name }));
+      all.push(copy.sandboxId, templateId);
+    }
     await done(fleet.power({ sandboxId, action: "stop" }));
     await done(fleet.exec({ sandboxId, command: "true" })).catch(expected("not_running"));
     const canceled = await fleet.power({ sandboxId, action: "start" });
@@ -65,9 +75,11 @@ export function startTraffic(fleet: Fleet, callers: number, signal: AbortSignal)
     await batch.result(WAIT);
   }
   const caller = async (at: number) => {
+    await pause((at * VISIT_MS) / callers); // one after the other: in step they are told from growth by chance alone
     for (let visits = 0; !signal.aborted; visits++) {
       // At one pace, whatever the machine has to do: else what is kept grows with its speed.
-      await Promise.all([visit(`c${at}-${visits}`, visits % 2 === 1), pause(VISIT_MS)]);
+      const how = { warm: visits % 2 === 1, long: (at + visits) % 4 === 0 };
+      await Promise.all([visit(`c${at}-${visits}`, how), pause(VISIT_MS)]);
     }
   };
   const consumer = fleet.consume("soak", () => {}, { signal });

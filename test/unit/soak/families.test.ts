@@ -2,7 +2,15 @@ import { expect, test } from "vitest";
 import { growth, isFlat, toFamily } from "../../soak/families.ts";
 
 test("keys of one kind are a family, whatever their ids", () => {
-  const names = ["op:op_1", "events", "node-pve1:op_1.2", "node-pve1:op_1:lock", "place:completed", "exec-pve1"];
+  const names = [
+    "op:op_1",
+    "events",
+    "node-pve1:op_1.2",
+    "node-pve1:op_1:lock",
+    "place:completed",
+    "exec-pve1",
+    "webhook-app:evt_1-2",
+  ];
   expect(names.map((name) => toFamily(`{f}:${name}`, "{f}"))).toEqual([
     "op:…",
     "events",
@@ -10,6 +18,7 @@ test("keys of one kind are a family, whatever their ids", () => {
     "a job's lock",
     "jobs completed",
     "job index",
+    "a job",
   ]);
 });
 
