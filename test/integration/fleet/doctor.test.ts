@@ -1,18 +1,21 @@
 /** The doctor against the stand-in, a real Redis and real sshds: what is well, and each thing that is not. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { type AddressInfo, connect, createServer } from "node:net";
 import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { diagnose } from "../../../workers/doctor/diagnose.ts";
 import type { Finding, Level } from "../../../workers/doctor/finding.ts";
 import { PRIVILEGES, ROLE } from "../../../workers/doctor/privileges.ts";
+import { examineHosts } from "../../../workers/doctor/pve.ts";
 import { examineRights, type RightsFor, toSubjects } from "../../../workers/doctor/rights.ts";
 import { createPveApi } from "../../../workers/pve/api.ts";
 import { createPveHttp } from "../../../workers/pve/http.ts";
 import { toPveTarget } from "../../../workers/pve/target.ts";
 import { CHILD_ENV } from "../../child-env.ts";
 import { startPve } from "../../pve/index.ts";
+import { startScripted } from "../pve-client/scripted.ts";
 import { type Bed, FAST, startBed } from "./harness.ts";
 
 const CLI = fileURLToPath(new URL("../../../producers/cli/main.ts", import.meta.url));
@@ -114,6 +117,31 @@ describe("Redis", () => {
     ]);
     expect(at(findings, "warning").map(({ check }) => check)).toContain("redis.memory");
     expect(code).toBe(1);
+  });
+
+  test("one that is too old, and far away", async () => {
+    const { port, hostname } = new URL(bed.redisServer.url);
+    // In between its version is another, and each answer late.
+    const proxy = createServer((client) => {
+      const upstream = connect(Number(port), hostname);
+      client.pipe(upstream);
+      upstream.on("data", (data) => {
+        const older = data.toString("latin1").replace(/redis_version:\d/, "redis_version:5");
+        setTimeout(() => client.write(older, "latin1"), 15);
+      });
+      for (const socket of [client, upstream]) socket.on("error", () => {}).on("close", () => client.destroy());
+      client.on("close", () => upstream.destroy());
+    });
+    await once(proxy.listen(0, "127.0.0.1"), "listening");
+    const url = new URL(bed.env["REDIS_URL"] ?? "");
+    url.port = String((proxy.address() as AddressInfo).port); // of a server that listens on a port
+    const findings = await look({ REDIS_URL: url.href });
+    proxy.close();
+    const told = findings.filter(({ check, level }) => check.startsWith("redis.") && level !== "ok");
+    expect(told).toMatchObject([
+      { check: "redis.version", level: "problem", text: expect.stringMatching(/^5\.\d.* is too old$/) },
+      { check: "redis.latency", level: "warning" },
+    ]);
   });
 
   test("none: PVE is looked at all the same", async () => {
@@ -280,6 +308,20 @@ describe("the token", () => {
     const unknown = await problems({ PVE_API_TOKEN: "fleet@pve!gone=12345678-1234-1234-1234-123456789abc" });
     expect(unknown).toMatchObject([{ check: "pve.api", text: expect.stringContaining("pveum user token list") }]);
   });
+});
+
+test("a PVE that is too old", async () => {
+  await using old = await startScripted((response) => {
+    response
+      .setHeader("content-type", "application/json")
+      .end('{"data":{"version":"6.4-15","release":"6.4","repoid":"af7986e6"}}');
+  });
+  const target = toPveTarget(bed.config({ PVE_API_URL: old.url, PVE_TLS_FINGERPRINT: old.fingerprint }));
+  const { findings } = await examineHosts(target, AbortSignal.timeout(30_000));
+  expect(findings).toMatchObject([
+    { check: "pve.api", level: "ok" },
+    { check: "pve.version", level: "problem", text: "PVE 6.4-15 is too old" },
+  ]);
 });
 
 describe("the cluster", () => {

@@ -1,6 +1,6 @@
 /** Quotas with workers that heed them: what waits goes, ends in time, and can be canceled. */
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { type Bed, failure, provisionOne, run, startBed, until } from "./harness.ts";
+import { all, type Bed, failure, provisionOne, run, startBed, until } from "./harness.ts";
 
 const PATIENCE = { timeoutMs: 20_000 };
 const WAIT = { onQuota: "wait" } as const;
@@ -40,6 +40,30 @@ describe.concurrent("a team", () => {
     await bed.fleet.quotas.set("green", { execs: 1 });
     expect(await long.result(PATIENCE)).toMatchObject({ stdout: "out\n" });
     await run(green, "destroy", { sandboxId });
+  });
+
+  test("a branch for which it has no room: exactly so many fail, with the quota's numbers, or wait for it", async () => {
+    const grey = bed.client({ team: "grey" });
+    const { sandboxId } = await provisionOne(grey);
+    await bed.fleet.quotas.set("grey", { sandboxes: 3 });
+    const batch = await grey.branch({ sandboxId, count: 4 }, { onQuota: "refuse" });
+    const { counts } = await batch.result(PATIENCE);
+    expect(counts).toMatchObject({ total: 4, succeeded: 2, failed: 2, failedByCode: { quota_exceeded: 2 } });
+    const outcomes = await all(batch.results());
+    const errors = outcomes.flatMap((one) => (one.ok ? [] : [one.error]));
+    const facts = { team: "grey", quota: "sandboxes", limit: 3, used: 3 };
+    expect(errors).toMatchObject([
+      { code: "quota_exceeded", facts },
+      { code: "quota_exceeded", facts },
+    ]);
+    const later = await grey.branch({ sandboxId, count: 1 });
+    await until(async () => (await later.counts()).queued === 1, "one that waits");
+    const [first, ...rest] = outcomes.flatMap((one) => (one.ok ? [one.sandboxId] : []));
+    await run(grey, "destroy", { sandboxId: first ?? "" });
+    for await (const one of later.results()) if (one.ok) rest.push(one.sandboxId);
+    expect(rest).toHaveLength(2);
+    await Promise.all([sandboxId, ...rest].map((id) => run(grey, "destroy", { sandboxId: id })));
+    expect((await grey.quotas.get("grey")).used).toMatchObject({ sandboxes: 0 });
   });
 
   test("a sandbox whose time is up goes, whatever its team has used up", async () => {

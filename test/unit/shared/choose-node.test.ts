@@ -358,6 +358,37 @@ describe("labels", () => {
   });
 });
 
+it("is packed among the nodes with its labels that have the fewest of its group", () => {
+  const names = ["a", "b", "c", "d"];
+  const world: World = {
+    nodes: names.map((name) => node(name)),
+    replicas: names.map((name) => replica(name)),
+    limits: { policy: "pack" },
+    group: "team/g",
+    // The fullest has no label, the next has one of the group.
+    settings: { b: { labels: ["ssd"] }, c: { labels: ["ssd"] }, d: { labels: ["ssd"] } },
+    loads: {
+      a: { reservedMemoryMib: 8_192 },
+      b: { reservedMemoryMib: 4_096, groups: new Map([["team/g", 1]]) },
+      c: { reservedMemoryMib: 2_048, jobs: 1 },
+      d: { reservedMemoryMib: 1_024 },
+    },
+  };
+  const asked = { nodeLabels: ["ssd"], antiAffinity: {} };
+  expect(choose(world, asked)).toMatchObject({ node: "c" });
+  const { group: _, ...ungrouped } = world;
+  expect(choose(ungrouped, { nodeLabels: ["ssd"] })).toMatchObject({ node: "b" });
+  expect(choose(world, { antiAffinity: {} })).toMatchObject({ node: "a" });
+  const full = { ...world, loads: { ...world.loads, c: { jobs: 4 } } };
+  expect(choose(full, asked)).toMatchObject({ node: "d" });
+  const busy = { ...full, loads: { ...full.loads, d: { jobs: 4 } } };
+  expect(choose(busy, asked)).toMatchObject({ node: "b" });
+  expect(choose(busy, { ...asked, antiAffinity: { mode: "require" } })).toMatchObject({
+    wait: "aside",
+    reason: expect.stringContaining("b: it has one of the same group"),
+  });
+});
+
 describe("the limits of a node", () => {
   it("are its own where an operator has set them", () => {
     const loads = { a: { sandboxes: 2 }, b: { sandboxes: 2, jobs: 1 } };
