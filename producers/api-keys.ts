@@ -2,6 +2,7 @@
 import { z } from "zod";
 import { FleetError } from "../shared/errors.ts";
 import { TeamId } from "../shared/ids.ts";
+import { parseOrRefuse } from "../shared/jobs/problems.ts";
 import { type ApiKey, type ApiKeyStore, createApiKeyStore } from "../shared/state/api-keys.ts";
 import type { Parts } from "./parts.ts";
 import { DEFAULT_TEAM } from "./submit.ts";
@@ -41,7 +42,7 @@ export function createApiKeys(parts: Parts): ApiKeys {
     parts.link.request((redis) => run(createApiKeyStore(redis, parts.keys)));
   return {
     async create(options) {
-      const { name, team, ttlSeconds } = check(options);
+      const { name, team, ttlSeconds } = parseOrRefuse("key", Asked, options);
       if (parts.team !== undefined && team !== undefined && team !== parts.team)
         throw new FleetError("forbidden", `this client was made for team ${parts.team}`, {
           facts: { team: parts.team },
@@ -61,12 +62,3 @@ export function createApiKeys(parts: Parts): ApiKeys {
 
 /** The hash stays where it is. */
 const toView = ({ hash, ...view }: ApiKey): ApiKeyView => view;
-
-function check(options: unknown): z.output<typeof Asked> {
-  const parsed = Asked.safeParse(options);
-  if (parsed.success) return parsed.data;
-  const problems = parsed.error.issues.map((issue) => `${issue.path.join(".")}: ${issue.message}`);
-  throw new FleetError("invalid_input", problems.join("; "), {
-    facts: { fields: parsed.error.issues.map((issue) => issue.path.join(".")) },
-  });
-}

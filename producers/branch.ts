@@ -1,8 +1,8 @@
 /** Copies of a sandbox as it stands, as one batch. */
 import { z } from "zod";
-import { FleetError } from "../shared/errors.ts";
 import { SandboxId } from "../shared/ids.ts";
 import type { JobInput, JobOutput } from "../shared/jobs/index.ts";
+import { parseOrRefuse } from "../shared/jobs/problems.ts";
 import type { SandboxRecord } from "../shared/state/records.ts";
 import type { Batch } from "./batch.ts";
 import { type BatchOptions, type BeginBatch, checkBatchOptions } from "./batches.ts";
@@ -26,10 +26,7 @@ export type BranchSandbox = (input: BranchInput, options?: BatchOptions) => Prom
 
 const Input = z.strictObject({
   sandboxId: SandboxId,
-  count: z
-    .int("must be a whole number from 1 to 100")
-    .min(1, "must be a whole number from 1 to 100")
-    .max(100, "must be a whole number from 1 to 100"),
+  count: z.int().min(1).max(100),
 });
 
 export function createBranch(
@@ -37,7 +34,7 @@ export function createBranch(
   { sandboxes, methods, batch }: { sandboxes: Sandboxes; methods: Pick<JobMethods, "snapshot">; batch: BeginBatch },
 ): BranchSandbox {
   return async (input, options = {}) => {
-    const { sandboxId, count } = checkInput(input);
+    const { sandboxId, count } = parseOrRefuse("branch", Input, input);
     const { id } = checkBatchOptions(parts, options);
     const source = await sandboxes.get(sandboxId);
     const taken = await methods.snapshot({ sandboxId, branch: id }, { idempotencyKey: `branch ${id}` });
@@ -48,14 +45,6 @@ export function createBranch(
       { inheritsTtl: true },
     );
   };
-}
-
-function checkInput(input: BranchInput): z.output<typeof Input> {
-  const parsed = Input.safeParse(input);
-  if (parsed.success) return parsed.data;
-  const [issue] = parsed.error.issues;
-  const field = issue?.path.map(String).join(".") || "input";
-  throw new FleetError("invalid_input", `${field}: ${issue?.message}`, { facts: { fields: [field] } });
 }
 
 function toCopy(

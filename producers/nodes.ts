@@ -3,6 +3,7 @@ import { setTimeout as pause } from "node:timers/promises";
 import { z } from "zod";
 import { FleetError, toFleetError } from "../shared/errors.ts";
 import { NodeName, POOL_TEAM, type SandboxId } from "../shared/ids.ts";
+import { parseOrRefuse } from "../shared/jobs/problems.ts";
 import { execQueue, nodeQueue } from "../shared/queues.ts";
 import type { Finding } from "../shared/state/errands.ts";
 import { loadInventory, type NodeInventory } from "../shared/state/inventory.ts";
@@ -133,14 +134,9 @@ export function createNodes(parts: Parts, sandboxes: Sandboxes, removals: Remova
     },
     async set(node, changes) {
       await assertOperator(parts, node);
-      const parsed = Changes.safeParse(changes);
-      if (!parsed.success) {
-        const [{ path, message } = { path: [], message: "is wrong" }] = parsed.error.issues;
-        const field = path.join(".") || "settings";
-        throw new FleetError("invalid_input", `${field}: ${message}`, { facts: { fields: [field] } });
-      }
+      const asked = parseOrRefuse("settings", Changes, changes);
       const merge = (before: NodeSettings | null) => {
-        const all = Object.entries({ ...before, ...parsed.data }).filter(
+        const all = Object.entries({ ...before, ...asked }).filter(
           ([, value]) => value !== null && value !== undefined,
         );
         return all.length === 0 ? null : NodeSettings.parse(Object.fromEntries(all));

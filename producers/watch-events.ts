@@ -34,8 +34,9 @@ export interface EventOptions {
 
 /**
  * Events in order, without end; none is missed between the call and the first step, nor through reconnects.
- * Throws `invalid_input` for a cursor or a type that is none, `shutting_down` where the client was closed before, and `cursor_expired` when events after the cursor are gone, or go while
- * a slow consumer is about to come to them: `facts.oldest` is what is kept, `facts.resumeAfter` the cursor to go on from.
+ * Throws `invalid_input` for a cursor or a type that is none, `shutting_down` where the client was closed before, and
+ * `cursor_expired` when events after the cursor are gone, or go while a slow consumer is about to come to them:
+ * `facts.oldest` is what is kept, `facts.resumeAfter` the cursor to go on from.
  */
 export function watchEvents(
   parts: Parts,

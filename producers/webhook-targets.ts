@@ -56,7 +56,7 @@ export interface WebhookTargets {
   retry(target: string, ids?: readonly string[]): Promise<number>;
   /**
    * Has a worker send a message of type `webhook.test`, once. Throws what that failed with (`webhook_failed`,
-   * `address_refused`), `timeout`, or `webhook_not_found`.
+   * `address_refused`), `timeout`, `webhook_not_found`, or `signal`'s reason.
    */
   test(
     target: string,
@@ -168,7 +168,8 @@ async function waitForTry(
     const job = await link.request(() => queues.webhook(target).getJob(id));
     if (job?.finishedOn !== undefined && job.failedReason === undefined) return job.returnvalue as WebhookTry; // as the worker wrote it
     if (job?.finishedOn !== undefined) throw toFailure(target, job.failedReason ?? "");
-    await pause(LOOK_MS, undefined, { signal });
+    await pause(LOOK_MS, undefined, { signal }).catch(() => {});
+    signal?.throwIfAborted();
   }
   throw new FleetError("timeout", `no worker has sent it within ${timeoutMs} ms`, { facts: { target } });
 }

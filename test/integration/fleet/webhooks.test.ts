@@ -232,6 +232,8 @@ test("the command shows, tries and sends again, with Redis alone", async () => {
     type: "webhook.test",
     event: null,
   });
+  const reason = new Error("enough");
+  await expect(bed.fleet.webhooks.test("down", { signal: AbortSignal.abort(reason) })).rejects.toBe(reason);
   await failure(bed.client({ team: "red" }).webhooks.list(), "forbidden");
 });
 

@@ -589,7 +589,7 @@ describe("changing", () => {
     expect(typo).toEqual({
       code: 1,
       out: "",
-      err: "fleet: sandbox_not_found: there is no sandbox with the id, VMID or hostname 20009\n",
+      err: "fleet: sandbox_not_found: there is no sandbox with the id, VMID or hostname 20009; see fleet ls\n",
     });
     expect(await rig.redis.zcard(rig.keys.open)).toBe(0);
     const ran = command(rig, ["destroy", "20000", ids[1] ?? "", "--json"]);
