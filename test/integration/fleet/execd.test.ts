@@ -45,6 +45,12 @@ async function startDaemon(onConnection: (socket: Socket) => void = () => {}): P
     response.writeHead(allowed ? 200 : 401).end(allowed ? '{"type":"exit","code":0}\n' : "");
   });
   server.on("connection", onConnection);
+  await listen(server);
+  return { commands, server };
+}
+
+/** In the daemon's place, until the test is over. */
+async function listen(server: Server): Promise<void> {
   server.listen(EXECD_PORT, ADDRESS);
   await once(server, "listening");
   stack.push(async () => {
@@ -52,7 +58,6 @@ async function startDaemon(onConnection: (socket: Socket) => void = () => {}): P
     server.close();
     await once(server, "close");
   });
-  return { commands, server };
 }
 
 const call = (more: Partial<ExecCall> = {}): ExecCall => ({
@@ -184,13 +189,7 @@ test("what a daemon says of files that it was sent is read as far as it may matt
 
 test("a command that is given up is left at once, also while it connects", async () => {
   const reached = Promise.withResolvers<Socket>();
-  const server = createServer((request) => reached.resolve(request.socket));
-  server.listen(EXECD_PORT, ADDRESS);
-  await once(server, "listening");
-  stack.push(async () => {
-    server.close();
-    await once(server, "close");
-  });
+  await listen(createServer((request) => reached.resolve(request.socket)));
   const stop = new AbortController();
   const running = startExecd().exec(call({ signal: stop.signal }));
   const connection = await reached.promise;
