@@ -277,6 +277,12 @@ test("an instance that is being made is got once it is made", async () => {
   expect(instance).toMatchObject({ sandboxId, status: "running" });
 });
 
+test("the same start is the same instance also when the record of what made it has gone", async () => {
+  const { operation } = await bed.fleet.sandboxes.get(box.sandboxId);
+  await bed.redis.del(bed.keys.operation(operation));
+  expect(await client.instances.start(START)).toMatchObject({ id: box.id, vmid: box.vmid, status: "running" });
+});
+
 test("health tells of Redis, workers and PVE, and never throws; public URLs are as the workers make them", async () => {
   await using fresh = createClient();
   expect(fresh.getPublicServiceUrl(39_378, box.id)).toBe(urlOf(39_378));
