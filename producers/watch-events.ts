@@ -1,6 +1,6 @@
 /** The event stream as an async iterator. */
 
-import { z } from "zod";
+import { BatchId, OperationId } from "../shared/ids.ts";
 import { parseOrRefuse } from "../shared/jobs/problems.ts";
 import { openEventReader } from "../shared/state/event-reader.ts";
 import {
@@ -114,7 +114,7 @@ async function* follow(
   }
 }
 
-const Filter = EventFilter.extend({ operation: z.string().optional(), batch: z.string().optional() });
+const Filter = EventFilter.extend({ operation: OperationId.optional(), batch: BatchId.optional() });
 
 function toFilter(parts: Parts, options: EventOptions): (event: FleetEvent) => boolean {
   const { sandbox, operation, batch, types } = parseOrRefuse("events", Filter, options);

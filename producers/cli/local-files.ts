@@ -1,10 +1,10 @@
 /** Files and folders of this machine as contents, and back. A folder is a tar, made and unpacked by the system's own tar. */
 import { type ChildProcess, spawn } from "node:child_process";
-import { once } from "node:events";
 import { createReadStream, createWriteStream } from "node:fs";
-import { chmod, mkdir, realpath, rename, rm, stat } from "node:fs/promises";
+import { access, chmod, constants, mkdir, realpath, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
-import { addAbortSignal, Readable, type Writable } from "node:stream";
+import { addAbortSignal, Readable } from "node:stream";
+import { buffer } from "node:stream/consumers";
 import { pipeline } from "node:stream/promises";
 import { FleetError } from "../../shared/errors.ts";
 
@@ -26,6 +26,9 @@ export async function openLocal(
   if (recursive && facts.isDirectory()) return { content: readFolder(path, signal) };
   if (recursive) throw refuse(`${path}: is no folder; leave --recursive out`);
   if (facts.isDirectory()) throw refuse(`${path}: is a folder; add --recursive`);
+  await access(path, constants.R_OK).catch((cause: unknown) => {
+    throw refuse(`${path}: ${reasonOf(cause)}`, cause);
+  });
   return { content: createReadStream(path, { signal }), mode: facts.mode & 0o777 };
 }
 
@@ -54,39 +57,23 @@ async function saveWhole(path: string, content: AsyncIterable<Uint8Array>, mode:
   }
 }
 
-/** What a sandbox sends is trusted with this folder only: tar follows no name out of it, also not through a link. */
+/**
+ * Unpacked once it is here as a whole: what is cut short leaves nothing. (It is no larger than one transfer.) What a sandbox
+ * sends is trusted with this folder only: tar follows no name out of it, also not through a link.
+ */
 export async function saveFolder(path: string, content: AsyncIterable<Uint8Array>): Promise<void> {
+  const whole = await buffer(content);
   await mkdir(path, { recursive: true }).catch((cause: unknown) => {
     throw refuse(`${path}: ${reasonOf(cause)}`, cause);
   });
   const tar = spawn("tar", ["-x", "-f", "-", "--no-same-owner", "--no-same-permissions", "-C", path], {
     stdio: ["pipe", "ignore", "inherit"],
+    detached: true, // Ctrl-C is for whom waits, and this takes a moment only
   });
   const ended = endOf(tar, [0]);
-  ended.catch(() => {});
-  try {
-    await pour(content, tar.stdin);
-  } catch (error) {
-    tar.kill();
-    throw error;
-  }
+  tar.stdin.on("error", () => {}); // it says itself why it left, and does so at the archive's end mark already
+  tar.stdin.end(whole);
   await ended;
-}
-
-/**
- * To the end, whether it is taken or not: what reads says itself why it left, tar does so at the archive's end mark already,
- * and whether all was right is told by the content's end.
- */
-async function pour(content: AsyncIterable<Uint8Array>, into: Writable): Promise<void> {
-  into.on("error", () => {});
-  for await (const piece of content) {
-    if (!into.writable || into.write(piece)) continue;
-    const done = new AbortController();
-    const either = ["drain", "close"].map((name) => once(into, name, { signal: done.signal }));
-    await Promise.race(either).catch(() => {}); // what it ended with is told by the process
-    done.abort();
-  }
-  into.end();
 }
 
 /** Where something goes that is named `name` there: into a folder that exists, as with `cp`. */
