@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { all, type Bed, failure, provisionOne, run, startBed, until } from "./harness.ts";
 
-const PATIENCE = { timeoutMs: 20_000 };
+const PATIENCE = { timeoutMs: 60_000 };
 const WAIT = { onQuota: "wait" } as const;
 
 let bed: Bed;
