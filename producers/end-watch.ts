@@ -10,6 +10,7 @@ import { newListenerId } from "../shared/ids.ts";
 import { decodeHash } from "../shared/state/codec.ts";
 import { ENDED_FIELDS, EndedOperation, isEnded } from "../shared/state/records.ts";
 import { closedError } from "./link.ts";
+import { expectMany } from "./link-signals.ts";
 import type { Parts } from "./parts.ts";
 
 /** As its end tells it to who asked for the operation: the fields of the record, as they are stored. */
@@ -69,6 +70,7 @@ export class EndWatch {
     const timerMs = toTimerMs(timeoutMs);
     const waiter = this.#register(id);
     const onAbort = () => waiter.reject(signal?.reason);
+    if (signal) expectMany(signal);
     signal?.addEventListener("abort", onAbort, { once: true });
     const giveUp = () => waiter.reject(toTimeout(id, timeoutMs));
     const timer = timerMs === undefined ? undefined : setTimeout(giveUp, timerMs);

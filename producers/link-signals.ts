@@ -2,6 +2,8 @@
  * As `AbortSignal.any`, for sources that live as long as a process: to those Node 22 ties each signal that follows them for
  * good, and takes longer with each. These let go of them.
  */
+import { setMaxListeners } from "node:events";
+
 export interface LinkedSignal extends Disposable {
   readonly signal: AbortSignal;
   abort(reason?: unknown): void;
@@ -13,6 +15,7 @@ export function linkSignals(...sources: readonly (AbortSignal | undefined)[]): L
   const follow = (source: AbortSignal) => {
     const onAbort = () => controller.abort(source.reason);
     if (source.aborted) onAbort();
+    expectMany(source);
     source.addEventListener("abort", onAbort, { once: true });
     return () => source.removeEventListener("abort", onAbort);
   };
@@ -24,4 +27,9 @@ export function linkSignals(...sources: readonly (AbortSignal | undefined)[]): L
       for (const one of leave) one();
     },
   };
+}
+
+/** Node 20 warns of a leak at the eleventh who listens. */
+export function expectMany(signal: AbortSignal): void {
+  if (signal instanceof EventTarget) setMaxListeners(0, signal); // one of another library need not be
 }
