@@ -223,7 +223,7 @@ export async function execIn(
 ): Promise<ExecResult> {
   const time = timeoutMs === undefined ? {} : { timeoutMs };
   // Today's client keeps all: diffs of a repository are read this way.
-  const asked = fleet.exec({ sandboxId, command, outputLimitBytes: LONGEST_OUTPUT, ...time });
+  const asked = fleet.exec({ sandboxId, command, outputLimitBytes: LONGEST_OUTPUT, exact: true, ...time });
   const { exitCode, stdout, stderr, truncated } = await done(asked);
   const cut = truncated ? { truncated } : {};
   return { exit_code: exitCode, stdout: stdout.trimEnd(), stderr: stderr.trimEnd(), ...cut };

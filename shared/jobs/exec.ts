@@ -36,6 +36,12 @@ export const exec = defineJob({
     outputLimitBytes: z.number().int().min(0).max(1_048_576).default(262_144),
     /** Of the command, in ms; it ends with exit code 124. Also the longest wait for a sandbox that is not up yet. */
     timeoutMs: z.number().int().min(1).max(86_400_000).default(300_000),
+    /**
+     * Output as the command prints it, which takes two more processes in the sandbox and some 4 ms. Else the exec daemon drops
+     * blank lines and `\r`, ends each last line, and of one command in dozens that write both streams at once its reply breaks
+     * (`exec_interrupted`). What is no UTF-8 is replaced all the same, and a line has at most 1 MiB.
+     */
+    exact: z.boolean().default(false),
     /** The command may be run again when its worker died in the middle. */
     idempotent: z.boolean().default(false),
   }),

@@ -1,6 +1,7 @@
 /** The JSON lines by which execd tells what a command prints and how it ended. */
 import { z } from "zod";
 import { FleetError } from "../../shared/errors.ts";
+import type { StreamName } from "../../shared/state/output.ts";
 import type { ExecCall } from "./execd.ts";
 
 /** What a command ended with. Output past the limit is counted, not kept. */
@@ -28,15 +29,15 @@ const PIECE_COST = 128;
 type Outcome = ExecOutcome | undefined;
 
 /** Takes a reply as it comes, and gives what the command ended with once that has come; the next piece waits for a promise. */
-export function createReply({ keepBytes, onOutput }: Pick<ExecCall, "keepBytes" | "onOutput">) {
+export function createReply({ keepBytes, onOutput, readLine }: Pick<ExecCall, "keepBytes" | "onOutput" | "readLine">) {
   const streams = { stdout: createKeeper(keepBytes), stderr: createKeeper(keepBytes) };
   let parts: Buffer[] = [];
   let size = 0;
   let isOver = false;
   const hear = (line: Exclude<z.output<typeof Line>, { type: "exit" }>): unknown => {
-    const [name, output] = line.type === "error" ? (["stderr", line.message] as const) : [line.type, line.data];
-    streams[name].add(output);
-    return onOutput?.(name, `${output}\n`);
+    const { stream, text } = toPrinted(line, readLine);
+    streams[stream].add(text);
+    return text === "" ? undefined : onOutput?.(stream, text);
   };
   const toOutcome = (exitCode: number): ExecOutcome => {
     isOver = true;
@@ -83,21 +84,28 @@ export function createReply({ keepBytes, onOutput }: Pick<ExecCall, "keepBytes" 
   };
 }
 
+function toPrinted(
+  line: Exclude<z.output<typeof Line>, { type: "exit" }>,
+  readLine: ExecCall["readLine"],
+): { stream: StreamName; text: string } {
+  if (line.type === "error") return { stream: "stderr", text: `${line.message}\n` };
+  if (line.type === "stdout" && readLine) return readLine(line.data);
+  return { stream: line.type, text: `${line.data}\n` };
+}
+
 /** Keeps the first `limit` bytes of a stream of lines and counts all. */
 function createKeeper(limit: number) {
   const kept: string[] = [];
   let keptBytes = 0;
   let bytes = 0;
   return {
-    add(line: string) {
-      const size = Buffer.byteLength(line) + 1;
+    add(text: string) {
+      const size = Buffer.byteLength(text);
       bytes += size;
       const room = limit - keptBytes;
       if (room <= 0) return;
       kept.push(
-        size <= room
-          ? `${line}\n`
-          : new TextDecoder().decode(Buffer.from(line).subarray(0, room)).replace(/\uFFFD$/, ""),
+        size <= room ? text : new TextDecoder().decode(Buffer.from(text).subarray(0, room)).replace(/\uFFFD$/, ""),
       );
       keptBytes += Math.min(size, room);
     },

@@ -1,9 +1,10 @@
 /** cmux-execd, the HTTP command daemon in every sandbox (port 39375). Source: cmux's README of execd, see docs. */
 import type { Socket } from "node:net";
-import { Agent, buildConnector, Client, type Dispatcher, request } from "undici";
+import { Agent, buildConnector, Client, type Dispatcher, errors, request } from "undici";
 import { FleetError } from "../../shared/errors.ts";
 import { EXECD_PORT } from "../../shared/jobs/fields.ts";
 import { createReply, type ExecOutcome } from "./exec-reply.ts";
+import type { Framing } from "./framing.ts";
 import { toKill, toMark } from "./leftovers.ts";
 import { createSpares, isUnused } from "./spares.ts";
 
@@ -24,6 +25,8 @@ export interface ExecCall {
   signal: AbortSignal;
   /** The sandbox since it came up; once this command has ended well a connection is made ahead for its next one. */
   guest?: string | undefined;
+  /** Of a framed script: what a line of its stdout says was printed, see `framing.ts`. */
+  readLine?: Framing["read"] | undefined;
   /** Each line as it comes, also past `keepBytes`, with its line feed; nothing more is read while it is awaited. */
   onOutput?: (stream: "stdout" | "stderr", line: string) => unknown;
   /** Nothing is sent before it is done; what it throws comes through, unless there is no connection either. */
@@ -309,10 +312,15 @@ export function refused(status: number): FleetError {
   return new FleetError("invalid_input", `the exec daemon refused the command (${status})`, { facts: { status } });
 }
 
+/** execd writes both streams unlocked: where they come at once, what it sends is no HTTP now and then. */
 const interrupted = (cause: unknown) =>
-  new FleetError("exec_interrupted", "the connection to the exec daemon broke; whether the command ended is unknown", {
-    cause,
-  });
+  new FleetError(
+    "exec_interrupted",
+    cause instanceof errors.HTTPParserError
+      ? "the exec daemon's reply was damaged, as happens where both streams come at once; exact: true keeps it from that"
+      : "the connection to the exec daemon broke; whether the command ended is unknown",
+    { cause },
+  );
 
 const silent = (address: string, timeoutMs: number) =>
   new FleetError(

@@ -1,5 +1,6 @@
 /** Shell text for /bin/bash -c in a sandbox: a command in its folder and environment, as another user, with its input. */
 import { quoteWord } from "../../shared/shell-quote.ts";
+import type { Framing } from "./framing.ts";
 import { MARK_BYTES } from "./leftovers.ts";
 
 /** What cmux's backend sets before each command. */
@@ -55,13 +56,19 @@ const PIECE_BYTES = 90_000;
 export function toDelivery(
   command: string,
   place: CommandPlace,
-  { as, stdin, name }: { as: As | undefined; stdin: Buffer | undefined; name: string },
+  {
+    as,
+    stdin,
+    name,
+    framing,
+  }: { as: As | undefined; stdin: Buffer | undefined; name: string; framing?: Framing | undefined },
 ): Delivery {
   const plain = toScript(command, place);
   const text = as === undefined ? plain : toText(command, place);
-  if (as === undefined && stdin === undefined && fits(plain)) return { before: [], script: plain, clean: undefined };
+  const isPlain = as === undefined && stdin === undefined && framing === undefined;
+  if (isPlain && fits(plain)) return { before: [], script: plain, clean: undefined };
   const input = stdin === undefined ? "" : ` < <(printf %s ${stdin.toString("base64")} | base64 -d)`;
-  const script = toStarter([`exec 9< <(printf %s ${quoteWord(text)})${input}`], as);
+  const script = toStarter([`exec 9< <(printf %s ${quoteWord(text)})${input}`], as, framing);
   if (fits(script)) return { before: [], script, clean: undefined };
   const file = `${FOLDER}; f=$d/${name}`;
   const remove = 'rm -f -- "$f.s" "$f.i"';
@@ -71,7 +78,7 @@ export function toDelivery(
       ...pieces(Buffer.from(text)).map((piece) => `${file}; ${toAppend('"$f.s"', piece)}`),
       ...pieces(stdin ?? Buffer.alloc(0)).map((piece) => `${file}; ${toAppend('"$f.i"', piece)}`),
     ],
-    script: toStarter([file, `exec 9<"$f.s"${stdin === undefined ? "" : ' <"$f.i"'} || exit 125`, remove], as),
+    script: toStarter([file, `exec 9<"$f.s"${stdin === undefined ? "" : ' <"$f.i"'} || exit 125`, remove], as, framing),
     clean: `${file}; ${remove}`,
   };
 }
@@ -92,8 +99,10 @@ function pieces(bytes: Buffer): Buffer[] {
 const RUN_TEXT = quoteWord('eval "exec 9<&-; $(cat <&9)"');
 
 /** `open` makes descriptor 9 the text, and 0 its input. */
-function toStarter(open: readonly string[], as: As | undefined): string {
-  return [...open, ...(as ? toSwitch(as) : [`exec /bin/bash -c ${RUN_TEXT}`])].join("\n");
+function toStarter(open: readonly string[], as: As | undefined, framing?: Framing): string {
+  const own = as ? toSwitch(as) : [`set -- /bin/bash -c ${RUN_TEXT}`];
+  const run = framing ? ['"$@"', framing.close] : ['exec "$@"'];
+  return [...(framing ? [framing.open] : []), ...open, ...own, ...run].join("\n");
 }
 
 /**
@@ -114,6 +123,5 @@ function toSwitch({ user, mark }: As): string[] {
     `else ${refuse("no_way")}; fi`,
     'for n in /proc/$$/fd/[0-2]; do { [ -p "$n" ] || [ -f "$n" ]; } && chown -- "$u" "$n" 2>/dev/null; done',
     'export HOME="$h" USER="$u" LOGNAME="$u" XDG_RUNTIME_DIR="/run/user/$i"',
-    'exec "$@"',
   ];
 }

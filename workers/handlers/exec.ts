@@ -6,6 +6,7 @@ import { spanned } from "../../shared/trace.ts";
 import { type Asked, readAsked } from "../exec/asked.ts";
 import type { ExecOutcome } from "../exec/exec-reply.ts";
 import type { ExecCall } from "../exec/execd.ts";
+import { createFraming } from "../exec/framing.ts";
 import { endLeftovers } from "../exec/leftovers.ts";
 import { createLiveOutput, type LiveOutput } from "../exec/live-output.ts";
 import { toDelivery, toScriptAs } from "../exec/shell.ts";
@@ -92,7 +93,8 @@ async function callExecd(run: Run<"exec">, asked: Asked): Promise<ExecOutcome> {
   let address = run.sandbox.address ?? (await addressNow(run));
   const { command, timeoutMs, outputLimitBytes: keepBytes, idempotent } = run.input;
   const { place, as, stdin, hear } = asked;
-  const { before, script, clean } = toDelivery(command, place, { as, stdin, name: `.fleet-${run.id}` });
+  const framing = run.input.exact ? createFraming(run.id) : undefined;
+  const { before, script, clean } = toDelivery(command, place, { as, stdin, name: `.fleet-${run.id}`, framing });
   const { signal } = run;
   for (let fresh = false; ; fresh = true) {
     if (address === null)
@@ -102,7 +104,18 @@ async function callExecd(run: Run<"exec">, asked: Asked): Promise<ExecOutcome> {
       if (before.length > 0) await sendBefore(run, before, { ...call, signal });
       const ready = idempotent ? undefined : run.begin("sent");
       const guest = `${run.sandbox.id} ${run.sandbox.stateAt}`;
-      const asked = { ...call, ready, script, name: run.id, timeoutMs, keepBytes, signal, guest, onOutput: hear };
+      const asked = {
+        ...call,
+        ready,
+        script,
+        name: run.id,
+        timeoutMs,
+        keepBytes,
+        signal,
+        guest,
+        onOutput: hear,
+        readLine: framing?.read,
+      };
       return await spanned("command", {}, () => execd.exec(asked));
     } catch (error) {
       if (clean !== undefined) await tidy(run, clean, call);

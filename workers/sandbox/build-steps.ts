@@ -3,6 +3,7 @@ import { FleetError } from "../../shared/errors.ts";
 import { quoteWord } from "../../shared/shell-quote.ts";
 import type { StreamName } from "../../shared/state/output.ts";
 import type { SecretValues } from "../../shared/state/secrets.ts";
+import { createFraming, toFramed } from "../exec/framing.ts";
 import { endLeftovers, nameOf } from "../exec/leftovers.ts";
 import { createLiveOutput } from "../exec/live-output.ts";
 import { toScript } from "../exec/shell.ts";
@@ -100,8 +101,10 @@ async function runScript(
   const { execd, shell } = run.context;
   const { node, vmid } = containerOf(run).place;
   if (way === "execd") {
-    const call = { address, token: token ?? "", script, name: command, timeoutMs, keepBytes: 0, signal: run.signal };
-    return (await execd.exec({ ...call, guard: run.check, onOutput: hear })).exitCode;
+    const framing = createFraming(command);
+    const framed = { script: toFramed(script, framing), readLine: framing.read };
+    const call = { address, token: token ?? "", name: command, timeoutMs, keepBytes: 0, signal: run.signal };
+    return (await execd.exec({ ...call, ...framed, guard: run.check, onOutput: hear })).exitCode;
   }
   if (shell === null) throw noWay(run);
   const line = { verb: "exec", vmid, script, timeoutMs } as const;

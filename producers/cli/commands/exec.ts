@@ -27,7 +27,7 @@ const EXAMPLES = `
 SANDBOX is a sandbox id, or its VMID or hostname. One COMMAND word is shell text for /bin/bash -c; several are one
 command with its arguments, each passed on as it is. Input, output and exit code are the command's, as if it ran here;
 Ctrl-C ends it there, too. Where some of its output is missing that is said, and the exit code is 1 in place of 0.
-Output is lines of text: the sandbox's exec daemon drops blank ones, \\r, and what is no UTF-8. fleet cp copies files as they are.
+Output is text: what is no UTF-8 is replaced, and a line has at most 1 MiB. fleet cp copies files as they are.
 
 Examples:
   fleet exec sbx_... -- ls -la /workspace
@@ -85,7 +85,7 @@ async function exec(
     resolveSandbox(sandbox, fleet.sandboxes),
     (options.stdin ?? !process.stdin.isTTY) ? readStdin(terminal, session.interrupt) : undefined,
   ]);
-  const given = withoutUndefined({ timeoutMs, outputLimitBytes, env, cwd, user, idempotent, stdin });
+  const given = withoutUndefined({ exact: true, timeoutMs, outputLimitBytes, env, cwd, user, idempotent, stdin });
   const { idempotencyKey, onQuota } = options;
   const handle = await operations.begin(() =>
     fleet.exec({ sandboxId, command: text, ...given }, { idempotencyKey, onQuota }),

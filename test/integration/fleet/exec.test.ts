@@ -148,6 +148,35 @@ test("keeps 256 KiB of a stream and counts the rest", async () => {
   expect(result.stdout.length).toBeGreaterThan(262_000);
 });
 
+describe("exact output", () => {
+  const TEXT = "\n<a>\r\n\n  b\r\r\n\n\nümläut, and no end";
+
+  test.each([
+    ["text without an end", TEXT],
+    ["text with one", `${TEXT}\n`],
+    ["nothing but blank lines", "\n\n\n"],
+    ["nothing", ""],
+  ])("%s is as it was printed, on both streams, live and in the result", async (_, text) => {
+    const command = "tee /dev/stderr; exit 3";
+    const handle = await bed.fleet.exec({ sandboxId: box.sandboxId, command, stdin: text, exact: true });
+    const chunks = await all(handle.output());
+    const result = await handle.result({ timeoutMs: 60_000 });
+    const bytes = Buffer.byteLength(text);
+    expect(result).toMatchObject({ exitCode: 3, stdout: text, stderr: text, stdoutBytes: bytes, stderrBytes: bytes });
+    for (const stream of ["stdout", "stderr"])
+      expect(chunks.flatMap((one) => ("text" in one && one.stream === stream ? [one.text] : [])).join("")).toBe(text);
+  });
+
+  test("as another user, and out of its time", async () => {
+    expect(await exec("printf '\\n%s' \"$USER\"", { exact: true, user: "nobody" })).toMatchObject({
+      stdout: "\nnobody",
+    });
+    await failure(exec("true", { exact: true, user: "who.is.that" }), "user_not_found");
+    const late = await exec("printf '\\nbegun\\n\\n'; sleep 60; true", { exact: true, timeoutMs: 300 });
+    expect(late).toMatchObject({ exitCode: 124, stdout: "\nbegun\n\n" });
+  });
+});
+
 describe("live output", () => {
   const untilGo = "until [ -e go ]; do read -t 0.02 < <(:) || true; done; rm go";
   const go = () => writeFileSync(join(rootOf(box.vmid), "go"), "");

@@ -1,5 +1,6 @@
 import { execFileSync } from "node:child_process";
 import { expect, test } from "vitest";
+import { createFraming } from "../../../workers/exec/framing.ts";
 import { toScript } from "../../../workers/exec/shell.ts";
 
 const bash = (script: string) =>
@@ -22,4 +23,19 @@ test("a folder that is not there ends it before the command", () => {
 
 test("a caller's environment comes over what every command has", () => {
   expect(bash(toScript('printf %s "$HOME"', { env: { HOME: "/home/x" } }))).toBe("/home/x");
+});
+
+test("output between signs is read back as it was; where there is no sed it comes without them", () => {
+  const framing = createFraming("op_x");
+  const framed = (command: string, path = process.env["PATH"]) => {
+    const script = `PATH=${path}\n${framing.open}\n${command}\n${framing.close}`;
+    const lines = execFileSync("/bin/bash", ["-c", script], { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] });
+    const printed = lines.replace(/\n$/, "").split("\n").map(framing.read);
+    return ["stdout", "stderr"].map((name) =>
+      printed.map(({ stream, text }) => (stream === name ? text : "")).join(""),
+    );
+  };
+  expect(framed("printf '\\n\\xff<\\r\\n>'; echo oh >&2")).toEqual(["\n\uFFFD<\r\n>", "oh\n"]);
+  expect(framed("echo a; (sleep 0.2; echo later) & disown")).toEqual(["a\nlater\n", ""]);
+  expect(framed("echo a", "/nowhere")).toEqual(["a\n", ""]);
 });
