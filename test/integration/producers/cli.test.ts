@@ -224,6 +224,7 @@ describe("exec", () => {
     expect(input).toEqual({
       sandboxId,
       command: `'printf' '%s' 'it'\\''s'`,
+      exact: true,
       idempotent: false,
       timeoutMs: 300_000,
       outputLimitBytes: 262_144,
