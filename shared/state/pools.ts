@@ -128,6 +128,8 @@ export interface Pools {
   /** False: there was none. */
   remove(template: string): Promise<boolean>;
   counts(template: string): Promise<PoolCounts>;
+  /** What the clockwork counts of a pool; of one that was removed it runs out. */
+  keepCounts(template: string, values: Readonly<Record<string, number>>): Promise<void>;
   /** Null: there is none ready. */
   take(template: string, sandbox: SandboxId, options: { batch: boolean }): Promise<Taken | null>;
   /** These answered just now. */
@@ -157,9 +159,16 @@ export function createPools(redis: RedisConnection, keys: Keys): Pools {
       await redis.hset(keys.pools, template, JSON.stringify(settings));
     },
     async remove(template) {
+      const removed = await redis.hdel(keys.pools, template);
       // Its members count there as they go; for one that is set anew soon it goes on.
       await redis.expire(keys.poolCounts(template), COUNTS_KEPT_SEC);
-      return (await redis.hdel(keys.pools, template)) === 1;
+      return removed === 1;
+    },
+    async keepCounts(template, values) {
+      const key = keys.poolCounts(template);
+      await redis.multi().hset(key, values).persist(key).exec();
+      // Who removed it meanwhile may have let the counts run out before we kept them.
+      if ((await redis.hexists(keys.pools, template)) === 0) await redis.expire(key, COUNTS_KEPT_SEC);
     },
     counts: async (template) => PoolCounts.parse(await redis.hgetall(keys.poolCounts(template))),
     async take(template, sandbox, { batch }) {

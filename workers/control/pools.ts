@@ -45,7 +45,7 @@ interface Pool {
 
 /** Returns how many were asked for. */
 async function tend(context: WorkerContext, { template, settings, members, room }: Pool, signal: AbortSignal) {
-  const { pools, redis, keys, inventory, nodes } = context;
+  const { pools, inventory, nodes } = context;
   const found = await lookAtDue(context, template, members, signal);
   const [counts, seen] = await Promise.all([pools.counts(template), pools.lastSeen(template)]);
   const now = Date.now();
@@ -65,13 +65,7 @@ async function tend(context: WorkerContext, { template, settings, members, room 
     room,
     now,
   });
-  // Of one that was removed they run out.
-  if (settings !== undefined)
-    await redis
-      .multi()
-      .hset(keys.poolCounts(template), { ...demand, target: plan.target })
-      .persist(keys.poolCounts(template))
-      .exec();
+  if (settings !== undefined) await pools.keepCounts(template, { ...demand, target: plan.target });
   for (const { id, why } of plan.remove) {
     const member = members.find((one) => one.id === id);
     const idempotencyKey = `pool ${id} ${Math.floor(now / ASK_AGAIN_MS)}`;
