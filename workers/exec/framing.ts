@@ -7,7 +7,7 @@ import { quoteWord } from "../../shared/shell-quote.ts";
 import type { StreamName } from "../../shared/state/output.ts";
 
 export interface Framing {
-  /** Shell text before the command. Where a sandbox has no sed, its lines come as they do otherwise. */
+  /** Shell text before the command. Where a sandbox has no sed, or BusyBox's, its lines come as they do otherwise. */
   open: string;
   /** After it, with its exit code in `$?`. */
   close: string;
@@ -20,11 +20,14 @@ const toSed = (sign: string) => `LC_ALL=C exec sed -u -e 's/^/${sign}/' -e 's/$/
 /** The second takes what execd has as stdout, and so comes first. */
 const SPLIT = `exec 2> >(${toSed(SIGNS.stderr)}) > >(${toSed(SIGNS.stdout)})`;
 
+/** BusyBox's is a link, and may not know `-u`. */
+const HAS_SED = `hash sed 2>/dev/null && [ ! -L "\${BASH_CMDS[sed]}" ]`;
+
 /** Pure. `name` tells its mark from what a command prints. */
 export function createFraming(name: string): Framing {
   const mark = `${name}|end`;
   return {
-    open: `f=; if command -v sed >/dev/null; then f=${quoteWord(mark)}; ${SPLIT}; fi`,
+    open: `f=; if ${HAS_SED}; then f=${quoteWord(mark)}; ${SPLIT}; fi`,
     close: 'c=$?; [ -z "$f" ] || { printf "%s\\n" "$f"; printf "%s\\n" "$f" >&2; }; exit "$c"',
     read(line) {
       const stream = line.startsWith(SIGNS.stderr) ? "stderr" : "stdout";

@@ -1,4 +1,7 @@
 import { execFileSync } from "node:child_process";
+import { mkdtempSync, rmSync, symlinkSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { expect, test } from "vitest";
 import { createFraming } from "../../../workers/exec/framing.ts";
 import { toScript } from "../../../workers/exec/shell.ts";
@@ -25,7 +28,7 @@ test("a caller's environment comes over what every command has", () => {
   expect(bash(toScript('printf %s "$HOME"', { env: { HOME: "/home/x" } }))).toBe("/home/x");
 });
 
-test("output between signs is read back as it was; where there is no sed it comes without them", () => {
+test("output between signs is read back as it was; where sed is none, or may be BusyBox's, it comes without them", () => {
   const framing = createFraming("op_x");
   const framed = (command: string, path = process.env["PATH"]) => {
     const script = `PATH=${path}\n${framing.open}\n${command}\n${framing.close}`;
@@ -38,4 +41,8 @@ test("output between signs is read back as it was; where there is no sed it come
   expect(framed("printf '\\n\\xff<\\r\\n>'; echo oh >&2")).toEqual(["\n\uFFFD<\r\n>", "oh\n"]);
   expect(framed("echo a; (sleep 0.2; echo later) & disown")).toEqual(["a\nlater\n", ""]);
   expect(framed("echo a", "/nowhere")).toEqual(["a\n", ""]);
+  const folder = mkdtempSync(join(tmpdir(), "links-"));
+  symlinkSync("/bin/true", join(folder, "sed"));
+  expect(framed("echo a", folder)).toEqual(["a\n", ""]);
+  rmSync(folder, { recursive: true });
 });
