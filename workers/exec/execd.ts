@@ -92,8 +92,9 @@ export function createExecd(): Execd {
   const exec = async (call: ExecCall): Promise<ExecOutcome> => {
     call.ready?.catch(() => {}); // without a connection nobody asks for it
     call.signal.throwIfAborted();
-    const { address, guest: name } = call;
-    const guest = name === undefined ? undefined : { name, address, port: EXECD_PORT };
+    const { address, token, signal, guard, name } = call;
+    const guest = call.guest === undefined ? undefined : { name: call.guest, address, port: EXECD_PORT };
+    const killAll = () => void (name && kill({ address, token, signal, guard, name }).catch(() => {}));
     // A command gets a connection of its own: a reset on a used one could mean both that it ran and that it never did.
     const client = new Client(originOf(address), {
       pipelining: 1,
@@ -105,8 +106,7 @@ export function createExecd(): Execd {
     busy.add(client);
     const close = () => void client.destroy(OVER).finally(() => busy.delete(client));
     try {
-      const { name, ...rest } = call;
-      const outcome = await execOn(client, call, () => void (name && kill({ ...rest, name }).catch(() => {})));
+      const outcome = await execOn(client, call, killAll);
       // Whoever waits for the outcome need not wait for these.
       setImmediate(() => {
         close();
