@@ -115,6 +115,7 @@ export function startRegistry(options: RegistryOptions): Registry {
     const begun = generation;
     const asked = inTime(lookUp(host));
     const route = asked.then((found) => found.route);
+    route.catch(() => {}); // whoever began it hears of `asked`
     const entry: Entry = { route, until: Number.POSITIVE_INFINITY, reading: begun };
     const drop = () => entries.get(host) === entry && entries.delete(host);
     if (entries.size >= REMEMBERED) forgetAll();

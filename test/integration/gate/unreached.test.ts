@@ -24,7 +24,7 @@ let gate: Gate;
 /** In another process of the same fleet, it could be. */
 let other: Gate;
 let caddy: Caddy;
-/** With a way to Redis that says nothing any more from the first test on, nor that it is gone. */
+/** With a way to Redis that says nothing any more since the first test, nor that it is gone. */
 let cut: {
   gate: Gate;
   own: FleetWorkers;
@@ -51,7 +51,6 @@ beforeAll(async () => {
   const box = await provision();
   cut = { gate: await startGate(own.context), own, wire, service: await startSaying(box.address, OK("fine")), box };
   await until(async () => (await askGate(cut.gate, hostOf(box))).text === "fine", "its gate");
-  wire.freeze();
 });
 afterAll(async () => {
   cut?.wire.thaw();
@@ -141,6 +140,13 @@ async function ask(host: string, { path = "/", method = "GET", headers = {}, bod
   for await (const chunk of response) text += chunk;
   return { status: response.statusCode, headers: response.headers, text } as Reply; // as Caddy answers
 }
+
+test("a gate whose way to Redis falls silent while it reads says so, to one or all who wait for the same", async () => {
+  const [one, both] = [await provision(), await provision()];
+  cut.wire.freeze();
+  const replies = await Promise.all([one, both, both].map((box) => askGate(cut.gate, hostOf(box))));
+  for (const { status, headers } of replies) expect([status, headers["retry-after"]]).toEqual([503, "1"]);
+});
 
 test("what can be sent again is served where the sandbox is by now, what can't is told so, and served when it is sent anew", async () => {
   const boxes = await Promise.all([provision(), provision()]);
