@@ -216,7 +216,14 @@ const age = () => bed.redis.hset(bed.keys.uses, box.sandboxId, Date.now() - 3_60
 const look = () => bed.redis.zadd(bed.keys.idle, "XX", Date.now() - 1, box.sandboxId);
 
 describe("a sandbox that nobody uses", () => {
-  const sleeps = (state: string) => until(async () => (await stateOf()) === state, `the state ${state}`);
+  const becomes = (state: string) => until(async () => (await stateOf()) === state, `the state ${state}`);
+  /** As if nobody had used it for long; the gate writes the last uses of before down a while later. */
+  const sleeps = (state: string) =>
+    until(async () => {
+      await age();
+      await look();
+      return (await stateOf()) === state;
+    }, `the state ${state}`);
   const usedAt = async () => Number(await bed.redis.hget(bed.keys.uses, box.sandboxId));
   const isWatched = async () => (await bed.redis.zscore(bed.keys.idle, box.sandboxId)) !== null;
   /** Until the clockwork has looked at it and has let it be. */
@@ -233,16 +240,12 @@ describe("a sandbox that nobody uses", () => {
   test("is paused or stopped as its policy says, and is watched again once a request has woken it", async () => {
     const key = await web();
     await run(bed.fleet, "update", { sandboxId: box.sandboxId, idleSeconds: 3_600 });
-    await age();
-    await look();
     await sleeps("paused");
     expect(await isWatched()).toBe(false);
     expect(await ask(key, hostOf("web"))).toMatchObject({ status: 200 });
     expect(await isWatched()).toBe(true);
     await run(bed.fleet, "update", { sandboxId: box.sandboxId, idleAction: "stop" });
     await guest[Symbol.asyncDispose]();
-    await age();
-    await look();
     await sleeps("stopped");
     await power("start");
     await run(bed.fleet, "update", { sandboxId: box.sandboxId, idleAction: "pause" });
@@ -281,7 +284,7 @@ describe("a sandbox that nobody uses", () => {
     await power("pause");
     const heard = once(socket, "data");
     socket.write("again");
-    await sleeps("running");
+    await becomes("running");
     expect(String((await heard)[0])).toContain("again");
     socket.destroy();
   });
