@@ -29,7 +29,8 @@ beforeAll(async () => {
         { name: "cmux-base", node: "pve1" },
         { name: "with-data", node: "pve1", config: { mp0: "local-lvm:base-9002-disk-1,mp=/data,size=1G" } },
       ],
-      timings: { cloneFull: 10_000, backup: 8_000, restore: 8_000, lockMinute: 200 },
+      // An archive takes over a second: two of one second would have one name.
+      timings: { cloneFull: 10_000, backup: 15_000, restore: 8_000, lockMinute: 200 },
     },
   });
   worker = await bed.startProcess();

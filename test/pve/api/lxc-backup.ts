@@ -95,6 +95,7 @@ async function dump(call: Call, task: Task, vmid: number): Promise<void> {
   if (!storage.holds("backup")) throw new Error(`${why}can't use storage '${name}' for backups - wrong content type`);
   const container = world.containers.get(vmid);
   if (container !== undefined) check(world, by, `/vms/${vmid}`, "VM.Backup");
+  const begunAt = new Date();
   try {
     if (container === undefined) throw new Error(`unable to find VM '${vmid}'`);
     checkRetention(call, storage, vmid);
@@ -104,7 +105,7 @@ async function dump(call: Call, task: Task, vmid: number): Promise<void> {
       container.config.set("lock", "backup");
     });
     await task.spend(world.takes(world.timings.backup), node.load);
-    const backup = save(container, storage, params);
+    const backup = save(container, storage, { params, at: begunAt });
     task.log(`INFO: creating vzdump archive '${backup.volid}'`);
     if (params["remove"] !== "0") prune(storage, vmid);
     container.config.set("lock", undefined);
@@ -147,10 +148,10 @@ function prune(storage: Storage, vmid: number): void {
   for (const { volid } of loose.slice(0, -limit)) storage.backups.delete(volid);
 }
 
-function save(container: Container, storage: Storage, params: Call["params"]): Backup {
+/** Named after its begin, in place of one of the same second. */
+function save(container: Container, storage: Storage, { params, at }: Pick<Call, "params"> & { at: Date }): Backup {
   const notes = params["notes-template"] ?? "";
   const digits = (value: number) => String(value).padStart(2, "0");
-  const at = new Date();
   const day = [at.getFullYear(), at.getMonth() + 1, at.getDate()].map(digits).join("_");
   const time = [at.getHours(), at.getMinutes(), at.getSeconds()].map(digits).join("_");
   const backup: Backup = {
