@@ -158,8 +158,7 @@ export async function startBatch(
     plans.flatMap((_, at) =>
       at % FLEETS_A_CLUSTER > 0
         ? []
-        : // With the same seed guests would have the same marks, and one cluster's stop would kill another's processes.
-          [startPve({ nodes, templates: templates.slice(at, at + FLEETS_A_CLUSTER), timings, seed: at + 1 })],
+        : [startPve({ nodes, templates: templates.slice(at, at + FLEETS_A_CLUSTER), timings })],
     ),
   );
   for (const cluster of clusters) stack.use(cluster);

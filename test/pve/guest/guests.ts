@@ -1,3 +1,4 @@
+import { randomUUID } from "node:crypto";
 import { existsSync } from "node:fs";
 import { cp, lstat, mkdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import type { Server } from "node:http";
@@ -27,7 +28,8 @@ export class Guests {
   readonly #ownsDataDir: boolean;
   #addresses = new Addresses("127.64.0.1");
   readonly #inside = new Map<Container, Inside>();
-  readonly #id: string;
+  /** No two stand-ins have the same, whatever their seeds: who kills the processes of one looks at all of the machine. */
+  readonly #id = randomUUID();
   #guard: Guard | undefined;
   /** How many of the next starts' hooks fail. */
   hookFailures = 0;
@@ -36,12 +38,16 @@ export class Guests {
     this.#world = world;
     this.#dataDir = options.dataDir;
     this.#ownsDataDir = options.ownsDataDir;
-    this.#id = `${process.pid}-${world.newUid()}`;
   }
 
   /** From where addresses are given out. */
   useAddresses(base: string): void {
     this.#addresses = new Addresses(base);
+  }
+
+  /** By which its processes are known. */
+  #markOf(container: Container): string {
+    return `${this.#id}-${container.uid}`;
   }
 
   folder(container: Container): string {
@@ -151,7 +157,7 @@ export class Guests {
         // What stands for `/` where a command of the fleet's own means the guest's.
         FLEET_GUEST_ROOT: join(this.folder(container), "disk"),
         [OWNER_MARK]: this.#id,
-        [GUEST_MARK]: container.uid,
+        [GUEST_MARK]: this.#markOf(container),
       },
     };
   }
@@ -174,7 +180,7 @@ export class Guests {
     inside.thaw?.resolve();
     container.guest = undefined;
     this.#world.see(container);
-    if (inside.used) await killMarked(`${GUEST_MARK}=${container.uid}`);
+    if (inside.used) await killMarked(`${GUEST_MARK}=${this.#markOf(container)}`);
   }
 
   freeze(container: Container): void {
@@ -182,14 +188,14 @@ export class Guests {
     if (inside === undefined || inside.guest.frozen) return;
     inside.guest.frozen = true;
     inside.thaw = Promise.withResolvers();
-    if (inside.used) signalMarked(`${GUEST_MARK}=${container.uid}`, "SIGSTOP");
+    if (inside.used) signalMarked(`${GUEST_MARK}=${this.#markOf(container)}`, "SIGSTOP");
   }
 
   unfreeze(container: Container): void {
     const inside = this.#inside.get(container);
     if (inside === undefined || !inside.guest.frozen) return;
     inside.guest.frozen = false;
-    if (inside.used) signalMarked(`${GUEST_MARK}=${container.uid}`, "SIGCONT");
+    if (inside.used) signalMarked(`${GUEST_MARK}=${this.#markOf(container)}`, "SIGCONT");
     inside.thaw?.resolve();
     inside.thaw = undefined;
   }
