@@ -35,9 +35,11 @@ export function askUpgrade(
     socket.once("close", leave);
     sent.once("error", reject);
     sent.once("response", (answer) => {
-      if (answer.statusCode === 101) return reject(new Error("the service switched to nothing"));
+      const { statusCode = 0 } = answer;
+      // A switch to nothing; what is below 100 is no status, and node throws where it is sent on.
+      if (statusCode < 200) return reject(new Error(`the service answered ${statusCode}, which says nothing`));
       cleanResponse(answer.headers);
-      response.writeHead(answer.statusCode ?? 502, answer.headers);
+      response.writeHead(statusCode, answer.headers);
       answer.once("error", () => response.destroy());
       answer.pipe(response);
       resolve(null);

@@ -45,7 +45,9 @@ export function createForwarder({ registry, relocate, upstream, open, log }: For
   });
   proxy.on("proxyRes", (answer, request, response) => {
     const { headers } = answer;
-    if (answer.statusCode === 101) answer.statusCode = 502; // to nothing, and whoever asked would believe it
+    // A switch to nothing, which whoever asked would believe; what is below 100 is no status, and node throws where it is sent on.
+    if (Number(answer.statusCode) < 200) answer.statusCode = 502;
+    answer.statusMessage = ""; // node's own: it throws for what a service may write there
     cleanResponse(headers);
     headers.connection = response.shouldKeepAlive ? "keep-alive" : "close";
     const mark = marks.get(request);

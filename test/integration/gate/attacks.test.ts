@@ -455,6 +455,8 @@ describe.each(WAYS)("%s: a service that answers what it likes", (way) => {
     ["two lengths", `HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 3\r\n\r\nabc${POISON}`],
     ["an unknown encoding", `HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n${POISON}`],
     ["what is no HTTP", "SSH-2.0-OpenSSH\r\n"],
+    ["a status that is none", `HTTP/1.1 000 None\r\n${length("none")}`],
+    ["a control behind its status", `HTTP/1.1 200 O\x0bK\r\n${length("fine")}`],
     [
       "the gate's words",
       `HTTP/1.1 200 OK\r\nx-fleet-upstream: 127.0.0.1:1\r\nx-fleet-gate: 1\r\nx-fleet-more: 1\r\nx-fleet-cookie: a=b\r\n${length("ok")}`,
@@ -487,6 +489,7 @@ describe.each(WAYS)("%s: a service that answers what it likes", (way) => {
       "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
       /^HTTP\/1\.1 502 /,
     ],
+    ["a status that is none", `HTTP/1.1 000 None\r\n${length("none")}`, /^HTTP\/1\.1 502 /],
     ["a switch without a protocol", "HTTP/1.1 101 Switching Protocols\r\n\r\n", /^HTTP\/1\.1 502 /],
     [
       "a switch with words of the gate",
