@@ -71,11 +71,14 @@ function duplicate(redis: RedisConnection): RedisConnection {
 
 export const closedError = (): FleetError => new FleetError("shutting_down", "this fleet client was closed");
 
+/** For whoever may have asked for something. */
+export const MAY_BE_ACCEPTED = "; a request may still be accepted, so repeat it with the same idempotencyKey";
+
 function toUnavailable(timeoutMs: number, cause: unknown): FleetError {
   const why = codeOf(cause);
   return new FleetError(
     "redis_unavailable",
-    `Redis did not answer within ${timeoutMs} ms${why ? ` (${why})` : ""}; a request may still be accepted, so repeat it with the same idempotencyKey`,
+    `Redis did not answer within ${timeoutMs} ms${why ? ` (${why})` : ""}${MAY_BE_ACCEPTED}`,
     { cause, facts: why ? { reason: why } : {} },
   );
 }

@@ -133,8 +133,8 @@ export function createNodes(parts: Parts, sandboxes: Sandboxes, removals: Remova
       return (await parts.link.request(() => parts.nodeStates.setCordon(node, null))) !== null;
     },
     async set(node, changes) {
-      await assertOperator(parts, node);
       const asked = parseOrRefuse("settings", Changes, changes);
+      await assertOperator(parts, node);
       const merge = (before: NodeSettings | null) => {
         const all = Object.entries({ ...before, ...asked }).filter(
           ([, value]) => value !== null && value !== undefined,

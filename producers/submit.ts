@@ -36,7 +36,8 @@ export interface SubmitOptions {
 const UNCLAIMED_SECRET_SEC = 86_400;
 const AskedTeam = TeamId.optional();
 export const DEFAULT_TEAM = TeamId.parse("default");
-const IdempotencyKey = z.string().min(1).max(512).optional();
+const KEY_PROBLEM = "must be a text of 1 to 512 characters";
+export const IdempotencyKey = z.string().min(1, KEY_PROBLEM).max(512, KEY_PROBLEM);
 const OnQuota = z.enum(["refuse", "wait"]).optional();
 
 /**
@@ -273,9 +274,9 @@ async function checkOwner(parts: Parts, template: string | number): Promise<void
 }
 
 function checkIdempotencyKey(key: string | undefined): string | undefined {
-  const parsed = IdempotencyKey.safeParse(key);
+  const parsed = IdempotencyKey.optional().safeParse(key);
   if (parsed.success) return parsed.data;
-  throw new FleetError("invalid_input", "idempotencyKey: must be a text of 1 to 512 characters", {
+  throw new FleetError("invalid_input", `idempotencyKey: ${KEY_PROBLEM}`, {
     facts: { fields: ["idempotencyKey"] },
   });
 }

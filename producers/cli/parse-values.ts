@@ -1,5 +1,6 @@
 /** From the texts of a command line to values; each throws commander's error, which names the option. */
 import { InvalidArgumentError } from "commander";
+import type { z } from "zod";
 
 const UNIT_MS = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const;
 
@@ -76,6 +77,15 @@ export function collectServices(text: string, before: readonly NamedPort[] = [])
   if (name === undefined || port === undefined) throw new InvalidArgumentError("Give NAME:PORT, such as web:8080.");
   return [...before, { name, port: Number(port) }];
 }
+
+/** A text as a schema has it, whose problem begins with `must`. */
+export const parseAs =
+  <S extends z.ZodType<unknown, string>>(schema: S) =>
+  (text: string): z.output<S> => {
+    const parsed = schema.safeParse(text);
+    if (parsed.success) return parsed.data;
+    throw new InvalidArgumentError(`It ${parsed.error.issues[0]?.message ?? "is not valid"}.`);
+  };
 
 /** A template is a VMID where it is a number. */
 export const parseTemplate = (text: string): string | number => (/^\d+$/.test(text) ? Number(text) : text);

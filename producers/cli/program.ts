@@ -59,7 +59,10 @@ export function createProgram(cli: Cli): Command {
     .addHelpText("after", HELP)
     .configureHelp({ showGlobalOptions: true })
     .configureOutput({ writeOut: cli.terminal.out, writeErr: cli.terminal.err, outputError: () => {} })
-    .exitOverride();
+    .exitOverride()
+    .hook("preAction", (_, command) => {
+      cli.command = command;
+    });
   addProvision(program, cli);
   addBatch(program, cli);
   addExec(program, cli);

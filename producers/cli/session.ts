@@ -1,7 +1,10 @@
 /** What every command works with, and how its end becomes output and exit code. */
+import type { Command } from "commander";
 import { FleetError } from "../../shared/errors.ts";
 import { createFleetFromEnv, type Fleet } from "../index.ts";
+import { MAY_BE_ACCEPTED } from "../link.ts";
 import { EXIT, Interrupted, toExitCode } from "./exit-codes.ts";
+import { toFlagWords } from "./flag-words.ts";
 import { listenForInterrupt } from "./interrupt.ts";
 import { Operations } from "./operations.ts";
 import { type Terminal, toPrintable } from "./terminal.ts";
@@ -17,6 +20,8 @@ export interface Session {
   readonly json: boolean;
   /** Aborts when the user wants to leave. */
   readonly interrupt: AbortSignal;
+  /** The error in the words of the command line. */
+  reword<E>(error: E): E | FleetError;
   /** For machines the value as JSON, for people the text. */
   print(value: unknown, text: string): void;
 }
@@ -28,8 +33,12 @@ export interface Cli {
   exit(code: number): void;
   /** Runs a command with a client that is closed after it. `work` may return an exit code. */
   run(options: GlobalOptions, work: (session: Session) => Promise<number | undefined>): Promise<void>;
+  /** Tells of an error, which becomes the exit code. */
+  fail(error: unknown, options: GlobalOptions): void;
   /** The exit code so far. */
   code: number;
+  /** The one that runs. */
+  command?: Command;
 }
 
 export function createCli(base: Pick<Cli, "terminal" | "env" | "exit">): Cli {
@@ -40,16 +49,19 @@ export function createCli(base: Pick<Cli, "terminal" | "env" | "exit">): Cli {
       try {
         cli.code = (await runSession(cli, json, work)) ?? EXIT.ok;
       } catch (error) {
-        cli.code = toExitCode(error);
-        cli.terminal.err(formatError(nameRedis(error, cli.env), json));
+        cli.fail(error, { json });
       }
+    },
+    fail(error, { json = false }) {
+      cli.code = toExitCode(error);
+      cli.terminal.err(formatError(toFlagWords(nameRedis(error, cli), cli.command), json));
     },
   };
   return cli;
 }
 
 async function runSession(
-  { terminal, env, exit }: Cli,
+  { terminal, env, exit, command }: Cli,
   json: boolean,
   work: (session: Session) => Promise<number | undefined>,
 ): Promise<number | undefined> {
@@ -59,20 +71,23 @@ async function runSession(
   const operations = new Operations(fleet, terminal, { interrupt: signal, showProgress: !json });
   // Where nothing was begun there is nothing to cancel: a request that hangs ends with its client.
   signal.addEventListener("abort", () => void (operations.any || fleet.close()), { once: true });
+  const reword: Session["reword"] = (error) => toFlagWords(error, command);
   const print = (value: unknown, text: string) => terminal.out(json ? `${JSON.stringify(value)}\n` : text);
   try {
-    const code = await work({ fleet, operations, terminal, json, interrupt: signal, print });
+    const code = await work({ fleet, operations, terminal, json, interrupt: signal, reword, print });
     return signal.aborted ? EXIT.interrupted : code; // whatever had to be said was said
   } catch (error) {
     throw signal.aborted && !(error instanceof Interrupted) ? signal.reason : error;
   }
 }
 
-/** Which one does not answer, without what may be secret. */
-function nameRedis(error: unknown, { REDIS_URL: url = "" }: Cli["env"]): unknown {
+/** Which one does not answer, without what may be secret; of a command that only looks nothing is accepted. */
+function nameRedis(error: unknown, { env: { REDIS_URL: url = "" }, command }: Cli): unknown {
   if (!(error instanceof FleetError) || error.code !== "redis_unavailable") return error;
   const shown = url.replace(/\/\/[^/]*@/, "//").replace(/\?.*$/s, "");
-  return new FleetError(error.code, `${error.text}; REDIS_URL is ${shown}`, { cause: error, facts: error.facts });
+  const asks = command?.options.some((option) => option.attributeName() === "idempotencyKey");
+  const text = asks ? error.text : error.text.replace(MAY_BE_ACCEPTED, "");
+  return new FleetError(error.code, `${text}; REDIS_URL is ${shown}`, { cause: error, facts: error.facts });
 }
 
 /** One line, or one JSON value. */

@@ -41,7 +41,9 @@ export const MetadataValue = text.max(512);
 export const METADATA_LIMIT = 32;
 export const Metadata = z
   .record(MetadataKey, MetadataValue)
-  .refine((data) => Object.keys(data).length <= METADATA_LIMIT, { error: `at most ${METADATA_LIMIT} entries` });
+  .refine((data) => Object.keys(data).length <= METADATA_LIMIT, {
+    error: `must have at most ${METADATA_LIMIT} entries`,
+  });
 
 export const TtlSeconds = z.number().int().min(10).max(31_536_000);
 /** `stop` and `pause` end the TTL; `pause` stops where nothing can be frozen. */
@@ -57,13 +59,15 @@ export type IdleAction = z.infer<typeof IdleAction>;
 /** Environment of a command; sealed, never in job data. */
 export const Env = z
   .record(
-    z.string().regex(/^[A-Za-z_][A-Za-z0-9_]{0,127}$/, "a variable name: letters, digits and '_'"),
+    z
+      .string()
+      .regex(/^[A-Za-z_][A-Za-z0-9_]{0,127}$/, "must be a variable's name: letters, digits and '_', no digit first"),
     z
       .string()
       .max(32_768)
       .refine((value) => !value.includes("\0"), { error: "must not hold a NUL byte" }),
   )
-  .refine((env) => Object.keys(env).length <= 128, { error: "at most 128 variables" });
+  .refine((env) => Object.keys(env).length <= 128, { error: "must have at most 128 variables" });
 
 export const UserName = z
   .string()
@@ -72,7 +76,7 @@ export const UserName = z
 export const Command = z
   .string()
   .min(1)
-  .max(1_000_000, "at most 1,000,000 characters (execd takes 1 MiB)")
+  .max(1_000_000, "must have at most 1,000,000 characters (execd takes 1 MiB)")
   .refine((text) => !text.includes("\0"), { error: "must not hold a NUL byte" });
 
 /** Of a file or folder in a sandbox. */

@@ -48,6 +48,7 @@ export function sayIssue(issue: z.core.$ZodRawIssue): string | undefined {
     case "invalid_value":
       return `must be ${issue.values.length === 1 ? "" : "one of "}${issue.values.map(String).join(", ")}`;
     case "too_small":
+      if (UNITS[issue.origin] !== undefined && issue.minimum === 1) return "must not be empty";
       return `must ${limit(issue, issue.inclusive === false ? "more than" : "at least", issue.minimum)}`;
     case "too_big":
       return `must ${limit(issue, issue.inclusive === false ? "less than" : "at most", issue.maximum)}`;

@@ -91,7 +91,11 @@ export const ProvisionInput = z
       .refine((text) => !text.includes("\0"), { error: "must not hold a NUL byte" })
       .optional(),
     tags: z
-      .array(z.string().regex(/^[a-z0-9_][a-z0-9_+.-]{0,62}$/, "lower-case letters, digits, '_', '+', '.' or '-'"))
+      .array(
+        z
+          .string()
+          .regex(/^[a-z0-9_][a-z0-9_+.-]{0,62}$/, "must be 1 to 63 lower-case letters, digits, '_', '+', '.' or '-'"),
+      )
       .max(16)
       .default([]),
     /** Whom the sandbox counts for; a client that was made for one team may only name that one. */

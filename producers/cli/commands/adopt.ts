@@ -1,9 +1,10 @@
 /** Containers that were there before the fleet, taken in. */
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { FleetError } from "../../../shared/errors.ts";
-import { InstanceId } from "../../../shared/ids.ts";
+import { InstanceId, NodeName, Vmid } from "../../../shared/ids.ts";
 import { ADOPTED, CMUX_SERVICES } from "../../../shared/jobs/adopt.ts";
 import { ServiceAuth } from "../../../shared/jobs/fields.ts";
+import { parseInput } from "../../../shared/jobs/index.ts";
 import type { AdoptableContainer } from "../../../shared/state/inventory.ts";
 import type { Inventory, JobInput, JobOutput, SandboxRecord } from "../../index.ts";
 import { NONE } from "../describe.ts";
@@ -68,6 +69,8 @@ interface Line {
 
 async function adoptAll(session: Session, options: Options): Promise<number> {
   const { fleet, print } = session;
+  // What is wrong with one is wrong with all.
+  parseInput("adopt", toInput({ node: NodeName.parse("any"), vmid: Vmid.parse(100) }, options));
   const inventory = await fleet.inventory();
   if (!inventory) throw new FleetError("node_unavailable", "no worker has read the cluster yet; start one first");
   const sandboxes = await fleet.sandboxes.list();
@@ -118,7 +121,11 @@ function whyNot({ node, vmid, lock }: AdoptableContainer, nodes: Inventory["node
 }
 
 /** How each went is put down in its line. */
-async function carryOut({ fleet, operations }: Session, lines: readonly Line[], options: Options): Promise<void> {
+async function carryOut(
+  { fleet, operations, reword }: Session,
+  lines: readonly Line[],
+  options: Options,
+): Promise<void> {
   const wanted = lines.filter(({ outcome }) => outcome === "to adopt");
   const begun = await Promise.all(
     wanted.map(async (line) => {
@@ -132,7 +139,7 @@ async function carryOut({ fleet, operations }: Session, lines: readonly Line[], 
         Object.assign(line, { outcome: "accepted", operationId: handle.id, sandboxId: handle.sandboxId });
         return { line, handle };
       } catch (error) {
-        noteError(line, error);
+        noteError(line, reword(error));
         return null;
       }
     }),
@@ -146,14 +153,17 @@ async function carryOut({ fleet, operations }: Session, lines: readonly Line[], 
   for (const [index, { line }] of waiting.entries()) {
     const outcome = outcomes[index];
     if (outcome?.ok) Object.assign(line, { outcome: "adopted", result: outcome.value });
-    else noteError(line, outcome?.error);
+    else noteError(line, reword(outcome?.error));
   }
 }
 
 /** By its host name it is found again, as the client that made it knew it, and its URLs stay what they were. */
 const toInstanceId = ({ name }: AdoptableContainer) => InstanceId.safeParse(name).data;
 
-function toInput({ node, vmid }: AdoptableContainer, { team, auth, service, metadata }: Options): JobInput<"adopt"> {
+function toInput(
+  { node, vmid }: Pick<AdoptableContainer, "node" | "vmid">,
+  { team, auth, service, metadata }: Options,
+): JobInput<"adopt"> {
   const services = service ?? (auth === undefined ? undefined : CMUX_SERVICES);
   return {
     node,

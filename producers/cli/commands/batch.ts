@@ -68,9 +68,9 @@ async function send(session: Session, file: string, options: Options): Promise<n
 }
 
 /** The last words and the exit code. */
-export function conclude({ terminal, json, print }: Session, { view, error }: Followed, wait: boolean): number {
+export function conclude({ terminal, json, reword, print }: Session, { view, error }: Followed, wait: boolean): number {
   if (error !== undefined) {
-    terminal.err(formatError(error, json));
+    terminal.err(formatError(reword(error), json));
     if (view && view.status !== "ended" && !json && !(error instanceof Interrupted)) {
       const how = view.status === "open" ? "is not whole yet; the same again with" : "goes on, see fleet batch get";
       terminal.err(`fleet: batch ${view.id} ${how} ${view.status === "open" ? `--id ${view.id} goes on` : view.id}\n`);

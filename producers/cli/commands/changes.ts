@@ -257,6 +257,6 @@ export async function destroyAll(session: Session, ids: readonly SandboxId[], op
     values.map(({ value }) => value),
     values.map(({ text }) => text).join(""),
   );
-  for (const error of errors) session.terminal.err(formatError(error, session.json));
+  for (const error of errors) session.terminal.err(formatError(session.reword(error), session.json));
   return errors.length === 0 ? EXIT.ok : toExitCode(errors[0]);
 }

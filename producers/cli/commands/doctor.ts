@@ -6,8 +6,8 @@ import { extname } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Command } from "commander";
 import { FleetError } from "../../../shared/errors.ts";
-import { EXIT, toExitCode } from "../exit-codes.ts";
-import { type Cli, formatError, type GlobalOptions } from "../session.ts";
+import { EXIT } from "../exit-codes.ts";
+import type { Cli, GlobalOptions } from "../session.ts";
 
 const WORKERS = new URL("../../../workers/", import.meta.url);
 
@@ -30,8 +30,7 @@ export function addDoctor(program: Command, cli: Cli): void {
         const [code] = await once(spawn(process.execPath, [script, ...words], { stdio: "inherit" }), "close");
         cli.code = typeof code === "number" ? code : EXIT.failed;
       } catch (error) {
-        cli.code = toExitCode(error);
-        cli.terminal.err(formatError(error, json));
+        cli.fail(error, { json });
       }
     });
 }

@@ -1,9 +1,10 @@
 /** The event stream, and who shares it. */
 import { type Command, Option } from "commander";
+import { BatchId, OperationId, TeamId } from "../../../shared/ids.ts";
 import { EVENT_TYPES } from "../../../shared/state/events.ts";
 import type { FleetEventType } from "../../index.ts";
 import { toEventLine } from "../describe.ts";
-import { collectChoice } from "../parse-values.ts";
+import { collectChoice, parseAs } from "../parse-values.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
 import type { Cli, GlobalOptions } from "../session.ts";
 import { formatTable, toPrintable } from "../terminal.ts";
@@ -36,9 +37,9 @@ export function addEvents(program: Command, cli: Cli): void {
     .option("--follow", "keep printing new ones (default)")
     .addOption(new Option("--once", "end with the newest").conflicts("follow"))
     .option("--sandbox <sandbox>", "of this sandbox")
-    .option("--operation <operation>", "of this operation")
-    .option("--batch <batch>", "of the operations of this batch")
-    .option("--team <team>", "of this team")
+    .option("--operation <operation>", "of this operation", parseAs(OperationId))
+    .option("--batch <batch>", "of the operations of this batch", parseAs(BatchId))
+    .option("--team <team>", "of this team", parseAs(TeamId))
     .addOption(
       new Option("--type <type>", "of this type; repeatable")
         .choices(EVENT_TYPES)

@@ -3,8 +3,7 @@ import { text } from "node:stream/consumers";
 import { Argument, type Command } from "commander";
 import { FleetError } from "../../../shared/errors.ts";
 import { formatLogin, LoginName, LoginPassword, OPS_ROLES, type OpsRole } from "../../../shared/logins.ts";
-import { toExitCode } from "../exit-codes.ts";
-import { type Cli, formatError, type GlobalOptions } from "../session.ts";
+import type { Cli, GlobalOptions } from "../session.ts";
 
 const HELP = `
 The password is read from stdin, so that it is in no list of processes; a line feed at its end does not count. What is
@@ -34,8 +33,7 @@ export function addLogin(program: Command, cli: Cli): void {
         );
         cli.terminal.out(json ? `${JSON.stringify({ login })}\n` : `${login}\n`);
       } catch (error) {
-        cli.code = toExitCode(error);
-        cli.terminal.err(formatError(error, json));
+        cli.fail(error, { json });
       }
     });
 }

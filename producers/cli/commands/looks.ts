@@ -1,9 +1,10 @@
 /** Commands that look, and cancel. */
 import { type Command, Option } from "commander";
+import { TeamId } from "../../../shared/ids.ts";
 import { SANDBOX_STATES } from "../../../shared/state/records.ts";
 import type { SandboxState } from "../../index.ts";
 import { SANDBOX_HEAD, toOperationFacts, toSandboxFacts, toSandboxRow } from "../describe.ts";
-import { collectChoice, collectPairs } from "../parse-values.ts";
+import { collectChoice, collectPairs, parseAs } from "../parse-values.ts";
 import { resolveSandbox } from "../resolve-sandbox.ts";
 import type { Cli, GlobalOptions } from "../session.ts";
 import { formatFacts, formatTable } from "../terminal.ts";
@@ -18,7 +19,7 @@ export function addLs(program: Command, cli: Cli): void {
   const command = program
     .command("ls")
     .description("List sandboxes that have not ended, oldest first.")
-    .option("--team <team>", "of this team")
+    .option("--team <team>", "of this team", parseAs(TeamId))
     .addOption(
       new Option("--state <state>", "in this state; repeatable")
         .choices(SANDBOX_STATES)

@@ -3,8 +3,7 @@ import { readFileSync } from "node:fs";
 import type { Command } from "commander";
 import { VmidRange } from "../../../shared/config.ts";
 import { FleetError } from "../../../shared/errors.ts";
-import { toExitCode } from "../exit-codes.ts";
-import { type Cli, formatError, type GlobalOptions } from "../session.ts";
+import type { Cli, GlobalOptions } from "../session.ts";
 import { toGuardScript } from "../ssh-guard.ts";
 
 const GUARD_HELP = `
@@ -36,8 +35,7 @@ export function addNode(program: Command, cli: Cli): Command {
         });
         cli.terminal.out(json ? `${JSON.stringify({ script })}\n` : script);
       } catch (error) {
-        cli.code = toExitCode(error);
-        cli.terminal.err(formatError(error, json));
+        cli.fail(error, { json });
       }
     });
   return node;

@@ -133,11 +133,10 @@ function addContentOptions(command: Command, { env }: Cli): void {
 async function provision(session: Session, template: string | number | undefined, options: Options): Promise<number> {
   const base = options.input === undefined ? {} : await readInput(options.input);
   // Checked by the client, field by field, before anything is stored.
+  if (template !== undefined && options.template !== undefined) throw refuse("give TEMPLATE or --template, not both");
   const input = toProvisionInput(base, template ?? options.template, options) as JobInput<"provision">;
   if (input.template === undefined) {
-    throw new FleetError("invalid_input", "template: give TEMPLATE, --template or --input", {
-      facts: { fields: ["template"] },
-    });
+    throw refuse("give TEMPLATE, --template or --input");
   }
   if (options.count === undefined) refuseBatchChoices(options);
   return options.count === undefined
@@ -145,12 +144,15 @@ async function provision(session: Session, template: string | number | undefined
     : provisionMany(session, options.count, options, (how, count) => session.fleet.batch({ ...input, count }, how));
 }
 
+const refuse = (wayOut: string): FleetError =>
+  new FleetError("invalid_input", `template: ${wayOut}`, { facts: { fields: ["template"] } });
+
 /** Of one, what was meant can only be guessed. */
 function refuseBatchChoices({ id, policy }: BatchChoices): void {
   const [field] = Object.entries({ id, policy }).find(([, value]) => value !== undefined) ?? [];
   if (field === undefined) return;
   const wayOut = field === "id" ? "; for one there is --idempotency-key" : "";
-  throw new FleetError("invalid_input", `--${field}: is about a batch, so it needs --count${wayOut}`, {
+  throw new FleetError("invalid_input", `${field}: is about a batch, so it needs --count${wayOut}`, {
     facts: { fields: [field] },
   });
 }
@@ -182,7 +184,7 @@ export async function provisionMany(
   options: WaitOptions & BatchChoices,
   begin: (how: BatchOptions, count: number) => Promise<Batch>,
 ): Promise<number> {
-  const { terminal, json, print } = session;
+  const { terminal, json, reword, print } = session;
   const outcomes: ItemOutcome[] = [];
   const from = performance.now();
   const made: Made[] = [];
@@ -191,7 +193,8 @@ export async function provisionMany(
     session,
     (how) => begin(how, count),
     options,
-    (outcome) => {
+    (ended) => {
+      const outcome = ended.ok ? ended : { ...ended, error: reword(ended.error) };
       outcomes.push(outcome);
       if (outcome.ok) {
         const value = outcome.result as JobOutput<"provision">; // a batch of nothing else

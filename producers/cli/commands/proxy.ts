@@ -5,7 +5,7 @@ import { Argument, type Command, InvalidArgumentError, Option } from "commander"
 import { loadGateConfig } from "../../../shared/config.ts";
 import { FleetError } from "../../../shared/errors.ts";
 import { fillPattern } from "../../../shared/urls.ts";
-import { EXIT, toExitCode } from "../exit-codes.ts";
+import { EXIT } from "../exit-codes.ts";
 import { parseDurationMs } from "../parse-values.ts";
 import { checkProxy } from "../proxy-check.ts";
 import {
@@ -18,7 +18,7 @@ import {
   toProxyConfig,
   toWildcard,
 } from "../proxy-configs.ts";
-import { type Cli, formatError, type GlobalOptions } from "../session.ts";
+import type { Cli, GlobalOptions } from "../session.ts";
 import { formatTable } from "../terminal.ts";
 
 const HELP = `
@@ -53,7 +53,7 @@ export function addProxy(program: Command, cli: Cli): void {
     .option("--check", "ask one that runs instead, and say what is wrong")
     .option("--host <host>", "with --check: host of an exposed service; one that nobody exposed if absent")
     .option("--at <host:port>", "with --check: connect there, whatever the name resolves to", toAddress)
-    .option("--ca <file>", "with --check: certificate of the authority, for --tls internal")
+    .option("--ca <file>", "with --check: certificate of the authority, for --tls internal", readCertificate)
     .option("--timeout <duration>", "with --check: for each answer", parseDurationMs, 10_000)
     .addHelpText("after", HELP)
     .action(async (proxy: ProxyName) => {
@@ -61,8 +61,7 @@ export function addProxy(program: Command, cli: Cli): void {
       try {
         cli.code = options.check ? await check(cli, options) : print(cli, proxy, options);
       } catch (error) {
-        cli.code = toExitCode(error);
-        cli.terminal.err(formatError(error, options.json ?? false));
+        cli.fail(error, options);
       }
     });
 }
@@ -96,7 +95,7 @@ async function check(cli: Cli, { json, host, at, ca, timeout }: Options): Promis
     host: host ?? nobody,
     isExposed: host !== undefined,
     at,
-    ca: ca === undefined ? undefined : readFileSync(ca, "utf8"),
+    ca,
     timeoutMs: timeout,
   });
   const { paint } = cli.terminal;
@@ -118,6 +117,14 @@ function toAddress(text: string): { host: string; port: number } {
 function parseHostPort(text: string): string {
   toAddress(text);
   return text;
+}
+
+function readCertificate(file: string): string {
+  try {
+    return readFileSync(file, "utf8");
+  } catch {
+    throw new InvalidArgumentError("must be a file that can be read");
+  }
 }
 
 function parseName(text: string): string {

@@ -2,7 +2,8 @@
 import { type Command, Option } from "commander";
 import { IdleAction, TtlAction } from "../../../shared/jobs/fields.ts";
 import { BATCH_POLICIES } from "../../../shared/state/records.ts";
-import { parseDurationMs, parseNumber } from "../parse-values.ts";
+import { IdempotencyKey } from "../../submit.ts";
+import { parseAs, parseDurationMs, parseNumber } from "../parse-values.ts";
 import type { GlobalOptions } from "../session.ts";
 
 export interface WaitOptions extends GlobalOptions {
@@ -14,7 +15,7 @@ export interface WaitOptions extends GlobalOptions {
 
 export function addWaitOptions(command: Command): Command {
   return addWaiting(command, "only have it accepted and print its operation; see fleet status")
-    .option("--idempotency-key <key>", "the same key with the same input never runs twice")
+    .option("--idempotency-key <key>", "the same key with the same input never runs twice", parseAs(IdempotencyKey))
     .addOption(onQuotaOption("refuse"));
 }
 

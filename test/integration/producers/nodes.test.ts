@@ -61,7 +61,7 @@ test("a node that there is not is told with those that there are; a team's clien
   for (const { code, err } of refused) {
     expect({ code, err }).toEqual({
       code: 2,
-      err: "fleet: invalid_input: node: there is no node pve9; nodes are pve1, pve2\n",
+      err: "fleet: invalid_input: NODE: there is no node pve9; nodes are pve1, pve2\n",
     });
   }
   const team = bed.client({ team: "acme" });
