@@ -12,7 +12,7 @@ export const SPOOL = "/var/tmp";
 /** Name of the content in its stage. */
 export const STAGED = "content";
 /** What a reading script says besides content, which is base64. */
-export const SAYS = { mode: "#mode ", size: "#size ", end: "#end" } as const;
+export const SAYS = { mode: "#mode ", size: "#size ", end: "#end", complaint: "#complaint " } as const;
 /** Exit codes of our own; tools end with others. */
 export const EXITS = {
   notFound: 41,
@@ -109,12 +109,16 @@ export function toUndoScript(operation: string, path: string): string {
 /** Of a line of base64: whole bytes each, and well below the 1 MiB that execd takes. */
 const LINE = 131_072;
 
-/** Prints `#mode`, the content in base64, and `#end`: only with that it is all there. */
+/** Kept of what tools complain of. */
+const COMPLAINT_BYTES = 8_192;
+
+/**
+ * Prints `#mode`, the content in base64, and `#end`: only with that it is all there. What tools complain of, as tar does of each
+ * socket that it leaves out, follows on the same stream: of two at once execd makes a reply that is no HTTP.
+ */
 export function toReadScript({ path, format }: ParsedInput<"download">): string {
   const encode = `base64 -w ${LINE}`;
-  return [
-    HEAD,
-    `path=${quoteWord(path)}`,
+  const read = [
     `[ -e "$path" ] || [ -L "$path" ] || exit ${EXITS.notFound}`,
     ...(format === "file"
       ? [
@@ -131,5 +135,12 @@ export function toReadScript({ path, format }: ParsedInput<"download">): string 
           `{ tar -C "$path" --exclude="./.fleet-op_*" -c -f - . || [ $? = 1 ]; } | ${encode} || exit 1`,
         ]),
     `echo "${SAYS.end}"`,
+  ];
+  return [
+    HEAD,
+    `path=${quoteWord(path)}`,
+    `exec 3>&1\nread_it() {\n${read.join("\n")}\n}`,
+    `complaint=$(read_it 2>&1 >&3 3>&- | { head -c ${COMPLAINT_BYTES}; cat >/dev/null; } | base64 -w 0); code=$?`,
+    `[ -z "$complaint" ] || echo "${SAYS.complaint}$complaint"\nexit $code`,
   ].join("\n");
 }

@@ -22,14 +22,17 @@ async function fetch(run: Run<"download">, inside: Inside): Promise<{ bytes: num
   let mode = 0;
   let size: number | undefined;
   let whole = false;
+  let complaint = "";
   const onLine = async (line: string) => {
     if (line.startsWith(SAYS.mode)) mode = toNumber(line.slice(SAYS.mode.length), 8);
     else if (line.startsWith(SAYS.size)) size = toNumber(line.slice(SAYS.size.length), 10);
     else if (line === SAYS.end) whole = true;
+    else if (line.startsWith(SAYS.complaint))
+      complaint = Buffer.from(line.slice(SAYS.complaint.length), "base64").toString();
     else await writer.add(Buffer.from(line, "base64"));
   };
-  const outcome = await inside.run({ text: toReadScript(run.input), onLine });
-  if (outcome.exitCode !== 0) throw toTransferError(outcome, run.input.path, size);
+  const { exitCode } = await inside.run({ text: toReadScript(run.input), onLine });
+  if (exitCode !== 0) throw toTransferError({ exitCode, stderr: complaint }, run.input.path, size);
   // execd has been seen to end a command's output early (os/exec: Wait closes the pipe).
   if (!whole) throw new FleetError("transfer_interrupted", "the end of the content did not come through");
   const { bytes } = await writer.end();

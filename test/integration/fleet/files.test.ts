@@ -1,6 +1,7 @@
 /** Files into sandboxes and out of them: whole or not at all, on every way there is, and for their producer alone. */
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
+import { once } from "node:events";
 import {
   existsSync,
   mkdirSync,
@@ -13,12 +14,14 @@ import {
   watch,
   writeFileSync,
 } from "node:fs";
+import { createServer } from "node:net";
 import { join } from "node:path";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { ContentSource, JobInput } from "../../../producers/index.ts";
 import { TRANSFER_LIMIT } from "../../../shared/jobs/fields.ts";
 import { PIECE_BYTES } from "../../../shared/state/contents.ts";
+import { toReadScript } from "../../../workers/exec/file-scripts.ts";
 import { type Bed, containerOf, failure, provisionOne, run, startBed, until } from "./harness.ts";
 
 let bed: Bed;
@@ -122,6 +125,20 @@ test("folders travel as tars: new ones as a whole, others are filled and keep wh
     [".two", "deep", "to-deep"],
     [],
   ]);
+});
+
+test("a folder that is worked in comes without its sockets, and the daemon is given one stream alone", async () => {
+  mkdirSync(at("worked-in"));
+  writeFileSync(at("worked-in/file"), "kept");
+  const server = createServer();
+  await once(server.listen(at("worked-in/socket")), "listening");
+  const tar = await (await get(at("worked-in"), { format: "tar" })).content(PATIENCE).buffer();
+  expect(execFileSync("tar", ["-t"], { input: tar, encoding: "utf8" })).toBe("./\n./file\n");
+  const script = toReadScript({ sandboxId: box.sandboxId, path: at("worked-in"), format: "tar" });
+  const { status, stderr, stdout } = spawnSync("/bin/bash", ["-c", script], { encoding: "utf8" });
+  const said = stdout.split("#complaint ")[1] ?? "";
+  expect([status, stderr, Buffer.from(said, "base64").toString()]).toEqual([0, "", expect.stringContaining("socket")]);
+  server.close();
 });
 
 describe("refused, with nothing left behind", () => {
