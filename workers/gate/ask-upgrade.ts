@@ -4,11 +4,15 @@ import type { Socket } from "node:net";
 import { cleanResponse } from "./clean-headers.ts";
 import type { Route } from "./registry.ts";
 
-/** For answers other than the upgrade; the connection ends with them. */
-export function createLastResponse(request: IncomingMessage, socket: Socket): ServerResponse {
+/** For answers other than the upgrade; the connection ends with them. Null: a request before it still waits for its own there. */
+export function createLastResponse(request: IncomingMessage, socket: Socket): ServerResponse | null {
   const response = new ServerResponse(request);
   response.shouldKeepAlive = false;
-  response.assignSocket(socket);
+  try {
+    response.assignSocket(socket);
+  } catch {
+    return null; // ERR_HTTP_SOCKET_ASSIGNED
+  }
   response.once("finish", () => {
     response.detachSocket(socket);
     socket.destroySoon();

@@ -513,6 +513,12 @@ describe.each(WAYS)("%s: a service that answers what it likes", (way) => {
   });
 });
 
+test("an upgrade behind a request that waits for its answer ends its own connection alone", async () => {
+  const front = `GET /front HTTP/1.1\r\nhost: ${hostOf("open")}\r\n`;
+  expect(await talk(straight(), `${front}\r\n${front}connection: upgrade\r\nupgrade: websocket\r\n\r\n`)).toBe("");
+  expect(await talk(straight(), `${front}connection: close\r\n\r\n`)).toMatch(/^HTTP\/1\.1 200 /);
+});
+
 test("a link does not lead elsewhere, whatever its path", async () => {
   const { url } = await run(bed.fleet, "link", { sandboxId: box.sandboxId, name: "linked" });
   const { search } = new URL(url);
