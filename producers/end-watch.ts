@@ -205,9 +205,12 @@ export class EndWatch {
   /** Saves the look. What is no longer waited for, or was not yet, is found by one. */
   #hearEnd(message: string | undefined): void {
     if (message === undefined) return; // `wake` has us look
-    const values = Told.parse(JSON.parse(message));
+    const values = readTold(message);
     const [id] = values;
-    if (typeof id !== "string") return;
+    if (typeof id !== "string") {
+      this.#lookAtAll(); // of a newer version
+      return;
+    }
     this.#expected.delete(id);
     if (this.#waiting.has(id)) this.#settle(id, values);
   }
@@ -248,6 +251,15 @@ export class EndWatch {
 
   #isMine(record: EndedOperation): boolean {
     return this.#parts.team === undefined || record.team === this.#parts.team;
+  }
+}
+
+/** Nothing of what can't be read: what a listener throws ends the process. */
+function readTold(message: string): Values {
+  try {
+    return Told.parse(JSON.parse(message));
+  } catch {
+    return [];
   }
 }
 

@@ -63,10 +63,11 @@ export function createLink(target: string | RedisConnection, requestTimeoutMs: n
   };
 }
 
-/** For waits that must survive any outage: commands of a blocking reader are never given up by count. */
+/** For waits that must survive any outage: commands of a blocking reader are never given up by count. See `connectRedis`. */
 function duplicate(redis: RedisConnection): RedisConnection {
-  if (redis instanceof Redis) return redis.duplicate({ maxRetriesPerRequest: null, lazyConnect: false });
-  return redis.duplicate([], { redisOptions: { maxRetriesPerRequest: null }, lazyConnect: false });
+  const options = { maxRetriesPerRequest: null, autoResubscribe: false };
+  if (redis instanceof Redis) return redis.duplicate({ ...options, lazyConnect: false });
+  return redis.duplicate([], { redisOptions: options, lazyConnect: false });
 }
 
 export const closedError = (): FleetError => new FleetError("shutting_down", "this fleet client was closed");

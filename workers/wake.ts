@@ -24,6 +24,7 @@ export async function startWake(subscriber: RedisConnection, keys: Keys): Promis
     const kind = KINDS.find((one) => one === word);
     if (kind !== undefined) for (const listener of listeners) listener(kind, subject);
   });
+  subscriber.on("ready", () => subscriber.subscribe(keys.wake).catch(() => {})); // the connection was closed
   await subscriber.subscribe(keys.wake);
 
   const on: Wake["on"] = (listener) => {

@@ -23,10 +23,7 @@ export class Channels {
     const redis = this.#connect();
     const listeners = this.#listeners.get(channel) ?? new Set();
     this.#listeners.set(channel, listeners.add(listener));
-    redis.subscribe(channel).then(
-      () => listener(undefined),
-      () => {},
-    ); // the connection was closed
+    subscribe(redis, [channel], () => listener(undefined));
     return { [Symbol.dispose]: () => this.#leave(channel, listener) };
   }
 
@@ -43,7 +40,10 @@ export class Channels {
     const redis = this.#open();
     redis.on("message", (channel: string, message: string) => this.#call(channel, message));
     redis.on("ready", () => {
-      for (const channel of this.#listeners.keys()) this.#call(channel, undefined);
+      const channels = [...this.#listeners.keys()];
+      subscribe(redis, channels, () => {
+        for (const channel of channels) this.#call(channel, undefined);
+      });
     });
     this.#redis = redis;
     return redis;
@@ -60,4 +60,8 @@ export class Channels {
     if (this.#listeners.size === 0) void this.close();
     else this.#redis?.unsubscribe(channel).catch(() => {}); // the connection was closed
   }
+}
+
+function subscribe(redis: RedisConnection, channels: readonly string[], then: () => void): void {
+  if (channels.length > 0) redis.subscribe(...channels).then(then, () => {}); // the connection was closed
 }

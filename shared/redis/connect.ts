@@ -9,11 +9,13 @@ export type RedisConnection = Redis | Cluster;
  * `redis://` or `rediss://` (TLS) for one server, `redis-sentinel://h1:26379,h2:26379/0?master=name`,
  * `redis-cluster://h1:6379,h2:6379`; `rediss-sentinel://` and `rediss-cluster://` with TLS. With TLS, `?ca=`, `cert=` and
  * `key=` name PEM files: who is trusted in place of the public CAs, and a certificate for servers that ask for one.
- * Commands wait through a reconnect and are never given up by count, so callers bring their own deadlines.
+ * Commands wait through a reconnect and are never given up by count, so callers bring their own deadlines. Whoever subscribes
+ * does so again at each `ready`.
  */
 export function connectRedis(url: string): RedisConnection {
   const options = {
     maxRetriesPerRequest: null,
+    autoResubscribe: false, // ioredis waits for no answer then; one that does not come would end the process
     retryStrategy: (times: number) => Math.min(50 * 2 ** Math.min(times, 6), 2_000),
   };
   const target = parseRedisUrl(url);

@@ -27,7 +27,7 @@ const PROMOTED = "promoted";
 
 export function startAborts(context: WorkerContext, live: LiveRuns): Disposable {
   const { redis, keys, log, wake } = context;
-  const hear = (id: string) => {
+  const hear = async (id: string) => {
     const run = [...live].find((one) => one.id === id);
     return run ? run.lookForAbort() : settleAbort(context, OperationId.parse(id));
   };

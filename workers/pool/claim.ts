@@ -24,6 +24,7 @@ export async function claimMember(run: Run<"provision">): Promise<Claim | null> 
   return run.timed("claim", async () => {
     // The team's own template of that name comes before everybody's, which the pool's members are made of.
     const own = loadTemplates(redis, keys, operation.team);
+    own.catch(() => {}); // awaited below; the taking may end first
     for (let tries = 0; tries < TRIES; tries++) {
       const member = await pools.take(template, sandbox.id, { batch: input.priority === "batch" });
       if ((await own).some(({ replica }) => replica.name === template || replica.tags.includes(template))) return null;

@@ -45,6 +45,7 @@ export async function configureClone(
   const { redis, keys } = run.context;
   const { diskGib, mountPoints } = run.input;
   const reserved = loadReservation(redis, keys, place.node, run.sandbox.id);
+  reserved.catch(() => {}); // awaited below; what comes before it may fail first
   const needsDisks = diskGib !== undefined || mountPoints.length > 0;
   const config = early === null || needsDisks ? (await ownContainer(run)).config : early;
   const leasedIp = needsLease(run) ? await run.leaseAddress(rangeOf(run.context.config)) : undefined;

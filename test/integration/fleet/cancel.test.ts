@@ -285,6 +285,7 @@ test("where the message comes through, nobody need look", async () => {
   const parked = await bed.fleet.configure({ sandboxId, cores: 1 });
   await parked.cancel();
   await bed.redis.srem(bed.keys.aborting, parked.id);
+  await bed.redis.publish(bed.keys.wake, "abort what-is-none");
   await failure(parked.result({ timeoutMs: 60_000 }), "canceled");
   await until(() => running(({ type }) => type === "vzshutdown"), "the shutdown");
   await cancels(shutdown);

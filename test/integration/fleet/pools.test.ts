@@ -1,7 +1,8 @@
 /** Pools: sandboxes that are made before they are asked for, and given out whole and once. */
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { TeamId } from "../../../shared/ids.ts";
 import { loadMembers } from "../../../workers/pool/probe.ts";
-import { type Bed, containerOf, provisionOne, run, startBed, until, within } from "./harness.ts";
+import { type Bed, containerOf, firstFailure, provisionOne, run, startBed, until, within } from "./harness.ts";
 
 let bed: Bed;
 const warmOnes = async () => {
@@ -76,6 +77,17 @@ test("whoever had claimed a member that Redis has as nobody's gets it back, by i
   await run(bed.fleet, "destroy", { sandboxId: blocker.sandboxId });
   expect(await handle.result({ timeoutMs: 60_000 })).toMatchObject({ warm: true, vmid: member.vmid });
   await run(bed.fleet, "exec", { sandboxId: handle.sandboxId, command: "true" });
+  await run(bed.fleet, "destroy", { sandboxId: handle.sandboxId });
+});
+
+test("a claim that Redis refuses is tried again, and ends nothing else", async () => {
+  await ready(2);
+  const templates = bed.keys.templates(TeamId.parse("unread"));
+  await bed.redis.set(templates, "no hash");
+  const handle = await bed.client({ team: "unread" }).provision({ template: TEMPLATE });
+  expect(await firstFailure(handle)).toBe("internal");
+  await bed.redis.del(templates);
+  expect(await handle.result({ timeoutMs: 60_000 })).toMatchObject({ warm: true });
   await run(bed.fleet, "destroy", { sandboxId: handle.sandboxId });
 });
 

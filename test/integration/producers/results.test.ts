@@ -60,6 +60,12 @@ test("who listens already when it asks is told the end itself; what is long it r
   const told: unknown[] = JSON.parse(heard[0] ?? "");
   await rig.redis.publish(rig.keys.told(listener), JSON.stringify([handles[2].id, ...told.slice(1)]));
   expect(await results[2]).toEqual(exited);
+
+  const last = await ask();
+  await expect(last.result({ timeoutMs: 1 })).rejects.toMatchObject({ code: "timeout" }); // it listens, and knows of no end
+  await rig.redis.publish(rig.keys.told(listener), "said by a newer version");
+  await rig.succeed(last.id, exited);
+  expect(await last.result()).toEqual(exited);
   await closeRedis(ear);
 });
 
