@@ -143,8 +143,8 @@ export async function startGate(context: WorkerContext): Promise<Gate> {
   server.on("upgrade", (request: IncomingMessage, socket: Socket, head: Buffer) => {
     socket.on("error", () => socket.destroy());
     const response = createLastResponse(request, socket);
-    if (response === null) return socket.destroy();
-    upgrade(request, response, head).catch((error: unknown) => unanswered(request, response, error));
+    if (response === null) socket.destroy();
+    else upgrade(request, response, head).catch((error: unknown) => unanswered(request, response, error));
   });
 
   server.listen(config.GATE_PORT, config.GATE_HOST);
