@@ -37,7 +37,7 @@ export interface ExecCall {
 
 export interface Execd extends AsyncDisposable {
   /**
-   * Runs a command. Throws `execd_unreachable` when it was certainly not started, `execd_unauthorized` on a 401,
+   * Runs a command. Throws `execd_unreachable` when it was certainly not started, `execd_unauthorized` when the token is refused,
    * `exec_interrupted` when the connection broke in the middle, `timeout` when the daemon does not answer any more.
    */
   exec(call: ExecCall): Promise<ExecOutcome>;
@@ -245,7 +245,7 @@ function execOn(client: Client, call: ExecCall, onOverdue: () => void): Promise<
         }
       },
       onResponseStart(_, status) {
-        if (status !== 200) reject(refused(status));
+        if (status !== 200) reject(refused(address, status));
       },
       onResponseData(controller, chunk) {
         const outcome = reply.add(chunk);
@@ -307,9 +307,25 @@ export function createGate(guard: (() => void) | undefined) {
   };
 }
 
-export function refused(status: number): FleetError {
-  if (status === 401) return new FleetError("execd_unauthorized", "the exec daemon does not take the sandbox's token");
-  return new FleetError("invalid_input", `the exec daemon refused the command (${status})`, { facts: { status } });
+/**
+ * What an answer other than 200 means. execd itself refuses before it begins: 401, 400 and 415 for what it can't read, 404 and 405
+ * for what it does not have. It has no word for what fails later, but what a sandbox has in its place may.
+ */
+export function refused(address: string, status: number): FleetError {
+  const facts = { status };
+  if (status === 401 || status === 403)
+    return new FleetError("execd_unauthorized", "the exec daemon does not take the sandbox's token", { facts });
+  if (status === 400 || status === 413)
+    return new FleetError("invalid_input", `the exec daemon refused the command (${status})`, { facts });
+  if (status > 400 && status < 500)
+    return new FleetError("execd_unreachable", `what answers at ${address} is not the exec daemon (${status})`, {
+      facts,
+    });
+  return new FleetError(
+    "exec_interrupted",
+    `the exec daemon answered ${status} instead of running the command; whether it began is unknown`,
+    { facts },
+  );
 }
 
 /** execd writes both streams unlocked: where they come at once, what it sends is no HTTP now and then. */

@@ -24,8 +24,9 @@ const PATIENCE_MS = 60_000;
 const REPLY_LIMIT = 65_536;
 
 /**
- * False: this daemon has no `/files`, and took nothing. Throws `execd_unreachable` when nothing was sent,
- * `execd_unauthorized`, `disk_full`, and `transfer_interrupted` when it is unknown what was unpacked.
+ * False: this daemon has no `/files`, or can't unpack in its folder (there is no tar, the folder is read-only); a part may lie
+ * there then. Throws `execd_unreachable` when nothing was sent, `execd_unauthorized`, `disk_full`, and `transfer_interrupted`
+ * when it is unknown what was unpacked.
  */
 export async function sendFiles({ address, token, tar, length, signal, guard }: SendCall): Promise<boolean> {
   signal.throwIfAborted();
@@ -59,12 +60,9 @@ export async function sendFiles({ address, token, tar, length, signal, guard }: 
     });
     const text = await reply.body.text();
     if (reply.statusCode === 200) return true;
-    if (reply.statusCode === 404) return false;
-    if (reply.statusCode === 401) throw refused(reply.statusCode);
+    if (reply.statusCode === 401 || reply.statusCode === 403) throw refused(address, reply.statusCode);
     if (NO_SPACE.test(text)) throw new FleetError("disk_full", "the sandbox's disk is full");
-    throw new FleetError("transfer_interrupted", `the exec daemon could not unpack (${reply.statusCode})`, {
-      facts: { status: reply.statusCode },
-    });
+    return false;
   } catch (error) {
     gate.throwIfRefused();
     signal.throwIfAborted();

@@ -20,7 +20,7 @@ export interface Inside {
   run(script: Script): Promise<{ exitCode: number; stderr: string }>;
   /** Bytes that `stdin` may have. */
   readonly stdinLimit: number;
-  /** Sends a tar to execd's `/files`; false where there is none. */
+  /** Sends a tar to execd's `/files`; false where there is none, or it can't unpack. */
   unpack(tar: AsyncIterable<Uint8Array>, length: number): Promise<boolean>;
 }
 

@@ -160,6 +160,54 @@ test("a reply that ends without an exit, in a line or between two: perhaps it ra
   }
 });
 
+describe("an answer that is not the daemon's 200", () => {
+  const answer = (status: number, body = "") =>
+    listen(
+      createServer((request, response) => request.resume().once("end", () => response.writeHead(status).end(body))),
+    );
+
+  test.each([
+    [401, "execd_unauthorized"],
+    [403, "execd_unauthorized"],
+    [400, "invalid_input"],
+    [413, "invalid_input"],
+    // No cmux-execd: certainly not run, and there may be another way.
+    [404, "execd_unreachable"],
+    [405, "execd_unreachable"],
+    [429, "execd_unreachable"],
+    // Nobody's fault who called, and perhaps it ran.
+    [500, "exec_interrupted"],
+    [503, "exec_interrupted"],
+    [204, "exec_interrupted"],
+    [302, "exec_interrupted"],
+  ] as const)("%i to a command: %s", async (status, code) => {
+    await answer(status, status === 204 ? "" : "<html>");
+    expect((await failure(startExecd().exec(call()), code)).facts).toMatchObject({ status });
+  });
+
+  const send = () => {
+    const { address, token, signal } = call();
+    return sendFiles({ address, token, tar: Readable.from([Buffer.alloc(1_024)]), length: 1_024, signal });
+  };
+  test.each([
+    [404, "404 page not found"],
+    [405, "Method Not Allowed"],
+    [500, 'Failed to start tar: exec: "tar": executable file not found in $PATH'],
+    [500, "tar extraction failed: tar: x: Cannot mkdir: Read-only file system"],
+    [503, ""],
+  ])("%i to files (%s): they are brought by commands", async (status, text) => {
+    await answer(status, text);
+    expect(await send()).toBe(false);
+  });
+  test("a refused token and a full disk are told as such", async () => {
+    await answer(403);
+    await failure(send(), "execd_unauthorized");
+    for (const undo of stack.splice(0).reverse()) await undo();
+    await answer(500, "tar extraction failed: tar: x: Wrote only 2048 of 10240 bytes: No space left on device");
+    await failure(send(), "disk_full");
+  });
+});
+
 test("what a daemon says of files that it was sent is read as far as it may matter", async () => {
   let said = 0;
   const server = createServer((request, response) => {

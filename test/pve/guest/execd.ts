@@ -1,5 +1,6 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { mkdir } from "node:fs/promises";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { type ExecEvent, runCommand, type Shell, type Sink } from "./command.ts";
 
@@ -39,10 +40,11 @@ async function route(setup: ExecdSetup, request: IncomingMessage, response: Serv
     return;
   }
   if (path !== "/exec" && !(path === "/files" && setup.files)) return plain(response, 404, "404 page not found");
-  if (request.method !== "POST") return plain(response, 405, "Method Not Allowed");
   if (setup.token !== undefined && request.headers.authorization !== `Bearer ${setup.token}`) {
-    return plain(response, 401, "Unauthorized");
+    response.writeHead(401, { "Content-Type": "application/json" }).end('{"error":"Unauthorized"}');
+    return;
   }
+  if (request.method !== "POST") return plain(response, 405, "Method Not Allowed");
   if (path === "/files") return unpack(setup, request, response);
   await exec(setup, request, response);
 }
@@ -122,7 +124,12 @@ function parseExec(body: string): { command: string; timeoutMs: number } | { err
 
 async function unpack(setup: ExecdSetup, request: IncomingMessage, response: ServerResponse): Promise<void> {
   setup.onCommand();
-  const tar = spawn("tar", ["-x", "-f", "-", "--no-same-owner", "-C", setup.workspace], {
+  try {
+    await mkdir(setup.workspace, { recursive: true });
+  } catch (error) {
+    return plain(response, 500, `Failed to create workspace: ${error instanceof Error ? error.message : "?"}`);
+  }
+  const tar = spawn("tar", ["-x", "-C", setup.workspace], {
     env: setup.shell.env,
     stdio: ["pipe", "ignore", "pipe"],
   });
@@ -132,9 +139,10 @@ async function unpack(setup: ExecdSetup, request: IncomingMessage, response: Ser
   });
   // tar may end before it has read everything.
   tar.stdin.on("error", () => request.resume());
-  response.once("close", () => tar.kill("SIGKILL"));
+  // A caller who leaves is the end of the tar to it: what has come is unpacked.
+  response.once("close", () => tar.stdin.end());
   request.pipe(tar.stdin);
   const [code] = (await once(tar, "close")) as [number | null];
   if (code === 0) response.end("ok");
-  else plain(response, 500, complaint.trim() || "tar failed");
+  else plain(response, 500, `tar extraction failed: ${complaint.trim() || `exit status ${code}`}`);
 }
