@@ -15,7 +15,8 @@ import { adoptNode } from "../control/adopt-node.ts";
 import type { Call } from "../pve/api.ts";
 import { NotYet } from "./not-yet.ts";
 
-const BEAT_MS = 1_500;
+/** A cancel whose wake-up was lost is found with it, and must have taken effect within two seconds. */
+const BEAT_MS = 1_000;
 /** Room for a request that is on its way when the lock runs out. */
 const MARGIN_MS = 750;
 /** How long a waiter for a slot sleeps at most, should the wake-up be lost. */
