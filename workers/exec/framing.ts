@@ -7,7 +7,7 @@ import { quoteWord } from "../../shared/shell-quote.ts";
 import type { StreamName } from "../../shared/state/output.ts";
 
 export interface Framing {
-  /** Shell text before the command. Where a sandbox has no sed, or BusyBox's, its lines come as they do otherwise. */
+  /** Shell text before the command; it and what follows share their variables. Where a sandbox has no sed, or BusyBox's, its lines come as they do otherwise. */
   open: string;
   /** After it, with its exit code in `$?`. */
   close: string;
@@ -27,8 +27,8 @@ const HAS_SED = `hash sed 2>/dev/null && [ ! -L "\${BASH_CMDS[sed]}" ]`;
 export function createFraming(name: string): Framing {
   const mark = `${name}|end`;
   return {
-    open: `f=; if ${HAS_SED}; then f=${quoteWord(mark)}; ${SPLIT}; fi`,
-    close: 'c=$?; [ -z "$f" ] || { printf "%s\\n" "$f"; printf "%s\\n" "$f" >&2; }; exit "$c"',
+    open: `mark=; if ${HAS_SED}; then mark=${quoteWord(mark)}; ${SPLIT}; fi`,
+    close: 'code=$?; [ -z "$mark" ] || { printf "%s\\n" "$mark"; printf "%s\\n" "$mark" >&2; }; exit "$code"',
     read(line) {
       const stream = line.startsWith(SIGNS.stderr) ? "stderr" : "stdout";
       if (!line.startsWith(SIGNS[stream]) || !line.endsWith(">")) return { stream: "stdout", text: `${line}\n` };
@@ -37,7 +37,3 @@ export function createFraming(name: string): Framing {
     },
   };
 }
-
-/** A command's script with its output between signs. */
-export const toFramed = (script: string, { open, close }: Framing): string =>
-  `${open}\n/bin/bash -c ${quoteWord(script)}\n${close}`;

@@ -50,8 +50,8 @@ const LONGEST_BYTES = 131_071 - MARK_BYTES;
 const PIECE_BYTES = 90_000;
 
 /**
- * What fits goes in the text itself, the rest through files that only root can read and that the script removes before
- * it begins. They are in memory where there is such a place, so that no snapshot of the disk has them.
+ * What fits goes in the text itself, the rest through files in a folder of root's own, where nobody else can have put a link, and
+ * that the script removes before it begins. It is in memory where there is such a place, so that no snapshot of the disk has it.
  */
 export function toDelivery(
   command: string,
@@ -61,7 +61,7 @@ export function toDelivery(
     stdin,
     name,
     framing,
-  }: { as: As | undefined; stdin: Buffer | undefined; name: string; framing?: Framing | undefined },
+  }: { as?: As | undefined; stdin?: Buffer | undefined; name: string; framing?: Framing | undefined },
 ): Delivery {
   const plain = toScript(command, place);
   const text = as === undefined ? plain : toText(command, place);
@@ -70,25 +70,29 @@ export function toDelivery(
   const input = stdin === undefined ? "" : ` < <(printf %s ${stdin.toString("base64")} | base64 -d)`;
   const script = toStarter([`exec 9< <(printf %s ${quoteWord(text)})${input}`], as, framing);
   if (fits(script)) return { before: [], script, clean: undefined };
-  const file = `${FOLDER}; f=$d/${name}`;
-  const remove = 'rm -f -- "$f.s" "$f.i"';
+  const folder = `${MEMORY}; f=$d/${name}`;
+  const remove = 'rm -rf -- "$f"';
   return {
     before: [
-      `${file}; ${remove}`,
-      ...pieces(Buffer.from(text)).map((piece) => `${file}; ${toAppend('"$f.s"', piece)}`),
-      ...pieces(stdin ?? Buffer.alloc(0)).map((piece) => `${file}; ${toAppend('"$f.i"', piece)}`),
+      `${folder}; ${remove} && mkdir -m 700 -- "$f"`,
+      ...pieces(Buffer.from(text)).map((piece) => `${folder}; ${toAppend('"$f/text"', piece)}`),
+      ...pieces(stdin ?? Buffer.alloc(0)).map((piece) => `${folder}; ${toAppend('"$f/input"', piece)}`),
     ],
-    script: toStarter([file, `exec 9<"$f.s"${stdin === undefined ? "" : ' <"$f.i"'} || exit 125`, remove], as, framing),
-    clean: `${file}; ${remove}`,
+    script: toStarter(
+      [folder, `exec 9<"$f/text"${stdin === undefined ? "" : ' <"$f/input"'} || exit 125`, remove],
+      as,
+      framing,
+    ),
+    clean: `${folder}; ${remove}`,
   };
 }
 
 const fits = (script: string) => Buffer.byteLength(script) <= LONGEST_BYTES;
 
-const FOLDER = "d=/dev/shm; [ -d $d ] && [ -w $d ] || d=/tmp";
+const MEMORY = "d=/dev/shm; [ -d $d ] && [ -w $d ] || d=/tmp";
 
 const toAppend = (file: string, piece: Buffer) =>
-  `umask 077; set -o pipefail; printf %s ${piece.toString("base64")} | base64 -d >>${file}`;
+  `set -o pipefail; printf %s ${piece.toString("base64")} | base64 -d >>${file}`;
 
 function pieces(bytes: Buffer): Buffer[] {
   const count = Math.ceil(bytes.length / PIECE_BYTES);

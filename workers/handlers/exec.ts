@@ -135,7 +135,7 @@ const DELIVERY_MS = 30_000;
 type DaemonCall = Pick<ExecCall, "address" | "token" | "guard">;
 
 /** What does not fit into the command's own text. Whatever goes wrong here, the command has not begun. */
-async function sendBefore(run: Run, scripts: readonly string[], call: DaemonCall & { signal: AbortSignal }) {
+export async function sendBefore(run: Run, scripts: readonly string[], call: DaemonCall & { signal: AbortSignal }) {
   for (const script of scripts) {
     const outcome = await run.context.execd
       .exec({ ...call, script, timeoutMs: DELIVERY_MS, keepBytes: 1_024 })

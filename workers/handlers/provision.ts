@@ -8,7 +8,7 @@ import { isBefore, type SandboxRecord, serviceField } from "../../shared/state/r
 import { slotOf } from "../../shared/state/slots.ts";
 import { resolveUrl } from "../../shared/urls.ts";
 import { endLeftovers, nameOf } from "../exec/leftovers.ts";
-import { toScript } from "../exec/shell.ts";
+import { toDelivery } from "../exec/shell.ts";
 import { leaveBadNode } from "../placement/leave-node.ts";
 import { place } from "../placement/place.ts";
 import { claimMember } from "../pool/claim.ts";
@@ -21,6 +21,7 @@ import { startContainer } from "../sandbox/power.ts";
 import { awaitReady } from "../sandbox/ready.ts";
 import { destroyContainer, releaseCommands } from "../sandbox/release.ts";
 import { urlFacts } from "../sandbox/url-facts.ts";
+import { sendBefore } from "./exec.ts";
 import { type Ending, type Handler, Reroute } from "./handler.ts";
 
 export const provision: Handler<"provision"> = {
@@ -161,17 +162,12 @@ async function runSetup(run: Run<"provision">, { address, token }: { address: st
       const name = nameOf(run.id, index);
       if (index === Number(begun)) await endLeftovers(run, { address, token, name });
       await run.begin(`setup ${index}`);
-      const outcome = await run.context.execd.exec({
-        address,
-        token,
-        // What it leaves in the background would hold the reply back by its output, which nobody reads.
-        script: `exec >/dev/null 2>&1\n${toScript(command, env ? { env } : {})}`,
-        name,
-        timeoutMs: 0,
-        keepBytes: 0,
-        signal: run.signal,
-        guard: run.check,
-      });
+      const call = { address, token, signal: run.signal, guard: run.check };
+      // What it leaves in the background would hold the reply back by its output, which nobody reads.
+      const quiet = `exec >/dev/null 2>&1\n${command}`;
+      const { before, script } = toDelivery(quiet, env ? { env } : {}, { name: `.fleet-${name}` });
+      await sendBefore(run, before, call);
+      const outcome = await run.context.execd.exec({ ...call, script, name, timeoutMs: 0, keepBytes: 0 });
       if (outcome.exitCode !== 0) {
         throw new FleetError(
           "setup_failed",

@@ -3,10 +3,11 @@ import { FleetError } from "../../shared/errors.ts";
 import { quoteWord } from "../../shared/shell-quote.ts";
 import type { StreamName } from "../../shared/state/output.ts";
 import type { SecretValues } from "../../shared/state/secrets.ts";
-import { createFraming, toFramed } from "../exec/framing.ts";
+import { createFraming } from "../exec/framing.ts";
 import { endLeftovers, nameOf } from "../exec/leftovers.ts";
 import { createLiveOutput } from "../exec/live-output.ts";
-import { toScript } from "../exec/shell.ts";
+import { toDelivery, toScript } from "../exec/shell.ts";
+import { sendBefore } from "../handlers/exec.ts";
 import type { Run } from "../run/run.ts";
 import { containerOf } from "./look.ts";
 import { awaitReady } from "./ready.ts";
@@ -102,9 +103,11 @@ async function runScript(
   const { node, vmid } = containerOf(run).place;
   if (way === "execd") {
     const framing = createFraming(command);
-    const framed = { script: toFramed(script, framing), readLine: framing.read };
-    const call = { address, token: token ?? "", name: command, timeoutMs, keepBytes: 0, signal: run.signal };
-    return (await execd.exec({ ...call, ...framed, guard: run.check, onOutput: hear })).exitCode;
+    const call = { address, token: token ?? "", signal: run.signal, guard: run.check };
+    const { before, script: last } = toDelivery(script, {}, { name: `.fleet-${command}`, framing });
+    await sendBefore(run, before, call);
+    const heard = { keepBytes: 0, readLine: framing.read, onOutput: hear };
+    return (await execd.exec({ ...call, ...heard, script: last, name: command, timeoutMs })).exitCode;
   }
   if (shell === null) throw noWay(run);
   const line = { verb: "exec", vmid, script, timeoutMs } as const;

@@ -96,7 +96,8 @@ test("lost replies and a task that fails once: healed, with one container", asyn
 
 test("the example: of a template, through its exec daemon, without SSH", async () => {
   const spec = await loadBuildSpec(join(import.meta.dirname, "../../../examples/template.yaml"));
-  const made = await run(red, "build", spec);
+  const long = `: ${"x".repeat(200_000)}`; // than an argument may be
+  const made = await run(red, "build", { ...spec, setup: [...(spec.setup ?? []), long] });
   const copy = await provisionOne(red, { template: "my-app:1" });
   expect(await readFile(diskOf(copy.vmid, "etc/my-app.conf"), "utf8")).toBe("mode = sandbox\n");
   expect(await run(red, "exec", { sandboxId: copy.sandboxId, command: "true" })).toMatchObject({ exitCode: 0 });

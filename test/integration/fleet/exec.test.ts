@@ -86,7 +86,11 @@ describe("input", () => {
     expect(await exec("sleep 30 >/dev/null 2>&1 & exit 5", { stdin: bytes(80_000) })).toMatchObject({ exitCode: 5 });
   });
 
-  test("a command that is longer than an argument may be", async () => {
+  test("a command that is longer than an argument may be; also where it sets a sandbox up", async () => {
+    const long = `: ${"x".repeat(200_000)}; echo set-up > made`;
+    const { vmid, sandboxId } = await provisionOne(bed.fleet, { setup: [long] });
+    expect(readFileSync(join(rootOf(vmid), "made"), "utf8")).toBe("set-up\n");
+    await run(bed.fleet, "destroy", { sandboxId });
     expect(await exec(`: ${"\\".repeat(900_000)}; echo $0`)).toMatchObject({ exitCode: 0, stdout: "/bin/bash\n" });
   });
 
@@ -165,6 +169,12 @@ describe("exact output", () => {
     expect(result).toMatchObject({ exitCode: 3, stdout: text, stderr: text, stdoutBytes: bytes, stderrBytes: bytes });
     for (const stream of ["stdout", "stderr"])
       expect(chunks.flatMap((one) => ("text" in one && one.stream === stream ? [one.text] : [])).join("")).toBe(text);
+  });
+
+  test("of a command, and an input, that go through files", async () => {
+    const command = `: ${"x".repeat(200_000)}; wc -c; echo end >&2`;
+    const result = await exec(command, { exact: true, stdin: Buffer.alloc(200_000) });
+    expect(result).toMatchObject({ exitCode: 0, stdout: "200000\n", stderr: "end\n" });
   });
 
   test("as another user, and out of its time", async () => {

@@ -62,6 +62,16 @@ interface Reading {
   signal: AbortSignal;
 }
 
+/** Node throws where there is no process, as for an argument that is too long. */
+function begin(command: string, { cwd, env }: Shell) {
+  try {
+    // Detached, else what it does to its process group, it does to us.
+    return spawn("/bin/bash", ["-c", command], { cwd, env, detached: true, stdio: ["ignore", "pipe", "pipe"] });
+  } catch (error) {
+    return error instanceof Error ? error : new Error(String(error));
+  }
+}
+
 /**
  * Runs `/bin/bash -c command` as execd does (Go's exec.CommandContext): a timeout and the abort kill bash alone, not what it
  * has begun, and the exit event comes only when nobody holds its output any more, be it what runs in the background.
@@ -71,12 +81,12 @@ export async function runCommand(
   shell: Shell,
   { timeoutMs, sink, signal }: { timeoutMs: number } & Reading,
 ): Promise<void> {
-  const child = spawn("/bin/bash", ["-c", command], {
-    cwd: shell.cwd,
-    env: shell.env,
-    detached: true, // else what it does to its process group, it does to us
-    stdio: ["ignore", "pipe", "pipe"],
-  });
+  const failed = (error: Error) => {
+    sink.write({ type: "error", message: `spawn failed: ${error.message}` });
+    sink.write({ type: "exit", code: 127 });
+  };
+  const child = begin(command, shell);
+  if (child instanceof Error) return failed(child);
   const exited = new Promise<{ code: number } | Error>((resolve) => {
     child.once("error", resolve);
     child.once("exit", (code) => resolve({ code: code ?? -1 }));
@@ -98,10 +108,7 @@ export async function runCommand(
   signal.removeEventListener("abort", kill);
   child.stdout.destroy();
   child.stderr.destroy();
-  if (outcome instanceof Error) {
-    sink.write({ type: "error", message: `spawn failed: ${outcome.message}` });
-    return void sink.write({ type: "exit", code: 127 });
-  }
+  if (outcome instanceof Error) return failed(outcome);
   if (timedOut) sink.write({ type: "error", message: `timeout after ${timeoutMs}ms` });
   sink.write({ type: "exit", code: timedOut ? 124 : outcome.code });
 }
