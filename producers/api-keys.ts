@@ -52,7 +52,7 @@ export function createApiKeys(parts: Parts): ApiKeys {
       const { key, text } = await ask((store) => store.create({ team: owner, name, expiresAt }));
       return { ...toView(key), key: text };
     },
-    list: async () => (await ask((store) => store.list(parts.team))).map(toView),
+    list: async () => (await ask((store) => store.list(parts.team, parts.passOver))).map(toView),
     async revoke(id) {
       if (await ask((store) => store.revoke(id, parts.team))) return;
       throw new FleetError("key_not_found", "there is no API key of this id", { facts: {} });

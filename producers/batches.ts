@@ -89,7 +89,7 @@ export function createBatches(parts: Parts, watch: EndWatch): Batches & { submit
       return batch;
     },
     async list() {
-      const records = await parts.link.request(() => parts.batches.list());
+      const records = await parts.link.request(() => parts.batches.list(parts.passOver));
       return records.filter(({ team }) => parts.team === undefined || team === parts.team).map(toBatchView);
     },
   };

@@ -29,8 +29,8 @@ export async function capacity(parts: Parts, raw: JobInput<"provision">): Promis
   const wanted = SnapshotId.safeParse(input.template);
   const [snapshot, templates, copies, states, loads, supplies] = await Promise.all([
     wanted.success ? link.request(() => parts.store.loadSnapshot(wanted.data)) : null,
-    team === undefined ? [] : link.request((redis) => loadTemplates(redis, keys, team)),
-    link.request((redis) => loadCopies(redis, keys)),
+    team === undefined ? [] : link.request((redis) => loadTemplates(redis, keys, team, parts.passOver)),
+    link.request((redis) => loadCopies(redis, keys, parts.passOver)),
     link.request(() => parts.nodeStates.load()),
     loadLoads(
       parts,

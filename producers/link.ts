@@ -24,6 +24,16 @@ export function createLink(target: string | RedisConnection, requestTimeoutMs: n
     redis.on("error", (error: unknown) => {
       lastError = error;
     });
+  let isReplacing = false;
+  /** One that says that it is up and does not answer: a half-open connection, which TCP would notice minutes later. */
+  const replace = (redis: RedisConnection) => {
+    if (isReplacing || redis.status !== "ready") return;
+    isReplacing = true;
+    redis.once("close", () => {
+      isReplacing = false;
+    });
+    redis.disconnect(true);
+  };
   const redis = (): RedisConnection => {
     if (closed) throw closedError();
     if (typeof target !== "string") return target;
@@ -36,8 +46,7 @@ export function createLink(target: string | RedisConnection, requestTimeoutMs: n
       const connection = redis();
       const { promise: expired, reject } = defer<never>();
       const timer = setTimeout(() => {
-        // It says that it is up and does not answer: a half-open connection, which TCP would notice minutes later.
-        if (connection === own && own.status === "ready") own.disconnect(true);
+        if (connection === own) replace(own);
         reject(toUnavailable(requestTimeoutMs, lastError));
       }, requestTimeoutMs);
       running.add(reject);
@@ -84,7 +93,8 @@ function toUnavailable(timeoutMs: number, cause: unknown): FleetError {
   );
 }
 
-function toRedisError(error: unknown): unknown {
+/** What Redis or its connection said, as our own error. */
+export function toRedisError(error: unknown): unknown {
   if (error instanceof FleetError || !isRedisError(error)) return error;
   return new FleetError(
     "redis_unavailable",

@@ -232,9 +232,13 @@ async function assertOperator({ link, keys, nodeStates, team }: Parts, node: str
 }
 
 async function loadRest(parts: Parts, sandboxes: Sandboxes, node: string): Promise<NodeRest> {
+  // It may be there: a node is not said to be empty of what can't be read.
+  const onUnreadable = (error: FleetError) => {
+    throw error;
+  };
   const [all, members, ofNode, exec] = await Promise.all([
-    sandboxes.list(),
-    sandboxes.list({ team: POOL_TEAM }),
+    sandboxes.list({}, { onUnreadable }),
+    sandboxes.list({ team: POOL_TEAM }, { onUnreadable }),
     countJobs(parts, nodeQueue(node)),
     countJobs(parts, execQueue(node)),
   ]);

@@ -3,6 +3,7 @@ import type { TeamId } from "../shared/ids.ts";
 import { createQueues, type Queues } from "../shared/queues.ts";
 import { Channels } from "../shared/redis/channels.ts";
 import { type BatchStore, createBatchStore } from "../shared/state/batches.ts";
+import type { PassOver } from "../shared/state/codec.ts";
 import { type ContentStore, createContentStore } from "../shared/state/contents.ts";
 import { createKeys, type Keys } from "../shared/state/keys.ts";
 import { createNodeStateStore, type NodeStateStore } from "../shared/state/nodes.ts";
@@ -33,6 +34,8 @@ export interface Parts {
   readonly nodeStates: NodeStateStore;
   readonly quotas: Quotas;
   readonly pools: Pools;
+  /** Tells of a record that a list leaves out, once. */
+  readonly passOver: PassOver;
   close(): Promise<void>;
 }
 
@@ -67,6 +70,7 @@ export function createParts(options: CheckedOptions): Parts {
     channels,
     team: options.team,
     now: Date.now,
+    passOver: createWarning(),
     contents: createContentStore(keys, options.keyring),
     keyring: options.keyring,
     get batches() {
@@ -99,5 +103,13 @@ export function createParts(options: CheckedOptions): Parts {
       await opened?.queues.close();
       await link.close();
     },
+  };
+}
+
+function createWarning(): PassOver {
+  const told = new Set<string>();
+  return ({ text }) => {
+    if (!told.has(text)) process.emitWarning(`${text}; it is left out`, "FleetWarning");
+    told.add(text);
   };
 }

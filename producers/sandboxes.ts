@@ -6,7 +6,8 @@ import { InstanceId, POOL_TEAM, SandboxId } from "../shared/ids.ts";
 import { TtlSeconds } from "../shared/jobs/fields.ts";
 import { parseOrRefuse } from "../shared/jobs/problems.ts";
 import { parseReservation } from "../shared/placement/reservation.ts";
-import { decodeSandbox } from "../shared/state/operations.ts";
+import { type PassOver, readable } from "../shared/state/codec.ts";
+import { decodeSandbox, decodeSnapshot } from "../shared/state/operations.ts";
 import type { SandboxRecord, SandboxState, SnapshotRecord } from "../shared/state/records.ts";
 import { extendTtl } from "../shared/state/ttl.ts";
 import type { Parts } from "./parts.ts";
@@ -39,8 +40,11 @@ export interface Sandboxes {
    * Throws `sandbox_not_found`.
    */
   get(id: string | number): Promise<SandboxView>;
-  /** Sandboxes that have not ended, oldest first. */
-  list(filter?: SandboxFilter): Promise<SandboxRecord[]>;
+  /**
+   * Sandboxes that have not ended, oldest first. `onUnreadable` hears of each whose record is damaged, or of a newer version,
+   * and that is left out for it; what it throws ends the list. Without it the first such time is a warning of the process.
+   */
+  list(filter?: SandboxFilter, options?: { onUnreadable?: PassOver | undefined }): Promise<SandboxRecord[]>;
   /**
    * It lives at least so many seconds from now on, whatever workers are doing; an end that is later stays. `expiresAt`: its
    * end in ms since the epoch; null: it has none, and needs no extension. Throws `invalid_input`, `sandbox_not_found`, or
@@ -83,13 +87,12 @@ export function createSandboxes(parts: Parts): Sandboxes {
     async snapshots(id) {
       const sandbox = await get(id);
       const ids = await parts.link.request((redis) => redis.smembers(parts.keys.sandboxSnapshots(sandbox.id)));
-      const found = await parts.link.request(() => Promise.all(ids.map((one) => parts.store.loadSnapshot(one))));
-      return found
-        .filter((one) => one !== null)
+      const hashes = await loadHashes(parts, ids.map(parts.keys.snapshot));
+      return readable(hashes, decodeSnapshot, parts.passOver)
         .filter(({ branch }) => branch === undefined)
         .sort((a, b) => a.createdAt - b.createdAt);
     },
-    async list(filter = {}) {
+    async list(filter = {}, { onUnreadable = parts.passOver } = {}) {
       const team = parts.team ?? filter.team;
       // All ids at once, 24 bytes each: pages by rank would pass over a sandbox when an earlier one ends meanwhile.
       const ids = await parts.link.request((redis) =>
@@ -97,7 +100,8 @@ export function createSandboxes(parts: Parts): Sandboxes {
       );
       const found: SandboxRecord[] = [];
       for (let at = 0; at < ids.length; at += PAGE) {
-        const page = await loadPage(parts, ids.slice(at, at + PAGE));
+        const hashes = await loadHashes(parts, ids.slice(at, at + PAGE).map(parts.keys.sandbox));
+        const page = readable(hashes, decodeSandbox, onUnreadable);
         found.push(...page.filter((sandbox) => matches(sandbox, filter)));
       }
       return found.sort((a, b) => a.createdAt - b.createdAt);
@@ -112,16 +116,17 @@ async function loadResources({ link, keys }: Parts, { id, node }: SandboxRecord)
   return { cores, memoryMib, swapMib, diskGib: Object.values(disks).reduce((sum, gib) => sum + gib, 0) };
 }
 
-async function loadPage({ link, keys }: Parts, ids: readonly string[]): Promise<SandboxRecord[]> {
+/** Of those that are still there. */
+async function loadHashes({ link }: Parts, keys: readonly string[]): Promise<z.output<typeof Hash>[]> {
   const replies = await link.request((redis) => {
     const pipeline = redis.pipeline();
-    for (const id of ids) pipeline.hgetall(keys.sandbox(id));
+    for (const key of keys) pipeline.hgetall(key);
     return pipeline.exec();
   });
   return (replies ?? []).flatMap(([error, reply]) => {
     if (error) throw error;
     const hash = Hash.parse(reply);
-    return hash["id"] === undefined ? [] : [decodeSandbox(hash)]; // ended between the two reads
+    return hash["id"] === undefined ? [] : [hash];
   });
 }
 

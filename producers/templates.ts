@@ -46,9 +46,9 @@ export function createTemplates(parts: Parts, sandboxes: Sandboxes): Templates {
       ]);
       const teams = [...new Set(own.map(({ team }) => team))];
       const templates = await parts.link.request((redis) =>
-        Promise.all(teams.map((team) => loadTemplates(redis, parts.keys, team))),
+        Promise.all(teams.map((team) => loadTemplates(redis, parts.keys, team, parts.passOver))),
       );
-      const copies = await parts.link.request((redis) => loadCopies(redis, parts.keys));
+      const copies = await parts.link.request((redis) => loadCopies(redis, parts.keys, parts.passOver));
       const seen = inventory?.replicas ?? [];
       const made = own.flatMap((sandbox): TemplateView[] => {
         const template = templates.flat().find(({ id }) => id === sandbox.id);

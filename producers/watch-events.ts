@@ -12,7 +12,7 @@ import {
   newestCursor,
 } from "../shared/state/events.ts";
 import { EventFilter, toTeam } from "./event-groups.ts";
-import { closedError } from "./link.ts";
+import { closedError, toRedisError } from "./link.ts";
 import { linkSignals } from "./link-signals.ts";
 import type { Parts } from "./parts.ts";
 
@@ -107,7 +107,7 @@ async function* follow(
       after = cursor;
     }
   } catch (error) {
-    if (!signal.aborted) throw error;
+    if (!signal.aborted) throw toRedisError(error);
   } finally {
     signal.removeEventListener("abort", onAbort);
     await reader.close();

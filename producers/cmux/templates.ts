@@ -51,7 +51,14 @@ export async function listOrphans(
 ): Promise<OrphanedTemplate[]> {
   const unclaimed = await fleet.sandboxes.list({ state: "template", metadata: { [MARK]: UNCLAIMED } });
   if (unclaimed.length === 0) return [];
-  const [templates, sandboxes] = await Promise.all([fleet.templates.list(), fleet.sandboxes.list()]);
+  // It may be made of one of them.
+  const onUnreadable = (error: FleetError) => {
+    throw error;
+  };
+  const [templates, sandboxes] = await Promise.all([
+    fleet.templates.list(),
+    fleet.sandboxes.list({}, { onUnreadable }),
+  ]);
   const used = new Set(sandboxes.map(({ template }) => template));
   const ids = new Set(unclaimed.map(({ id }) => id));
   return templates.flatMap(({ id, vmid, name, createdAt = now }) => {

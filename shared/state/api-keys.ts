@@ -3,6 +3,7 @@ import { createHash, randomBytes, timingSafeEqual } from "node:crypto";
 import { z } from "zod";
 import { TeamId } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
+import { decodeText, type PassOver, readable } from "./codec.ts";
 import type { Keys } from "./keys.ts";
 
 /** What is kept of a key. Times are ms since the epoch. */
@@ -31,10 +32,12 @@ export function isApiKey({ hash, expiresAt }: ApiKey, secret: string, now: numbe
   return timingSafeEqual(Buffer.from(hash, "hex"), hashOf(secret)) && (expiresAt === undefined || expiresAt > now);
 }
 
+const decode = ([id, text]: [id: string, text: string]): ApiKey => decodeText(ApiKey, text, `API key ${id}`);
+
 export interface ApiKeyStore {
   /** Returns the key's record and its text, which is shown this once. */
   create(key: { team: TeamId; name: string; expiresAt?: number | undefined }): Promise<{ key: ApiKey; text: string }>;
-  list(team: TeamId | undefined): Promise<ApiKey[]>;
+  list(team: TeamId | undefined, passOver: PassOver): Promise<ApiKey[]>;
   load(id: string): Promise<ApiKey | null>;
   /** False: the team has no such key. Gates forget it at once. */
   revoke(id: string, team: TeamId | undefined): Promise<boolean>;
@@ -45,7 +48,7 @@ export interface ApiKeyStore {
 export function createApiKeyStore(redis: RedisConnection, keys: Keys, now: () => number = Date.now): ApiKeyStore {
   const load = async (id: string): Promise<ApiKey | null> => {
     const text = await redis.hget(keys.apiKeys, id);
-    return text === null ? null : ApiKey.parse(JSON.parse(text));
+    return text === null ? null : decode([id, text]);
   };
   return {
     async create({ team, name, expiresAt }) {
@@ -56,8 +59,8 @@ export function createApiKeyStore(redis: RedisConnection, keys: Keys, now: () =>
       await redis.hset(keys.apiKeys, id, JSON.stringify(record));
       return { key: record, text: `fleet_${id}_${secret}` };
     },
-    async list(team) {
-      const all = Object.values(await redis.hgetall(keys.apiKeys)).map((text) => ApiKey.parse(JSON.parse(text)));
+    async list(team, passOver) {
+      const all = readable(Object.entries(await redis.hgetall(keys.apiKeys)), decode, passOver);
       return all.filter((key) => team === undefined || key.team === team).sort((a, b) => a.createdAt - b.createdAt);
     },
     load,
@@ -68,8 +71,8 @@ export function createApiKeyStore(redis: RedisConnection, keys: Keys, now: () =>
       return true;
     },
     async forgetExpired(at) {
-      const all = Object.entries(await redis.hgetall(keys.apiKeys));
-      const over = all.filter(([, text]) => (ApiKey.parse(JSON.parse(text)).expiresAt ?? at) < at).map(([id]) => id);
+      const all = readable(Object.entries(await redis.hgetall(keys.apiKeys)), decode, () => {});
+      const over = all.filter(({ expiresAt = at }) => expiresAt < at).map(({ id }) => id);
       if (over.length > 0) await redis.hdel(keys.apiKeys, ...over);
     },
   };

@@ -14,7 +14,7 @@ import {
   REJECT_ITEM,
   STOP_BATCH,
 } from "./batch-scripts.ts";
-import { decodeHash } from "./codec.ts";
+import { decodeHash, type PassOver, readable } from "./codec.ts";
 import type { Keys } from "./keys.ts";
 import { type BatchPolicy, BatchRecord, Code, ErrorRecordSchema } from "./records.ts";
 
@@ -50,7 +50,7 @@ export interface BatchStore {
   /** Of the call that opened it. */
   traceOf(id: string): Promise<string | null>;
   /** Newest first. */
-  list(): Promise<BatchRecord[]>;
+  list(passOver: PassOver): Promise<BatchRecord[]>;
   /** Ended items in the order of their ends, from a position on, as they are kept. */
   ends(id: BatchId, from: number, count: number): Promise<string[]>;
   loadRejection(id: BatchId, index: number): Promise<ErrorRecord | null>;
@@ -97,10 +97,14 @@ export function createBatchStore(
     },
     load,
     traceOf: (id) => redis.hget(keys.batch(id), "trace"),
-    async list() {
+    async list(passOver) {
       const ids = await redis.zrevrange(keys.batches, 0, -1);
-      const found = await Promise.all(ids.map(load));
-      return found.filter((one) => one !== null);
+      const found = await Promise.all(ids.map((id) => redis.hgetall(keys.batch(id))));
+      return readable(
+        found.filter(({ id }) => id !== undefined),
+        decodeBatch,
+        passOver,
+      );
     },
     ends: (id, from, count) => redis.lrange(keys.batchEnds(id), from, from + count - 1),
     async loadRejection(id, index) {

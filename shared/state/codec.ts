@@ -29,9 +29,37 @@ export function decodeHash<S extends z.ZodObject>(schema: S, hash: Hash, what: s
   }
   const parsed = schema.safeParse(raw);
   if (parsed.success) return parsed.data;
-  const fields = parsed.error.issues.map((issue) => issue.path.map(String).join("."));
-  throw new FleetError("internal", `${what} in Redis is damaged, or of a newer version: ${fields.join(", ")}`, {
+  throw unreadable(what, parsed.error);
+}
+
+function unreadable(what: string, { issues }: z.ZodError): FleetError {
+  const fields = issues.flatMap(({ path }) => path.map(String).join(".") || []);
+  const which = fields.length === 0 ? "" : `: ${fields.join(", ")}`;
+  return new FleetError("internal", `${what} in Redis is damaged, or of a newer version${which}`, {
     facts: { fields },
+  });
+}
+
+/** A record that is kept as one text of JSON. Throws as `decodeHash`, where parsing throws what says nothing of the record. */
+export function decodeText<S extends z.ZodObject>(schema: S, text: string, what: string): z.output<S> {
+  const parsed = schema.safeParse(fromJson(text));
+  if (parsed.success) return parsed.data;
+  throw unreadable(what, parsed.error);
+}
+
+/** Hears of a record that can't be read and is left out. What it throws ends the reading of all. */
+export type PassOver = (error: FleetError) => unknown;
+
+/** Those that can be read. */
+export function readable<T, R>(records: readonly T[], read: (record: T) => R, passOver: PassOver): R[] {
+  return records.flatMap((record) => {
+    try {
+      return [read(record)];
+    } catch (error) {
+      if (!(error instanceof FleetError)) throw error;
+      passOver(error);
+      return [];
+    }
   });
 }
 

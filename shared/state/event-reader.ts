@@ -1,4 +1,5 @@
 /** Reads the event stream over a blocking connection of its own, through reconnects. */
+import { setTimeout as pause } from "node:timers/promises";
 import { defer } from "../deferred.ts";
 import { FleetError } from "../errors.ts";
 import { closeRedis, type RedisConnection } from "../redis/connect.ts";
@@ -7,6 +8,12 @@ import type { Keys } from "./keys.ts";
 
 /** Redis answers at the latest after this long; a connection silent for twice as long is dead and replaced. */
 const BLOCK_MS = 5_000;
+
+const RETRY_MS = 200;
+
+/** What a server says while it takes up another role, or starts: the same is answered a moment later, there or elsewhere. */
+const isPassing = (error: unknown): boolean =>
+  error instanceof Error && /^(UNBLOCKED|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN)\b/.test(error.message);
 
 /** One call at a time. */
 export interface EventReader {
@@ -36,7 +43,16 @@ export function openEventReader(redis: RedisConnection, keys: Keys): EventReader
     }
   };
   return {
-    read: (after) => guarded(readEvents(redis, keys, after, BLOCK_MS)),
+    async read(after) {
+      while (true) {
+        try {
+          return await guarded(readEvents(redis, keys, after, BLOCK_MS));
+        } catch (error) {
+          if (!isPassing(error)) throw error;
+          await guarded(pause(RETRY_MS));
+        }
+      }
+    },
     async wait(after, forMs) {
       const ms = Math.ceil(Math.min(forMs, BLOCK_MS));
       await guarded(redis.xread("COUNT", 1, "BLOCK", ms, "STREAMS", keys.events, after));

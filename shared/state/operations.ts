@@ -23,7 +23,7 @@ import {
 } from "./accept.ts";
 import { ACCEPT, ACCEPT_ITEMS, END_DUE } from "./accept-scripts.ts";
 import { CLAIM } from "./claim-scripts.ts";
-import { decodeHash, encodeFields, type Fields, toHash } from "./codec.ts";
+import { decodeHash, decodeText, encodeFields, type Fields, toHash } from "./codec.ts";
 import type { Keys } from "./keys.ts";
 import { CLAIM_ADDRESS, CLAIM_VMID, LEASE_ADDRESS, LEASE_VMID, MOVE_ADDRESS } from "./lease-scripts.ts";
 import { type OutputEntry, toOutputWords } from "./output.ts";
@@ -360,7 +360,7 @@ export function createOperationStore(redis: RedisConnection, keys: Keys, options
 
     async loadSnapshot(id) {
       const hash = await redis.hgetall(keys.snapshot(id));
-      return hash["id"] === undefined ? null : decodeHash(SnapshotRecord, hash, `snapshot ${id}`);
+      return hash["id"] === undefined ? null : decodeSnapshot(hash);
     },
   };
 }
@@ -399,9 +399,12 @@ function decodeOperation(hash: Readonly<Record<string, string>>): OperationRecor
 export function decodeSandbox(hash: Readonly<Record<string, string>>): SandboxRecord {
   const services = Object.entries(hash)
     .filter(([field]) => field.startsWith(serviceField("" as ServiceName))) // the bare prefix
-    .map(([, json]) => ExposedService.parse(JSON.parse(json)));
+    .map(([field, json]) => decodeText(ExposedService, json, `${field} of sandbox ${hash["id"]}`));
   return { ...decodeHash(SandboxRecord, hash, `sandbox ${hash["id"]}`), services };
 }
+
+export const decodeSnapshot = (hash: Readonly<Record<string, string>>): SnapshotRecord =>
+  decodeHash(SnapshotRecord, hash, `snapshot ${hash["id"]}`);
 
 /** Commands of one sandbox come one after the other, and find it as it was. */
 const knownSandbox = remember((reply): Readonly<SandboxRecord> => decodeSandbox(toHash(JSON.parse(reply))), {

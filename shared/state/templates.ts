@@ -2,6 +2,7 @@
 import { z } from "zod";
 import { SandboxId, type TeamId } from "../ids.ts";
 import type { RedisConnection } from "../redis/connect.ts";
+import { decodeText, type PassOver, readable } from "./codec.ts";
 import { Replica } from "./inventory.ts";
 import type { Keys } from "./keys.ts";
 import type { Command } from "./operations.ts";
@@ -31,12 +32,18 @@ export const toCopyCommand = (keys: Keys, copy: Template): Command => [
 ];
 
 /** Replicas that the fleet made, of all teams' templates: whoever may use the one may use the other. */
-export async function loadCopies(redis: RedisConnection, keys: Keys): Promise<Template[]> {
-  const texts = await redis.hvals(keys.replicas);
-  return texts.map((text) => Template.parse(JSON.parse(text)));
+export async function loadCopies(redis: RedisConnection, keys: Keys, passOver: PassOver): Promise<Template[]> {
+  return decodeAll(await redis.hgetall(keys.replicas), passOver);
 }
 
-export async function loadTemplates(redis: RedisConnection, keys: Keys, team: TeamId): Promise<Template[]> {
-  const texts = await redis.hvals(keys.templates(team));
-  return texts.map((text) => Template.parse(JSON.parse(text)));
+export async function loadTemplates(
+  redis: RedisConnection,
+  keys: Keys,
+  team: TeamId,
+  passOver: PassOver,
+): Promise<Template[]> {
+  return decodeAll(await redis.hgetall(keys.templates(team)), passOver);
 }
+
+const decodeAll = (hash: Readonly<Record<string, string>>, passOver: PassOver): Template[] =>
+  readable(Object.entries(hash), ([id, text]) => decodeText(Template, text, `template ${id}`), passOver);

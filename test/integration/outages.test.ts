@@ -1,7 +1,7 @@
 /** What Redis may do to its clients in an outage: nothing of it ends their process, as an unhandled rejection does. */
 import { once } from "node:events";
 import { connect, createServer, type Socket } from "node:net";
-import { inject, test } from "vitest";
+import { expect, inject, test, vi } from "vitest";
 import { createLink } from "../../producers/link.ts";
 import { Channels } from "../../shared/redis/channels.ts";
 import { connectRedis } from "../../shared/redis/connect.ts";
@@ -14,6 +14,8 @@ interface Wire extends AsyncDisposable {
   subscribed(): Promise<void>;
   /** Breaks all connections; what is subscribed to next gets no answer. */
   breakOff(): void;
+  /** The same, with connections that stay. */
+  silence(): void;
 }
 
 /** A way to Redis. */
@@ -39,6 +41,9 @@ async function startWire(): Promise<Wire> {
   return {
     url: `redis://127.0.0.1:${typeof address === "object" ? address?.port : 0}`,
     subscribed: () => onSubscribe.promise,
+    silence() {
+      isSilent = true;
+    },
     breakOff() {
       isSilent = true;
       onSubscribe = Promise.withResolvers();
@@ -73,4 +78,20 @@ test("so does a worker", async () => {
   wire.breakOff();
   await wire.subscribed();
   await wake[Symbol.asyncDispose]();
+});
+
+test("a connection that does not answer is replaced once, however many wait for it", async () => {
+  await using wire = await startWire();
+  const warnings: string[] = [];
+  const onWarning = ({ name }: Error) => void warnings.push(name);
+  process.on("warning", onWarning);
+  const link = createLink(wire.url, 500);
+  await vi.waitFor(() => link.request((redis) => redis.ping()), { timeout: 30_000 });
+  wire.silence();
+  const asked = Array.from({ length: 20 }, () => link.request((redis) => redis.subscribe("{outages}")));
+  for (const one of await Promise.allSettled(asked))
+    expect(one).toMatchObject({ reason: { code: "redis_unavailable" } });
+  await link.close();
+  process.off("warning", onWarning);
+  expect(warnings).toEqual([]);
 });

@@ -5,12 +5,13 @@
 import type { Replica } from "../../shared/state/inventory.ts";
 import { loadCopies, type Template } from "../../shared/state/templates.ts";
 import type { WorkerContext } from "../context.ts";
+import { passOver } from "../pass-over.ts";
 import { ASK_AGAIN_MS, destroySandbox } from "./expire.ts";
 import { forEachRecord } from "./for-each-record.ts";
 
 export async function retireReplicas(context: WorkerContext, now: () => number = Date.now): Promise<void> {
   const { redis, keys, store, config, inventory } = context;
-  const copies = await loadCopies(redis, keys);
+  const copies = await loadCopies(redis, keys, passOver(context));
   if (copies.length === 0) return;
   const { replicas } = inventory.current();
   const uses = await redis.hgetall(keys.replicaUses);

@@ -4,6 +4,7 @@ import { execQueue } from "../../shared/queues.ts";
 import type { Command } from "../../shared/state/operations.ts";
 import { isBefore } from "../../shared/state/records.ts";
 import { loadTemplates, type Template } from "../../shared/state/templates.ts";
+import { passOver } from "../pass-over.ts";
 import type { Run } from "../run/run.ts";
 import { checkBase, configureBase, makeBase } from "../sandbox/build-base.ts";
 import { fill, wayOf } from "../sandbox/build-steps.ts";
@@ -77,12 +78,8 @@ async function make(run: Run<"build">, token: string | null): Promise<void> {
 }
 
 /** The team's other templates of this name, newest first. */
-async function namesakes({
-  context: { redis, keys },
-  sandbox: { id, team },
-  input,
-}: Run<"build">): Promise<Template[]> {
-  const templates = await loadTemplates(redis, keys, team);
+async function namesakes({ context, sandbox: { id, team }, input }: Run<"build">): Promise<Template[]> {
+  const templates = await loadTemplates(context.redis, context.keys, team, passOver(context));
   return templates
     .filter((one) => one.replica.name === input.name && one.id !== id)
     .sort((a, b) => b.createdAt - a.createdAt);

@@ -2,6 +2,7 @@
 import type { Write } from "../../shared/state/operations.ts";
 import type { Taken } from "../../shared/state/pools.ts";
 import { loadTemplates } from "../../shared/state/templates.ts";
+import { passOver } from "../pass-over.ts";
 import type { Run } from "../run/run.ts";
 
 /** A member that is the provision's as soon as the write is made. */
@@ -23,7 +24,7 @@ export async function claimMember(run: Run<"provision">): Promise<Claim | null> 
   if (template === undefined) return null;
   return run.timed("claim", async () => {
     // The team's own template of that name comes before everybody's, which the pool's members are made of.
-    const own = loadTemplates(redis, keys, operation.team);
+    const own = loadTemplates(redis, keys, operation.team, passOver(context));
     own.catch(() => {}); // awaited below; the taking may end first
     for (let tries = 0; tries < TRIES; tries++) {
       const member = await pools.take(template, sandbox.id, { batch: input.priority === "batch" });

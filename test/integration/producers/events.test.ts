@@ -98,6 +98,17 @@ test("a cut connection passes over nothing and repeats nothing", async () => {
   expect(new Set(ids).size).toBe(5);
 });
 
+test("a server that changes its role breaks a step off, and it goes on", async () => {
+  await using rig = createRig(server);
+  const next = rig.fleet.events().next();
+  const [reader] = await rig.readers(1);
+  // As a master does that becomes a replica.
+  const breakOff = async () => rig.redis.client("UNBLOCK", Number(reader?.id), "ERROR");
+  await vi.waitFor(async () => expect(await breakOff()).toBe(1), { interval: 5, timeout: 30_000 });
+  const { id } = await rig.fleet.provision({ template: "base" });
+  expect((await next).value).toMatchObject({ operation: id });
+});
+
 test.each([
   ["return()", async (events: AsyncIterator<FleetEvent>) => void (await events.return?.())],
   ["its signal", async (_: AsyncIterator<FleetEvent>, stop: AbortController) => stop.abort()],

@@ -1,6 +1,8 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
+import type { FleetError } from "../../../producers/index.ts";
 import { NodeName } from "../../../shared/ids.ts";
 import { saveInventory } from "../../../shared/state/inventory.ts";
+import { createNodeStateStore } from "../../../shared/state/nodes.ts";
 import { slotOf } from "../../../shared/state/slots.ts";
 import { type RedisServer, startRedis } from "../../redis.ts";
 import { createRig } from "./rig.ts";
@@ -41,6 +43,49 @@ test("lists by state, metadata and team", async () => {
   expect(await ids({ metadata: { app: "web", tier: "2" } })).toEqual(new Set([placing]));
   expect(await ids({ team: "red" })).toEqual(new Set([placing]));
   expect(await ids({ team: "nobody" })).toEqual(new Set());
+});
+
+test("what can't be read is left out of lists and told of, and no node is said to be empty of it", async () => {
+  await using rig = createRig(server);
+  const { fleet, redis, keys } = rig;
+  const told: Error[] = [];
+  const onWarning = (warning: Error) => void told.push(warning);
+  process.on("warning", onWarning);
+  const [whole, newer, marred] = [await rig.running(), await rig.running(), await rig.running()];
+  await redis.hset(keys.sandbox(newer), "state", "hibernating");
+  await redis.hset(keys.sandbox(marred), "service:web", "{");
+  const [batch, other] = [
+    await fleet.batch({ template: "base", count: 1 }),
+    await fleet.batch({ template: "base", count: 1 }),
+  ];
+  await redis.hset(keys.batch(other.id), "policy", "perhaps");
+  const { id: key } = await fleet.keys.create({ name: "whole" });
+  await redis.hset(keys.apiKeys, "0123456789ab", "{}");
+  await redis.hset(keys.replicas, "sbx_other", "{}");
+
+  const running = async (options = {}) =>
+    (await fleet.sandboxes.list({ state: "running" }, options)).map(({ id }) => id);
+  for (let turn = 0; turn < 2; turn++) expect(await running()).toEqual([whole]);
+  expect((await fleet.batches.list()).map(({ id }) => id)).toEqual([batch.id]);
+  expect((await fleet.keys.list()).map(({ id }) => id)).toEqual([key]);
+  expect(await fleet.templates.list()).toEqual([]);
+  await new Promise(setImmediate);
+  process.off("warning", onWarning);
+  const records = [
+    `sandbox ${newer}`,
+    `service:web of sandbox ${marred}`,
+    `batch ${other.id}`,
+    "API key 0123456789ab",
+    "template sbx_other",
+  ];
+  expect(told.map(({ message }) => message.split(" in Redis ")[0])).toEqual(records);
+
+  const heard: string[] = [];
+  expect(await running({ onUnreadable: ({ code }: FleetError) => heard.push(code) })).toEqual([whole]);
+  expect(heard).toEqual(["internal", "internal"]);
+  const cordon = { by: "the test", at: 1 };
+  await createNodeStateStore(redis, keys).setCordon("pve1", cordon); // a node that is known
+  await expect(fleet.nodes.rest("pve1")).rejects.toMatchObject({ code: "internal", facts: { fields: ["state"] } });
 });
 
 test("what is no sandbox id is not found", async () => {

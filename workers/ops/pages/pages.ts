@@ -5,6 +5,7 @@ import { createFleet } from "../../../producers/index.ts";
 import { FleetError } from "../../../shared/errors.ts";
 import { NodeName, OperationId, POOL_TEAM, SandboxId } from "../../../shared/ids.ts";
 import type { WorkerContext } from "../../context.ts";
+import { passOver } from "../../pass-over.ts";
 import { type Visitor, visitorOf } from "../access.ts";
 import { html } from "./html.ts";
 import { LIVE, layout, type Page, STYLE } from "./layout.ts";
@@ -34,7 +35,7 @@ export function addPages(app: FastifyInstance, context: WorkerContext): AsyncDis
     return send(reply, { title: "Sandboxes", visitor: visitorOf(request), main, live: true });
   });
   app.get("/batches", async (request, reply) => {
-    const main = batchTable(await context.batches.list());
+    const main = batchTable(await context.batches.list(passOver(context)));
     return send(reply, { title: "Batches", visitor: visitorOf(request), main, live: true });
   });
 

@@ -10,6 +10,7 @@ import { slotOf } from "../../../shared/state/slots.ts";
 import type { Quarantined } from "../../../shared/state/strays.ts";
 import type { WorkerContext } from "../../context.ts";
 import { removalAt } from "../../control/orphans.ts";
+import { passOver } from "../../pass-over.ts";
 import { findSandboxes, tallySandboxes } from "../all-sandboxes.ts";
 import { type PoolRow, readPools } from "../pools.ts";
 import { checkReadiness } from "../readiness.ts";
@@ -102,7 +103,7 @@ export async function readFleet(context: WorkerContext): Promise<FleetView> {
       tallySandboxes(context),
       redis.zcard(keys.open),
       redis.zrange(keys.open, "0", "0", "WITHSCORES"),
-      context.batches.list(),
+      context.batches.list(passOver(context)),
       checkReadiness(context),
       readQuarantine(context),
     ]);
