@@ -26,20 +26,28 @@ export function createPace(): Pace {
   };
 }
 
-/** `[####----] 57 of 200 (28%), 4.7/s, 30s left, 2 failed`; the bar where there is room for it. */
+/** `[####----] 57 of 200 (28%), 4.7/s, 30s left, 2 failed`; the bar where there is room for it. `columns`: 0 for a line in a log. */
 export function toBatchLine({ status, counts, size }: BatchView, perSec: number, columns: number): string {
   const ended = endedOf(counts);
   const share = size === undefined || size === 0 ? undefined : ended / size;
   const leftMs = size === undefined || perSec === 0 ? undefined : (1_000 * (size - ended)) / perSec;
-  const parts = [
-    share === undefined ? `${ended} of ${counts.total} so far` : `${ended} of ${size} (${Math.floor(share * 100)}%)`,
-    ...(perSec > 0 ? [`${perSec.toFixed(1)}/s`] : []),
-    ...(leftMs !== undefined && leftMs > 0 ? [`${formatLeft(leftMs)} left`] : []),
-    ...(counts.running > 0 ? [`${counts.running} running`] : []),
-    ...(counts.failed > 0 ? [`${counts.failed} failed`] : []),
-    ...(status === "stopping" ? ["being stopped"] : []),
-  ];
-  const text = parts.join(", ");
+  const parts = {
+    share:
+      share === undefined ? `${ended} of ${counts.total} so far` : `${ended} of ${size} (${Math.floor(share * 100)}%)`,
+    pace: perSec > 0 && `${perSec.toFixed(1)}/s`,
+    left: leftMs !== undefined && leftMs > 0 && `${formatLeft(leftMs)} left`,
+    running: counts.running > 0 && `${counts.running} running`,
+    failed: counts.failed > 0 && `${counts.failed} failed`,
+    stopping: status === "stopping" && "being stopped",
+  };
+  const toText = () =>
+    Object.values(parts)
+      .filter((part) => part !== false)
+      .join(", ");
+  // What must go first where there is no room for all.
+  for (const name of ["running", "pace", "left"] as const)
+    if (columns > 0 && toText().length > columns) parts[name] = false;
+  const text = toText();
   const width = Math.min(BAR_WIDTH.most, columns - text.length - "[] ".length);
   if (share === undefined || width < BAR_WIDTH.least) return text;
   return `[${"#".repeat(Math.floor(share * width)).padEnd(width, "-")}] ${text}`;

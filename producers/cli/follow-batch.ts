@@ -65,7 +65,7 @@ async function tellAll(batch: Batch, tell: (outcome: ItemOutcome) => void, signa
 }
 
 async function cancel({ terminal }: Session, batch: Batch, undo: boolean): Promise<Followed> {
-  terminal.err(`${terminal.watched ? "\n" : ""}fleet: canceling batch ${batch.id}; Ctrl-C again leaves at once\n`);
+  terminal.err(`fleet: canceling batch ${batch.id}; Ctrl-C again leaves at once\n`);
   const view = await batch
     .cancel({ undo })
     .then(() => batch.result({ timeoutMs: CANCEL_WAIT_MS }))

@@ -87,7 +87,7 @@ export class Operations {
 
   async #cancel(handles: readonly Handle<JobName>[]): Promise<Interrupted> {
     const what = handles.length === 1 ? "the operation" : `${handles.length} operations`;
-    this.#terminal.err(`${this.#terminal.watched ? "\n" : ""}fleet: canceling ${what}; Ctrl-C again leaves at once\n`);
+    this.#terminal.err(`fleet: canceling ${what}; Ctrl-C again leaves at once\n`);
     const goesOn = await Promise.all(handles.map((handle) => this.#cancelOne(handle)));
     const ids = handles.filter((_, index) => goesOn[index]).map(({ id }) => id);
     return new Interrupted(

@@ -54,24 +54,29 @@ export function createCli(base: Pick<Cli, "terminal" | "env" | "exit">): Cli {
     },
     fail(error, { json = false }) {
       cli.code = toExitCode(error);
-      cli.terminal.err(formatError(toFlagWords(nameRedis(error, cli), cli.command), json));
+      cli.terminal.err(formatError(toOwnWords(error, cli), json));
     },
   };
   return cli;
 }
 
 async function runSession(
-  { terminal, env, exit, command }: Cli,
+  cli: Cli,
   json: boolean,
   work: (session: Session) => Promise<number | undefined>,
 ): Promise<number | undefined> {
+  const { terminal, env, exit } = cli;
   await using fleet = createFleetFromEnv(env);
   using interrupt = listenForInterrupt(exit);
   const { signal } = interrupt;
   const operations = new Operations(fleet, terminal, { interrupt: signal, showProgress: !json });
-  // Where nothing was begun there is nothing to cancel: a request that hangs ends with its client.
-  signal.addEventListener("abort", () => void (operations.any || fleet.close()), { once: true });
-  const reword: Session["reword"] = (error) => toFlagWords(error, command);
+  const leave = () => {
+    if (terminal.watched) terminal.err("\n"); // what is said now stands below the ^C and a line that was drawn
+    // Where nothing was begun there is nothing to cancel: a request that hangs ends with its client.
+    if (!operations.any) void fleet.close();
+  };
+  signal.addEventListener("abort", leave, { once: true });
+  const reword: Session["reword"] = (error) => toOwnWords(error, cli);
   const print = (value: unknown, text: string) => terminal.out(json ? `${JSON.stringify(value)}\n` : text);
   try {
     const code = await work({ fleet, operations, terminal, json, interrupt: signal, reword, print });
@@ -81,8 +86,11 @@ async function runSession(
   }
 }
 
+/** As whoever typed this command line knows things. */
+const toOwnWords = <E>(error: E, cli: Cli): E | FleetError => toFlagWords(nameRedis(error, cli), cli.command);
+
 /** Which one does not answer, without what may be secret; of a command that only looks nothing is accepted. */
-function nameRedis(error: unknown, { env: { REDIS_URL: url = "" }, command }: Cli): unknown {
+function nameRedis<E>(error: E, { env: { REDIS_URL: url = "" }, command }: Cli): E | FleetError {
   if (!(error instanceof FleetError) || error.code !== "redis_unavailable") return error;
   const shown = url.replace(/\/\/[^/]*@/, "//").replace(/\?.*$/s, "");
   const asks = command?.options.some((option) => option.attributeName() === "idempotencyKey");

@@ -82,14 +82,14 @@ export function stayWithNode(run: Run): void {
   if (run.operation.queue !== execQueue(node)) throw new Reroute(execQueue(node));
 }
 
+/** Made with `waitFor: "address"`, or adopted. */
+export const NO_DAEMON =
+  "no exec token of this sandbox is known, so it needs SSH to its node: FLEET_SSH_KEY, and a guard there that covers its VMID";
+
 async function callExecd(run: Run<"exec">, asked: Asked): Promise<ExecOutcome> {
   const { secrets, execd } = run.context;
   let token = asked.execToken;
-  if (token === undefined) {
-    throw new FleetError("not_configured", 'this sandbox was made with waitFor: "address" and has no exec daemon', {
-      facts: { sandbox: run.sandbox.id },
-    });
-  }
+  if (token === undefined) throw new FleetError("not_configured", NO_DAEMON, { facts: { sandbox: run.sandbox.id } });
   let address = run.sandbox.address ?? (await addressNow(run));
   const { command, timeoutMs, outputLimitBytes: keepBytes, idempotent } = run.input;
   const { place, as, stdin, hear } = asked;

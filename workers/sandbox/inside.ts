@@ -1,7 +1,7 @@
 /** The ways into a sandbox for work that may be begun anew: execd, and where there is no way to it, SSH to the node. */
 import { FleetError } from "../../shared/errors.ts";
 import { sendFiles } from "../exec/send-files.ts";
-import { addressNow, NO_WAY_OVER_SSH, NO_WAY_TO_EXECD } from "../handlers/exec.ts";
+import { addressNow, NO_DAEMON, NO_WAY_OVER_SSH, NO_WAY_TO_EXECD } from "../handlers/exec.ts";
 import type { Call } from "../pve/api.ts";
 import type { Run } from "../run/run.ts";
 import type { NodeShell } from "../ssh/node-shell.ts";
@@ -56,11 +56,7 @@ async function throughExecd<T>(run: Run, call: Call, work: (inside: Inside) => P
   const facts = { sandbox: run.sandbox.id };
   const readToken = async () => (await run.context.secrets.get(run.sandbox.id)).execToken;
   let token = await readToken();
-  if (token === undefined) {
-    throw new FleetError("not_configured", 'this sandbox was made with waitFor: "address" and has no exec daemon', {
-      facts,
-    });
-  }
+  if (token === undefined) throw new FleetError("not_configured", NO_DAEMON, { facts });
   let address = run.sandbox.address ?? (seek ? await addressNow(run) : null);
   for (let fresh = !seek; ; fresh = true) {
     if (address === null) throw new FleetError("no_address", "the sandbox has no address", { facts });

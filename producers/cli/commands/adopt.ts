@@ -10,7 +10,7 @@ import type { Inventory, JobInput, JobOutput, SandboxRecord } from "../../index.
 import { NONE } from "../describe.ts";
 import { EXIT } from "../exit-codes.ts";
 import { collectPairs, collectServices, type NamedPort } from "../parse-values.ts";
-import { type Cli, describeError, type Session } from "../session.ts";
+import { type Cli, describeError, formatError, type Session } from "../session.ts";
 import { formatTable, toPrintable } from "../terminal.ts";
 import { addWaitOptions, toSubmitOptions, type WaitOptions, withoutUndefined } from "./shared-options.ts";
 
@@ -28,7 +28,7 @@ const HEAD = ["NODE", "VMID", "NAME", "STATUS", "OUTCOME", "SANDBOX", "EXEC", "W
 const EXAMPLES = `
 Only a stamp is added to the container's notes; nothing is stopped, started or changed in it. The list is what workers saw
 some seconds ago. A container that is left is told with its reason, and may be adopted by a later call; doing it twice does
-no harm. EXEC says how commands get in: execd where the container's exec token is in its notes or environment, else ssh.
+no harm. Templates are not listed. EXEC says how commands get in: execd where the container's exec token is in its notes or environment, else ssh.
 
 Examples:
   fleet adopt --prefix pvelxc-,cmux- --dry-run
@@ -63,12 +63,14 @@ interface Line {
   outcome: "to adopt" | "accepted" | "adopted" | "already adopted" | "left" | "failed";
   sandboxId?: string;
   operationId?: string;
+  /** Why it will not be found by its name. */
+  note?: string;
   result?: JobOutput<"adopt">;
   error?: ReturnType<typeof describeError>;
 }
 
 async function adoptAll(session: Session, options: Options): Promise<number> {
-  const { fleet, print } = session;
+  const { fleet, print, terminal, json } = session;
   // What is wrong with one is wrong with all.
   parseInput("adopt", toInput({ node: NodeName.parse("any"), vmid: Vmid.parse(100) }, options));
   const inventory = await fleet.inventory();
@@ -79,7 +81,9 @@ async function adoptAll(session: Session, options: Options): Promise<number> {
   if (options.dryRun !== true) await carryOut(session, lines, options);
   lines.sort((a, b) => a.container.node.localeCompare(b.container.node) || a.container.vmid - b.container.vmid);
   print(lines.map(toValue), `${formatTable(HEAD, lines.map(toRow))}${summarize(lines)}\n`);
-  const isShort = lines.some(({ outcome }) => outcome === "failed" || outcome === "left");
+  const unseen = inventory.nodes.filter(({ online }) => !online).map(({ name }) => name);
+  if (unseen.length > 0) terminal.err(formatError(toUnseen(unseen), json));
+  const isShort = unseen.length > 0 || lines.some(({ outcome }) => outcome === "failed" || outcome === "left");
   return options.dryRun !== true && isShort ? EXIT.failed : EXIT.ok;
 }
 
@@ -90,6 +94,14 @@ function checkPrefixes(asked: readonly string[], { adoptable }: Inventory): void
   const text = `prefix: ${wrong.join(", ")}: workers adopt only names that begin with ${allowed.join(" or ")} (their FLEET_ADOPT_PREFIXES)`;
   throw new FleetError("invalid_input", text, { facts: { fields: ["prefix"] } });
 }
+
+/** PVE tells no names of the containers of a node that is down. */
+const toUnseen = (nodes: readonly string[]): FleetError =>
+  new FleetError(
+    "node_unreachable",
+    `what stands on ${nodes.join(", ")} is not all listed: ${nodes.length === 1 ? "it is" : "they are"} offline; ask again afterwards`,
+    { facts: { nodes } },
+  );
 
 /** What fits the prefixes, as things stand: pure. */
 function toPlan(
@@ -109,7 +121,19 @@ function toPlan(
     if (template !== ADOPTED || node === undefined || vmid === undefined || !fits(name)) return [];
     return [{ container: { node, vmid, name, status: state }, outcome: "already adopted", sandboxId: id }];
   });
-  return [...found, ...before];
+  const all = [...found, ...before];
+  for (const line of found) Object.assign(line, withoutUndefined({ note: whyNoInstanceId(line.container, all) }));
+  return all;
+}
+
+/** By its host name it is found again, as the client that made it knew it, and its URLs stay what they were. */
+const toInstanceId = ({ name }: AdoptableContainer) => InstanceId.safeParse(name).data;
+
+/** A name is one sandbox's: of two containers that have it neither gets it. */
+function whyNoInstanceId(container: AdoptableContainer, lines: readonly Line[]): string | undefined {
+  if (lines.filter((one) => one.container.name === container.name).length > 1)
+    return "no instance id: others have its name";
+  return toInstanceId(container) === undefined ? "no instance id: its name can be none" : undefined;
 }
 
 function whyNot({ node, vmid, lock }: AdoptableContainer, nodes: Inventory["nodes"]): FleetError | null {
@@ -130,11 +154,9 @@ async function carryOut(
   const begun = await Promise.all(
     wanted.map(async (line) => {
       try {
-        const input = toInput(line.container, options);
-        // A name is one sandbox's: of two containers that have it neither gets it.
-        const isShared = lines.filter(({ container }) => container.name === line.container.name).length > 1;
-        const named = { ...input, ...(isShared ? {} : withoutUndefined({ instanceId: toInstanceId(line.container) })) };
-        const ask = () => fleet.adopt(named, toOptions(line.container, options));
+        const named = line.note === undefined ? { instanceId: toInstanceId(line.container) } : {};
+        const input = { ...toInput(line.container, options), ...withoutUndefined(named) };
+        const ask = () => fleet.adopt(input, toOptions(line.container, options));
         const handle = await operations.begin(ask);
         Object.assign(line, { outcome: "accepted", operationId: handle.id, sandboxId: handle.sandboxId });
         return { line, handle };
@@ -156,9 +178,6 @@ async function carryOut(
     else noteError(line, reword(outcome?.error));
   }
 }
-
-/** By its host name it is found again, as the client that made it knew it, and its URLs stay what they were. */
-const toInstanceId = ({ name }: AdoptableContainer) => InstanceId.safeParse(name).data;
 
 function toInput(
   { node, vmid }: Pick<AdoptableContainer, "node" | "vmid">,
@@ -189,7 +208,14 @@ function toValue({ container, ...line }: Line) {
   return { ...container, ...line };
 }
 
-const toRow = ({ container: { node, vmid, name, status }, outcome, sandboxId, result, error }: Line): string[] => [
+const toRow = ({
+  container: { node, vmid, name, status },
+  outcome,
+  sandboxId,
+  result,
+  error,
+  note,
+}: Line): string[] => [
   node,
   String(vmid),
   name,
@@ -197,7 +223,7 @@ const toRow = ({ container: { node, vmid, name, status }, outcome, sandboxId, re
   outcome,
   outcome === "failed" ? NONE : (sandboxId ?? NONE),
   result?.exec ?? NONE,
-  error ? toPrintable(`${error.code}: ${error.text}`) : NONE,
+  error ? toPrintable(`${error.code}: ${error.text}`) : (note ?? NONE),
 ];
 
 function summarize(lines: readonly Line[]): string {

@@ -1,5 +1,6 @@
 /** Many jobs under one id. */
 import type { Command } from "commander";
+import { FleetError } from "../../../shared/errors.ts";
 import type { BatchPolicy } from "../../../shared/state/records.ts";
 import type { Batch, BatchView, ItemOutcome } from "../../index.ts";
 import { BATCH_HEAD, toBatchEnd, toBatchFacts, toBatchRow } from "../batch-texts.ts";
@@ -9,7 +10,14 @@ import { checkJobs, lineOf, readJobs } from "../job-lines.ts";
 import { note } from "../progress.ts";
 import { type Cli, describeError, formatError, type GlobalOptions, type Session } from "../session.ts";
 import { formatFacts, formatTable, toPrintable } from "../terminal.ts";
-import { addWaiting, batchIdOption, onQuotaOption, policyOption, type WaitOptions } from "./shared-options.ts";
+import {
+  addWaiting,
+  batchIdOption,
+  onQuotaOption,
+  policyOption,
+  type WaitOptions,
+  withoutUndefined,
+} from "./shared-options.ts";
 
 const HELP = `
 FILE holds one job a line: {"kind":"provision","input":{"template":"cmux-base"}}; kinds and inputs are those of the client.
@@ -64,7 +72,15 @@ async function send(session: Session, file: string, options: Options): Promise<n
   };
   const followed = await followBatch(session, (how) => session.fleet.batch(jobs, how), { ...options, onOpen }, tell);
   left.abort();
-  return conclude(session, followed, options.wait);
+  return conclude(session, { ...followed, ...withoutUndefined({ error: nameLine(followed.error) }) }, options.wait);
+}
+
+/** What is about the whole batch may have come up at one of its items. */
+function nameLine(error: unknown): unknown {
+  const index = error instanceof FleetError ? error.facts["item"] : undefined;
+  if (!(error instanceof FleetError) || typeof index !== "number") return error;
+  const line = lineOf(index);
+  return new FleetError(error.code, `line ${line}: ${error.text}`, { cause: error, facts: { ...error.facts, line } });
 }
 
 /** The last words and the exit code. */

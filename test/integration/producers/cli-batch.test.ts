@@ -95,6 +95,11 @@ test("a file of jobs: bad lines fail alone and are named; the same id again does
   expect(results).toContainEqual(expect.objectContaining({ line: 7, ok: false, error }));
   expect({ code: again.code, err: again.err }).toEqual({ code: 1, err: "" });
   expect(await rig.redis.zcard(rig.keys.open)).toBe(0);
+
+  await writeFile(file, lines.toSpliced(2, 1, provision).join("\n"));
+  const other = await start(rig, words).ended;
+  expect(other.code).toBe(2);
+  expect(other.err).toMatch(/^fleet: idempotency_conflict: line 3: .* had other input before/m);
 });
 
 test("jobs from a pipe are accepted as they come; Ctrl-C cancels what waits and says what was undone", async () => {

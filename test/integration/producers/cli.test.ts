@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { FleetError } from "../../../shared/errors.ts";
-import { NodeName, type OperationId } from "../../../shared/ids.ts";
+import { NodeName, type OperationId, Vmid } from "../../../shared/ids.ts";
 import { type Ask, createContentStore } from "../../../shared/state/contents.ts";
 import { saveInventory } from "../../../shared/state/inventory.ts";
 import { createSecretStore } from "../../../shared/state/secrets.ts";
@@ -482,6 +482,41 @@ describe("looking", () => {
       err: "fleet: not_configured: REDIS_URL is missing; give redis://host:6379, or rediss:// for TLS\n",
     });
   });
+});
+
+test("adopt --dry-run tells of each container what will become of it, and of nodes whose containers can't be seen", async () => {
+  await using rig = createRig(server);
+  const names = ["pve1", "pve2"].map((name) => NodeName.parse(name));
+  const [node, down] = names;
+  if (!node || !down) throw new Error("unreachable");
+  const facts = { cores: 8, memoryBytes: 2 ** 36, memoryUsedBytes: 0, cgroup: 2 as const, storages: [] };
+  const nodes = names.map((name) => ({ name, online: name === node, foreignMemoryBytes: 0, ...facts }));
+  const make = (vmid: number, name: string) => ({ node, vmid: Vmid.parse(vmid), name, status: "running" });
+  const containers = [
+    make(101, "cmux-a"),
+    make(102, "cmux-b"),
+    make(103, "cmux-b"),
+    make(104, "cmux-C"),
+    { ...make(105, "cmux-e"), lock: "backup" },
+  ];
+  const adoptable = { prefixes: ["cmux-"], containers };
+  await saveInventory(rig.redis, rig.keys, { at: 1, version: "8.4.1", nodes, replicas: [], adoptable });
+  const { code, out, err } = await command(rig, ["adopt", "--prefix", "cmux-", "--dry-run"]);
+  expect({ code, err }).toEqual({
+    code: 0,
+    err: "fleet: node_unreachable: what stands on pve2 is not all listed: it is offline; ask again afterwards\n",
+  });
+  expect(out.split("\n").map((line) => line.replaceAll(/ {2,}/g, " | "))).toEqual([
+    "NODE | VMID | NAME | STATUS | OUTCOME | SANDBOX | EXEC | WHY",
+    "pve1 | 101 | cmux-a | running | to adopt | - | - | -",
+    "pve1 | 102 | cmux-b | running | to adopt | - | - | no instance id: others have its name",
+    "pve1 | 103 | cmux-b | running | to adopt | - | - | no instance id: others have its name",
+    "pve1 | 104 | cmux-C | running | to adopt | - | - | no instance id: its name can be none",
+    "pve1 | 105 | cmux-e | running | left | - | - | container_locked: is locked (backup)",
+    "4 to adopt, 1 left",
+    "",
+  ]);
+  expect(await rig.redis.zcard(rig.keys.open)).toBe(0);
 });
 
 describe("changing", () => {

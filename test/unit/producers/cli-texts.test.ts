@@ -107,6 +107,8 @@ test("progress of a batch: a bar where it is redrawn, its pace of late, time lef
   );
   expect(toBatchLine(view, 60, 66)).toBe("[##--------] 56 of 200 (28%), 60.0/s, 3s left, 4 running, 6 failed");
   expect(toBatchLine(view, 60, 60)).toBe("56 of 200 (28%), 60.0/s, 3s left, 4 running, 6 failed");
+  expect(toBatchLine(view, 60, 39)).toBe("56 of 200 (28%), 3s left, 6 failed"); // nothing is cut in the middle
+  expect(toBatchLine(view, 60, 30)).toBe("56 of 200 (28%), 6 failed");
   expect(toBatchLine(view, 0, 0)).toBe("56 of 200 (28%), 4 running, 6 failed");
   expect(toBatchLine({ ...(view as object), size: undefined } as never, 2, 79)).toBe(
     "56 of 200 so far, 2.0/s, 4 running, 6 failed",

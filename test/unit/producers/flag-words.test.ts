@@ -145,6 +145,13 @@ test.each(FLAGS)(
   },
 );
 
+test("the list of commands says of each in one short line what it does", () => {
+  const [, list = ""] = createTree().helpInformation().split("Commands:\n");
+  const summaries = list.split("\n").flatMap((line) => /^ {2}\w.*? {2,}(.*)/.exec(line)?.[1] ?? []);
+  expect(summaries.length).toBeGreaterThan(30);
+  expect(summaries.filter((text) => !/^[a-z][^.:]{5,85}$/.test(text))).toEqual([]);
+});
+
 test.each([
   [
     ["provision", "base", "--tag", "ok", "--tag", "No", "--service", "web:0", "--env", "a-b=1", "--ttl", "5s"],
