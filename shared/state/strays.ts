@@ -54,6 +54,7 @@ if placed and placed ~= node then
   local demand = redis.call('HGET', P..':reserved:'..placed, sandbox)
   redis.call('HDEL', P..':reserved:'..placed, sandbox)
   if demand then redis.call('HSET', P..':reserved:'..node, sandbox, demand) end
+  for _, changed in ipairs({placed, node}) do redis.call('HINCRBY', P..':reserved-changes', changed, 1) end
 end
 redis.call('HSET', key, 'step', cjson.encode({name = 'clone', at = tonumber(now), open = false}))
 -- Redis forgot that it had its turn, or that a quota had let it go; the sweeper sees that it has no job.

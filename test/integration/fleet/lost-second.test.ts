@@ -2,6 +2,7 @@
 import { afterEach, expect, test } from "vitest";
 import { FleetError } from "../../../shared/errors.ts";
 import { NodeName, newFence, Vmid } from "../../../shared/ids.ts";
+import { loadReservation, reserve, unreserve } from "../../../shared/placement/reservation.ts";
 import { createOperationStore, type Writer } from "../../../shared/state/operations.ts";
 import { createSlots, slotOf } from "../../../shared/state/slots.ts";
 import { createStrays } from "../../../shared/state/strays.ts";
@@ -135,8 +136,16 @@ test("a run whose provision was given a container may neither write nor take a s
     return got;
   };
   const { writer } = await claim();
+  const node = NodeName.parse("pve2");
+  const placed = { memoryMib: 512, disks: {} };
+  await store.write(writer, { sandbox: { node }, also: reserve(keys, node, sandboxId, placed) });
   const place = { node: NodeName.parse("pve1"), vmid: Vmid.parse(20_001) };
+  const changes = () => redis.hmget(keys.reservedChanges, "pve1", "pve2");
+  expect(await changes()).toEqual([null, "1"]);
   expect(await createStrays(redis, keys).adopt({ operation: id, sandbox: sandboxId }, place)).toBe(true);
+  // Placement reads both nodes again.
+  expect(await changes()).toEqual(["1", "2"]);
+  expect(await loadReservation(redis, keys, "pve1", sandboxId)).toEqual(placed);
   await failure(store.write({ ...writer }, { sandbox: { state: "cloning", vmid: Vmid.parse(20_002) } }), "lock_lost");
   await failure(store.leaseVmid({ ...writer }, { first: 20_000, last: 20_009 }), "lock_lost");
   await failure(createSlots(redis, keys).take(slotOf.replica("pve1", 9_001), 1, writer), "lock_lost");
@@ -145,7 +154,7 @@ test("a run whose provision was given a container may neither write nor take a s
   await store.end(
     next.writer,
     { status: "canceled", error: new FleetError("canceled", "done") },
-    { sandbox: { state: "failed" }, also: [["DEL", keys.vmids]] },
+    { sandbox: { state: "failed" }, also: [["DEL", keys.vmids], ...unreserve(keys, "pve1", sandboxId)] },
   );
 });
 
