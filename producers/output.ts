@@ -89,6 +89,7 @@ async function* follow(
     if (!stop.signal.aborted) throw error;
   } finally {
     listening?.[Symbol.dispose]();
+    bell.ring(); // a wait that was given up would keep the process for its time
     stop.abort();
   }
 }

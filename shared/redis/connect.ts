@@ -4,6 +4,9 @@ import { Cluster, Redis } from "ioredis";
 
 export type RedisConnection = Redis | Cluster;
 
+/** A server that says nothing does not close its end either; and ioredis waits for the end of what has long ended, too. */
+const CLOSE_MS = 200;
+
 /**
  * Opens a connection to what `url` names:
  * `redis://` or `rediss://` (TLS) for one server, `redis-sentinel://h1:26379,h2:26379/0?master=name`,
@@ -15,6 +18,7 @@ export type RedisConnection = Redis | Cluster;
 export function connectRedis(url: string): RedisConnection {
   const options = {
     maxRetriesPerRequest: null,
+    disconnectTimeout: CLOSE_MS,
     autoResubscribe: false, // ioredis waits for no answer then; one that does not come would end the process
     retryStrategy: (times: number) => Math.min(50 * 2 ** Math.min(times, 6), 2_000),
   };
@@ -36,7 +40,9 @@ export function connectRedis(url: string): RedisConnection {
         db: target.db,
       });
     case "cluster":
-      return new Cluster(target.hosts, { redisOptions: { maxRetriesPerRequest: null, ...auth } });
+      return new Cluster(target.hosts, {
+        redisOptions: { maxRetriesPerRequest: null, disconnectTimeout: CLOSE_MS, ...auth },
+      });
     case "single":
       return new Redis({ ...options, ...auth, ...target.hosts[0], db: target.db });
   }
