@@ -78,12 +78,12 @@ async function* follow(
       const entries = await orGivenUp(read({ link, keys }, id, reader.cursor));
       for (const entry of entries ?? []) yield* reader.take(entry);
       if (entries === null) await orGivenUp(pause(REDIS_AWAY_MS));
-      else if (entries.length > 0) continue;
-      else if (last) return yield* reader.finish(last);
-      else {
+      else if (entries.length === 0) {
+        if (last) return yield* reader.finish(last);
         await orGivenUp(bell.wait(listening ? REREAD_MS : FIRST_LOOK_MS));
-        if (!ended) listening ??= channels.listen(keys.output(id), bell.ring);
       }
+      // Who reads all the time is one of those who are waited for as well.
+      if (!ended) listening ??= channels.listen(keys.output(id), bell.ring);
     }
   } catch (error) {
     if (!stop.signal.aborted) throw error;

@@ -36,8 +36,9 @@ export function createReply({ keepBytes, onOutput, readLine }: Pick<ExecCall, "k
   let isOver = false;
   const hear = (line: Exclude<z.output<typeof Line>, { type: "exit" }>): unknown => {
     const { stream, text } = toPrinted(line, readLine);
+    if (text === "") return undefined; // a framed mark; to keep each would cost memory
     streams[stream].add(text);
-    return text === "" ? undefined : onOutput?.(stream, text);
+    return onOutput?.(stream, text);
   };
   const toOutcome = (exitCode: number): ExecOutcome => {
     isOver = true;

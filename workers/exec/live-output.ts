@@ -13,10 +13,16 @@ import {
 } from "../../shared/state/output.ts";
 
 const BATCH_BYTES = 65_536;
+/** Who watches is told by each write; who comes while nothing is written is known by the next one. */
+type Audience = "unknown" | "alone" | "watched";
 /** Between two batches while nobody watches, and for those who do: then 13 MB/s get through, and the stream holds 80 ms of it. */
-const PAUSE_MS = { alone: 20, watched: 5 };
+const PAUSE_MS = { unknown: 20, alone: 20, watched: 5 } as const satisfies Record<Audience, number>;
 /** What waits to be written; beyond it the oldest is dropped. */
-const WAITING_BYTES = { alone: OUTPUT_KEPT_BYTES, watched: 8 * OUTPUT_KEPT_BYTES };
+const WAITING_BYTES = {
+  unknown: 8 * OUTPUT_KEPT_BYTES,
+  alone: OUTPUT_KEPT_BYTES,
+  watched: 8 * OUTPUT_KEPT_BYTES,
+} as const satisfies Record<Audience, number>;
 /** Likewise, since a sandbox may change the stream with each byte; and a longer array is moved in memory for each one taken. */
 const WAITING_PIECES = 8_192;
 
@@ -39,7 +45,7 @@ export function createLiveOutput(write: Write): LiveOutput {
   const waiting: (OutputPiece & { end: number; bytes: number })[] = [];
   let total = 0;
   let waitingBytes = 0;
-  let audience: "alone" | "watched" = "alone";
+  let audience: Audience = "unknown";
   let written = false;
   let refused = false;
   let writing: Promise<void> | undefined;
@@ -64,6 +70,7 @@ export function createLiveOutput(write: Write): LiveOutput {
     const listeners = await write([takeEntry()]).catch(() => "refused" as const); // the run meets Redis' trouble itself
     refused ||= listeners === "refused";
     audience = listeners === 0 ? "alone" : "watched";
+    dropOldest();
   };
   const writeAll = async () => {
     while (waiting.length > 0 && !refused) {
@@ -72,10 +79,14 @@ export function createLiveOutput(write: Write): LiveOutput {
       if (signal.aborted && (audience === "alone" || waitingBytes <= BATCH_BYTES)) break;
       await writeBatch();
     }
+    if (audience === "alone") audience = "unknown";
     writing = undefined;
   };
   const isTooMuch = () =>
     waiting.length > WAITING_PIECES || (waitingBytes > WAITING_BYTES[audience] && waiting.length > 1);
+  const dropOldest = () => {
+    while (isTooMuch()) waitingBytes -= waiting.shift()?.bytes ?? 0;
+  };
   const push = (stream: StreamName, text: string) => {
     if (text === "" || refused) return;
     const bytes = Buffer.byteLength(text);
@@ -89,7 +100,7 @@ export function createLiveOutput(write: Write): LiveOutput {
     } else {
       waiting.push({ stream, text, bytes, end: total });
     }
-    while (isTooMuch()) waitingBytes -= waiting.shift()?.bytes ?? 0;
+    dropOldest();
     writing ??= writeAll();
   };
   return {
