@@ -26,6 +26,7 @@ import { addSnapshot } from "./commands/snapshot.ts";
 import { addTemplate } from "./commands/template.ts";
 import { addWebhooks } from "./commands/webhooks.ts";
 import { EXIT, EXIT_HELP } from "./exit-codes.ts";
+import { sortOptions, toSummary, wrapParagraphs } from "./help-texts.ts";
 import type { Cli } from "./session.ts";
 
 const HELP = `
@@ -51,22 +52,18 @@ Examples:
 /** By the package's own name: the file lies elsewhere once it is built. */
 const versionOf = (): string => createRequire(import.meta.url)("sandbox-fleet/package.json").version;
 
-/** One line of a list of commands: what each says first of itself. */
-const toSummary = (command: Command): string =>
-  command.summary() ||
-  command
-    .description()
-    .replace(/([.;:] .*|\.)$/s, "")
-    .replace(/^\w/, (letter) => letter.toLowerCase());
-
 /** Exported for tests. */
 export function createProgram(cli: Cli): Command {
   const program = new Command("fleet")
     .description("Sandboxes on Proxmox VE: make them, run commands in them, expose their ports, destroy them.")
     .option("--json", 'JSON for machines: one value on stdout, errors on stderr as {"error":{code,message,facts}}')
     .addHelpText("after", HELP)
-    .configureHelp({ showGlobalOptions: true, subcommandDescription: toSummary })
-    .configureOutput({ writeOut: cli.terminal.out, writeErr: cli.terminal.err, outputError: () => {} })
+    .configureHelp({ showGlobalOptions: true, subcommandDescription: toSummary, visibleOptions: sortOptions })
+    .configureOutput({
+      writeOut: (text) => cli.terminal.out(wrapParagraphs(text, cli.terminal.columns)),
+      writeErr: (text) => cli.terminal.err(wrapParagraphs(text, cli.terminal.columns)),
+      outputError: () => {},
+    })
     .exitOverride()
     .hook("preAction", (_, command) => {
       cli.command = command;

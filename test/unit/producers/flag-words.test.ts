@@ -152,6 +152,15 @@ test("the list of commands says of each in one short line what it does", () => {
   expect(summaries.filter((text) => !/^[a-z][^.:]{5,85}$/.test(text))).toEqual([]);
 });
 
+test("a command's help begins with its own options, and fits the terminal", async () => {
+  const { out } = await command(ENV, "adopt", "--help");
+  const flags = out.split("\n").flatMap((line) => /^ {2}(?:-., )?(--[a-z-]+)/.exec(line)?.[1] ?? []);
+  expect(flags[0]).toBe("--prefix");
+  expect(flags.indexOf("--wait")).toBeGreaterThan(flags.indexOf("--metadata"));
+  expect(out.split("\n").filter((line) => line.length > 80)).toEqual([]);
+  expect(out).toContain("\nExamples:\n  fleet adopt --prefix pvelxc-,cmux- --dry-run\n");
+});
+
 test.each([
   [
     ["provision", "base", "--tag", "ok", "--tag", "No", "--service", "web:0", "--env", "a-b=1", "--ttl", "5s"],
