@@ -14,15 +14,20 @@ const STATUS: Readonly<Record<string, number>> = {
   HPE_HEADER_OVERFLOW: 431,
 };
 
+/** How long who is refused may go on sending; a reset would take the answer from it, and a proxy would tell of a gate that is down. */
+const LINGER_MS = 1_000;
+
 /** Until it is disposed of, which ends them. */
 export function keepUnused(server: Server, isTrusted: Trust, idleMs: number): Disposable {
   const kept = new Set<Socket>();
   const refuse = (socket: Socket, code: string) => {
     const status = STATUS[code] ?? 400;
     // Behind an answer, or in the middle of one, it would be taken for something else.
-    if (socket.bytesWritten === 0 && socket.writable)
-      socket.write(`HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\nConnection: close\r\n\r\n`);
-    socket.destroySoon();
+    if (socket.bytesWritten > 0 || !socket.writable) return socket.destroySoon();
+    socket.removeAllListeners("data").on("data", () => {});
+    socket.end(`HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\nConnection: close\r\n\r\n`);
+    const timer = setTimeout(() => socket.destroy(), LINGER_MS);
+    socket.once("close", () => clearTimeout(timer));
   };
   server.on("clientError", (error: NodeJS.ErrnoException, socket: Socket) => {
     const { code = "" } = error;

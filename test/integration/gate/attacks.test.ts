@@ -544,3 +544,16 @@ test("who never ends what it asks is hung up on, by the gate and by Caddy", asyn
   const told = await talk(unused, `GET /front HTTP/1.1\r\nhost: ${hostOf("open")}\r\nconnection: close\r\n\r\n`);
   expect(told).toMatch(/^HTTP\/1\.1 200 /);
 });
+
+test("who is refused while it still sends hears why: nothing takes the answer from it", async () => {
+  const socket = straight();
+  const closed = once(socket, "close");
+  socket.write(`GET / HTTP/1.1\r\nhost: ${hostOf("open")}\r\nx: ${"x".repeat(40_000)}`);
+  await once(socket, "readable");
+  // What comes behind the limit is read, too: the kernel would answer it with a reset.
+  for (let turn = 0; turn < 20; turn++) await new Promise((sent) => socket.write("x".repeat(10_000), sent));
+  let told = "";
+  for await (const data of socket) told += data;
+  expect(told).toMatch(/^HTTP\/1\.1 431 /);
+  await closed;
+});
