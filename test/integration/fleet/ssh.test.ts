@@ -1,11 +1,15 @@
 /** What only the nodes themselves can do, over real SSH: pause and resume, commands past execd, stale locks. */
 
 import { randomBytes } from "node:crypto";
+import { once } from "node:events";
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
 import { userInfo } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { NodeName, newOperationId, Vmid } from "../../../shared/ids.ts";
+import { EXECD_PORT } from "../../../shared/jobs/fields.ts";
+import { createSecretStore } from "../../../shared/state/secrets.ts";
 import { settleLocks } from "../../../workers/control/locks.ts";
 import { createPveApi, type PveApi } from "../../../workers/pve/api.ts";
 import { createPveHttp } from "../../../workers/pve/http.ts";
@@ -172,6 +176,27 @@ test("files go over the node where there is no way to execd, and leave nothing o
   expect((await download.content({ timeoutMs: 30_000 }).buffer()).equals(content)).toBe(true);
   await failure(run(bed.fleet, "download", { sandboxId, path: `${path}.not` }), "file_not_found");
   expect(readdirSync("/var/tmp").filter((name) => name.includes(upload.id))).toEqual([]);
+  await run(bed.fleet, "destroy", { sandboxId });
+});
+
+test("and where something else has its port, unless that may have run it", async () => {
+  const made = await provisionOne(bed.fleet, { template: "without-execd", waitFor: "address" });
+  const { sandboxId, vmid, address } = made;
+  const secrets = createSecretStore(bed.redis, bed.keys, [Buffer.from(String(bed.env["FLEET_SECRET_KEY"]), "hex")]);
+  await secrets.put(sandboxId, { execToken: "a".repeat(64) }, { expiresInSec: 600 });
+  let status = 404;
+  const server = createServer((request, response) =>
+    request.resume().once("end", () => response.writeHead(status).end()),
+  );
+  await once(server.listen(EXECD_PORT, address), "listening");
+  expect(await run(bed.fleet, "exec", { sandboxId, command: "echo here" })).toMatchObject({ stdout: "here\n" });
+  const path = join(containerOf(bed, vmid)?.root ?? "", "brought");
+  await (await bed.fleet.upload({ sandboxId, path }, "content")).result({ timeoutMs: 60_000 });
+  expect(readFileSync(path, "utf8")).toBe("content");
+  status = 503;
+  await failure(run(bed.fleet, "exec", { sandboxId, command: "echo here" }), "exec_interrupted");
+  server.closeAllConnections();
+  server.close();
   await run(bed.fleet, "destroy", { sandboxId });
 });
 
