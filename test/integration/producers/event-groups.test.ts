@@ -146,13 +146,13 @@ test("a handler may take longer than others wait for the dead", async () => {
   await using rig = createRig(server);
   const done = Promise.withResolvers<void>();
   const [id = ""] = await provision(rig.fleet, 1);
-  await using slow = start(rig.fleet, { claimAfterMs: 100 }, () => done.promise);
+  await using slow = start(rig.fleet, { claimAfterMs: 1_000 }, () => done.promise);
   await slow.has(1);
-  await using other = start(rig.client(), { claimAfterMs: 100 });
-  for (let count = 0; count < 4; count++) {
+  await using other = start(rig.client(), { claimAfterMs: 1_000 });
+  for (let count = 0; count < 2; count++) {
     await provision(rig.fleet, 1);
     await other.has(count + 1);
-    await new Promise((resolve) => setTimeout(resolve, 50)); // two of its times, while the other one looks again and again
+    await new Promise((resolve) => setTimeout(resolve, 1_100)); // one of its times, while the other one looks again and again
   }
   done.resolve();
   await vi.waitFor(async () => expect(await groupOf(rig.fleet)).toMatchObject({ pending: 0 }), { timeout: 30_000 });

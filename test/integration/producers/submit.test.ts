@@ -247,7 +247,7 @@ test("of another team nothing is in reach", async () => {
 });
 
 test("Redis that does not answer is an error in time, and close does not wait for it", async () => {
-  await using fleet = createFleet({ redis: "redis://127.0.0.1:1", requestTimeoutMs: 50 });
+  await using fleet = createFleet({ redis: "redis://127.0.0.1:1", requestTimeoutMs: 1_000 });
   await expect(fleet.provision({ template: "base" })).rejects.toMatchObject({
     code: "redis_unavailable",
     facts: { reason: "ECONNREFUSED" },
